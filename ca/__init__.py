@@ -1,0 +1,1 @@
+"""Identities: keys, issuer, and the APIs that hand SVIDs out."""

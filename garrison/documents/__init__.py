@@ -1,0 +1,23 @@
+"""YAML documents as plain data that remembers where everything stood.
+
+`parse` gives documents, `validate` gives a model or `Diagnostic`s; both collect every problem instead of
+stopping at the first. Used by policies, rate limits and the process settings alike.
+"""
+
+from garrison.documents.diagnostic import Diagnostic, Field, Position, Severity, format_field
+from garrison.documents.files import find_files, load
+from garrison.documents.validation import validate
+from garrison.documents.yaml import Document, parse
+
+__all__ = [
+    "Diagnostic",
+    "Document",
+    "Field",
+    "Position",
+    "Severity",
+    "find_files",
+    "format_field",
+    "load",
+    "parse",
+    "validate",
+]

@@ -1,0 +1,1 @@
+"""Quotas: descriptors in, outcome out. Usable behind `RateLimitService` alone."""
