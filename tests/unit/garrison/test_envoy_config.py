@@ -138,7 +138,7 @@ def test_peers_are_held_to_their_identities() -> None:
     ]
     matchers = [[item["matcher"] for item in part] for part in parts]
     server = [{"exact": str(identity)} for identity in REVIEWS.identities]
-    assert matchers == [[{"prefix": "spiffe://cluster.local/"}], server, server]
+    assert matchers == [[{"prefix": "spiffe://cluster.local/"}], server]
 
 
 def test_the_destination_is_the_operators_word() -> None:
