@@ -1,0 +1,64 @@
+"""Certificate signing requests: of a request, only the public key and the proof of its possession count.
+
+Names and extensions that a request asks for are not read: what goes into a certificate comes from the
+caller's registration, so there is nothing to compare and nothing to smuggle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from ca.keys import PublicKey, check_public_key
+from garrison.errors import RequestError
+
+# An RSA-8192 request with several names stays below 8 kB.
+MAX_CSR_BYTES = 16_384
+
+# RFC 7468: one textual encoding and nothing around it. The library alone takes the first of several.
+_ONE_CSR = re.compile(
+    rb"\s*-----BEGIN (?P<label>(?:NEW )?CERTIFICATE REQUEST)-----"
+    rb"[\x20\r\n\tA-Za-z0-9+/=]+"
+    rb"-----END (?P=label)-----\s*"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedCsr:
+    """A request whose sender holds the private key, of a kind the CA signs for.
+
+    `fingerprint` is the SHA-256 of its DER in hex, for the audit log.
+    """
+
+    public_key: PublicKey
+    fingerprint: str
+
+
+def parse_csr(pem: bytes) -> CheckedCsr:
+    """Return the one signing request in `pem`, with its signature verified.
+
+    Raises:
+        RequestError: it is not exactly one PKCS#10 request in PEM, or its signature does not verify.
+        IssuanceError: the key is of a kind that the CA does not sign for.
+
+    """
+    if len(pem) > MAX_CSR_BYTES:
+        raise RequestError(f"a signing request has at most {MAX_CSR_BYTES} bytes")
+    if not _ONE_CSR.fullmatch(pem):
+        raise RequestError("expected exactly one PEM block of type `CERTIFICATE REQUEST`")
+    try:
+        request = x509.load_pem_x509_csr(pem)
+        der = request.public_bytes(Encoding.DER)
+        # Kind and size first: verifying is the costly part.
+        public_key = check_public_key(request.public_key())
+        proven = request.is_signature_valid
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise RequestError("the signing request is malformed") from error
+    if not proven:
+        raise RequestError("the signature of the signing request does not verify")
+    return CheckedCsr(public_key, hashlib.sha256(der).hexdigest())

@@ -1,0 +1,169 @@
+"""template -> sign -> inspect: the only place where something is signed.
+
+An issuer reads no clock and draws no number: `now` and `serial` are arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from ca.inspection import check_key_pair, check_leaf, check_signed, check_signing
+from ca.keys import SERIAL_BITS, PrivateKey, PublicKey, signature_hash
+from ca.template import Stamp, Template, leaf_template
+from garrison.errors import IssuanceError
+from garrison.identity import SpiffeId, TrustDomain
+
+DEFAULT_TTL = timedelta(hours=1)
+MAX_TTL = timedelta(hours=24)
+# X.509 counts in whole seconds.
+MIN_TTL = timedelta(seconds=1)
+# A certificate is used at once, by machines whose clocks may be behind ours; istiod grants the same.
+BACKDATE = timedelta(minutes=2)
+
+
+@dataclass(frozen=True, slots=True)
+class Issuer:
+    """A signing certificate of a trust domain, with its key.
+
+    Construct with `Issuer.build`, which checks that they belong together.
+    """
+
+    certificate: x509.Certificate
+    key: PrivateKey
+    trust_domain: TrustDomain
+
+    @classmethod
+    def build(cls, certificate: x509.Certificate, key: PrivateKey) -> Issuer:
+        """Return the issuer of the trust domain that `certificate` names in its URI.
+
+        Raises:
+            IssuanceError: the certificate may not sign, names no trust domain, or has another key.
+
+        """
+        trust_domain = check_signing(certificate)
+        if trust_domain is None:
+            raise IssuanceError("the signing certificate names no trust domain (no `spiffe://` URI)")
+        check_key_pair(certificate, key)
+        return cls(certificate, key, trust_domain)
+
+    def issue(
+        self,
+        spiffe_id: SpiffeId,
+        public_key: PublicKey,
+        *,
+        now: datetime,
+        ttl: timedelta,
+        serial: int,
+        dns_names: Sequence[str] = (),
+    ) -> x509.Certificate:
+        """Return a leaf X509-SVID for `spiffe_id`, which the caller must be entitled to.
+
+        It ends `ttl` after `now`, or with the issuer's certificate if that is sooner.
+
+        Raises:
+            IssuanceError: another trust domain, a name or key that is not acceptable, a TTL out of range,
+                or an issuer that is expired or not valid yet.
+
+        """
+        if spiffe_id.trust_domain != self.trust_domain:
+            raise IssuanceError(f"`{spiffe_id}` is outside this CA's trust domain `{self.trust_domain}`")
+        if not MIN_TTL <= ttl <= MAX_TTL:
+            raise IssuanceError(f"a TTL is {MIN_TTL} to {MAX_TTL}, not {ttl}")
+        template = leaf_template(spiffe_id, public_key, dns_names)
+        certificate = self.sign(template, now=now, lifetime=ttl, serial=serial)
+        if check_leaf(certificate) != spiffe_id:
+            raise IssuanceError("the signed certificate has another SPIFFE ID than was asked for")
+        return certificate
+
+    def sign(
+        self, template: Template, *, now: datetime, lifetime: timedelta, serial: int
+    ) -> x509.Certificate:
+        """Return what `template` describes, signed and inspected; clamped to the issuer's own validity.
+
+        Raises:
+            IssuanceError: the issuer is expired or not valid yet, or the result is not as described.
+
+        """
+        check_validity(self.certificate, now)
+        stamp = Stamp(
+            not_before=_seconds(max(now - BACKDATE, self.certificate.not_valid_before_utc)),
+            not_after=_seconds(min(now + lifetime, self.certificate.not_valid_after_utc)),
+            serial=serial,
+            authority_key=_authority_key_identifier(self.certificate, self.key.public_key()),
+        )
+        return _sign(template, self.key, self.certificate, stamp)
+
+
+def self_sign(
+    template: Template, key: PrivateKey, *, now: datetime, lifetime: timedelta, serial: int
+) -> x509.Certificate:
+    """Return a root: `template` signed with its own key.
+
+    Raises:
+        IssuanceError: `key` is not the template's, or the result is not as described.
+
+    """
+    stamp = Stamp(
+        not_before=_seconds(now - BACKDATE),
+        not_after=_seconds(now + lifetime),
+        serial=serial,
+        authority_key=_authority_key_identifier(None, key.public_key()),
+    )
+    return _sign(template, key, None, stamp)
+
+
+def check_validity(certificate: x509.Certificate, now: datetime) -> None:
+    """Refuse a signing certificate that is not valid at `now`.
+
+    Raises:
+        IssuanceError: it is expired or not valid yet.
+
+    """
+    if now >= certificate.not_valid_after_utc:
+        raise IssuanceError(f"the CA certificate expired at {certificate.not_valid_after_utc:%FT%TZ}")
+    if now < certificate.not_valid_before_utc:
+        raise IssuanceError(
+            f"the CA certificate is not valid before {certificate.not_valid_before_utc:%FT%TZ}"
+        )
+
+
+def _seconds(moment: datetime) -> datetime:
+    return moment.replace(microsecond=0)
+
+
+def _sign(
+    template: Template, key: PrivateKey, issuer: x509.Certificate | None, stamp: Stamp
+) -> x509.Certificate:
+    if not 0 < stamp.serial < 2**SERIAL_BITS:
+        raise IssuanceError(f"a serial number is positive and has at most {SERIAL_BITS} bits")
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(template.subject)
+        .issuer_name(template.subject if issuer is None else issuer.subject)
+        .public_key(template.public_key)
+        .serial_number(stamp.serial)
+        .not_valid_before(stamp.not_before)
+        .not_valid_after(stamp.not_after)
+        .add_extension(stamp.authority_key, critical=False)
+    )
+    for value, critical in template.extensions:
+        builder = builder.add_extension(value, critical=critical)
+    signed = builder.sign(key, signature_hash(key)).public_bytes(Encoding.DER)
+    return check_signed(x509.load_der_x509_certificate(signed), template, stamp, issuer)
+
+
+def _authority_key_identifier(issuer: x509.Certificate | None, key: PublicKey) -> x509.AuthorityKeyIdentifier:
+    # RFC 5280, 4.2.1.1: the value of the issuer's subject key identifier, however that was made.
+    if issuer is not None:
+        try:
+            identifier = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+        except x509.ExtensionNotFound:
+            pass
+        else:
+            return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)
+    return x509.AuthorityKeyIdentifier.from_issuer_public_key(key)
