@@ -1,0 +1,343 @@
+"""Tokens: JWT -> claims, or the reason why not.
+
+The rules are RFC 7519 (claims), RFC 7515 (signature), RFC 8725 (practice: algorithms bound to the key, never
+`none`, never HMAC, `crit` refused) and Istio's `RequestAuthentication` (where tokens are looked for, 401 and
+403). Stricter than Istio: `exp` is required and there is no leeway.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn, TypeGuard
+from urllib.parse import parse_qsl, urlsplit
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+
+from authz.attributes import Attributes, Claims
+from authz.decision import Decision, ReasonCode, deny
+
+# Real tokens are 0.5 to 4 KB; Envoy's whole header block is 60 KB by default.
+MAX_TOKEN_BYTES = 16 * 1024
+# JWTs seen once are not verified again until they expire. One entry is about 2 KB.
+MAX_CACHED_TOKENS = 10_000
+
+_SIGNATURES = jwt.PyJWS()
+_RSA_ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")
+_CURVE_ALGORITHMS = {"secp256r1": ("ES256",), "secp384r1": ("ES384",), "secp521r1": ("ES512",)}
+# RFC 7518, section 3.3: RSA keys of 2048 bits or more.
+_MIN_RSA_BITS = 2048
+
+
+class KeySetError(ValueError):
+    """A JWKS that cannot be used; the message says what is wrong with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class VerificationKey:
+    """A public key and the algorithms it may be used with."""
+
+    kid: str | None
+    key: Any
+    algorithms: tuple[str, ...]
+
+
+def parse_jwks(text: str) -> tuple[VerificationKey, ...]:
+    """Return the signature keys in the JWK Set `text` (RFC 7517, section 5).
+
+    Entries with an unknown `kty` or another `use` are left out, as section 5 asks.
+
+    Raises:
+        KeySetError: not a JWK Set, no usable key in it, a symmetric or private key, or a weak RSA key.
+
+    """
+    try:
+        document = json.loads(text, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise KeySetError(f"is not JSON: {error}") from error
+    entries = document.get("keys") if isinstance(document, dict) else None
+    if not isinstance(entries, list):
+        raise KeySetError("has no list `keys`")
+    keys = [
+        key for index, entry in enumerate(entries) if (key := _verification_key(index, entry)) is not None
+    ]
+    if not keys:
+        raise KeySetError("has no key that verifies signatures")
+    return tuple(keys)
+
+
+def _verification_key(index: int, entry: Any) -> VerificationKey | None:
+    if not isinstance(entry, dict):
+        raise KeySetError(f"keys[{index}] is not an object")
+    if entry.get("kty") == "oct":
+        raise KeySetError(f"keys[{index}] is a symmetric key; whoever verifies with it could sign with it")
+    if entry.get("kty") not in {"RSA", "EC", "OKP"} or entry.get("use", "sig") != "sig":
+        return None
+    if "d" in entry:
+        raise KeySetError(f"keys[{index}] holds a private key")
+    kid = entry.get("kid")
+    if kid is not None and not isinstance(kid, str):
+        raise KeySetError(f"keys[{index}].kid is not a string")
+    try:
+        key = jwt.PyJWK(entry, algorithm=_declared_algorithm(entry)).key
+    except (jwt.PyJWTError, ValueError, TypeError, KeyError) as error:
+        raise KeySetError(f"keys[{index}] is not a usable key: {error}") from error
+    algorithms = _algorithms_for(index, key)
+    declared = entry.get("alg")
+    if declared is not None:
+        if declared not in algorithms:
+            raise KeySetError(f"keys[{index}].alg `{declared}` does not fit the key")
+        algorithms = (declared,)
+    return VerificationKey(kid, key, algorithms)
+
+
+def _declared_algorithm(entry: Mapping[str, Any]) -> str:
+    """PyJWK wants an algorithm to build a key with; which one it is does not matter to the key."""
+    return {"RSA": "RS256", "EC": "ES256", "OKP": "EdDSA"}[entry["kty"]]
+
+
+def _algorithms_for(index: int, key: Any) -> tuple[str, ...]:
+    if isinstance(key, RSAPublicKey):
+        if key.key_size < _MIN_RSA_BITS:
+            raise KeySetError(
+                f"keys[{index}] is an RSA key of {key.key_size} bits, fewer than {_MIN_RSA_BITS}"
+            )
+        return _RSA_ALGORITHMS
+    if isinstance(key, EllipticCurvePublicKey) and key.curve.name in _CURVE_ALGORITHMS:
+        return _CURVE_ALGORITHMS[key.curve.name]
+    if isinstance(key, Ed25519PublicKey):
+        return ("EdDSA",)
+    raise KeySetError(f"keys[{index}] has a curve that is not supported")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenHeader:
+    """A header that may carry a token, after `prefix`."""
+
+    name: str
+    prefix: str
+    ignore_case: bool = False
+
+
+# RFC 6750, section 2: where a bearer token stands unless a rule says otherwise (Istio's defaults too).
+DEFAULT_HEADERS = (TokenHeader("authorization", "Bearer ", ignore_case=True),)
+DEFAULT_PARAMETERS = ("access_token",)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class JwtRule:
+    """One issuer: which keys verify its tokens, for which audiences, and where they are looked for."""
+
+    policy: str
+    issuer: str
+    audiences: frozenset[str]
+    keys: tuple[VerificationKey, ...]
+    headers: tuple[TokenHeader, ...]
+    parameters: tuple[str, ...]
+    forward: bool
+    verified: dict[str, Claims] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token, where it was found, and the rules that look there."""
+
+    text: str
+    header: str  # empty when it was a query parameter
+    parameter: str
+    rules: tuple[JwtRule, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenResult:
+    """Exactly one of: a denial; claims (and what to strip before forwarding); or neither: no token came."""
+
+    denial: Decision | None = None
+    claims: Claims | None = None
+    strip_header: str = ""
+    strip_parameter: str = ""
+
+
+NO_TOKEN = TokenResult()
+
+
+class _Invalid(Exception):  # noqa: N818 - flow inside this module, never seen outside
+    """The token proves nothing; the text is for operators and holds nothing of the token."""
+
+
+def authenticate(rules: Sequence[JwtRule], attributes: Attributes, now: float) -> TokenResult:
+    """Return what the call's tokens prove under `rules`; `now` in seconds since the epoch.
+
+    Several different tokens are refused: which of them speaks for the caller would be a guess (RFC 6750,
+    section 2, allows one).
+    """
+    tokens = find_tokens(rules, attributes)
+    if not tokens:
+        return NO_TOKEN
+    if len({token.text for token in tokens}) > 1:
+        return TokenResult(_unauthorized("more than one token was sent", rules[0].policy))
+    token = tokens[0]
+    candidates = tuple(dict.fromkeys(rule for found in tokens for rule in found.rules))
+    try:
+        rule, claims = _verify(token.text, candidates, now)
+    except _Invalid as error:
+        return TokenResult(_unauthorized(str(error), candidates[0].policy))
+    if rule.audiences and rule.audiences.isdisjoint(_audiences(claims)):
+        reason = f"the token's audience is none of {', '.join(sorted(rule.audiences))}"
+        return TokenResult(
+            deny(
+                ReasonCode.AUDIENCE_NOT_ALLOWED,
+                reason,
+                public="Audiences in Jwt are not allowed",
+                policy=rule.policy,
+            )
+        )
+    if rule.forward:
+        return TokenResult(claims=claims)
+    return TokenResult(claims=claims, strip_header=token.header, strip_parameter=token.parameter)
+
+
+def find_tokens(rules: Sequence[JwtRule], attributes: Attributes) -> list[Token]:
+    """Return the tokens at the places that `rules` name; a token elsewhere is no token (Istio)."""
+    tokens: list[Token] = []
+    for header in dict.fromkeys(header for rule in rules for header in rule.headers):
+        looking = tuple(rule for rule in rules if header in rule.headers)
+        for value in attributes.headers(header.name):
+            start = value[: len(header.prefix)]
+            if start == header.prefix or (header.ignore_case and start.lower() == header.prefix.lower()):
+                tokens.append(Token(value[len(header.prefix) :].strip(" "), header.name, "", looking))
+    if "?" in attributes.target:
+        query = urlsplit(attributes.target).query
+        for name, value in parse_qsl(query, keep_blank_values=True):
+            if asking := tuple(rule for rule in rules if name in rule.parameters):
+                tokens.append(Token(value, "", name, asking))
+    return tokens
+
+
+def _verify(text: str, rules: Sequence[JwtRule], now: float) -> tuple[JwtRule, Claims]:
+    for rule in rules:
+        claims = rule.verified.get(text)
+        if claims is not None:
+            _check_times(claims, now)
+            return rule, claims
+    header, claims = _decode(text)
+    issuer = claims.get("iss")
+    for rule in rules:
+        if rule.issuer == issuer:
+            _verify_signature(text, header, rule.keys)
+            _check_times(claims, now)
+            if len(rule.verified) >= MAX_CACHED_TOKENS:
+                del rule.verified[next(iter(rule.verified))]
+            rule.verified[text] = claims
+            return rule, claims
+    raise _Invalid("the token's issuer is not one that is configured here")
+
+
+def _decode(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return header and claims, with no trust in either; what is not exactly a compact JWS is refused."""
+    if len(text) > MAX_TOKEN_BYTES:
+        raise _Invalid(f"the token has more than {MAX_TOKEN_BYTES} bytes")
+    parts = text.split(".")
+    if len(parts) != 3 or not all(parts):
+        raise _Invalid("the token is not a JWT in compact form")
+    header, claims = _decode_part(parts[0]), _decode_part(parts[1])
+    _decode_base64(parts[2])
+    if "crit" in header or "b64" in header:
+        raise _Invalid("the token's header has an extension that is not understood")
+    return header, claims
+
+
+def _decode_part(part: str) -> dict[str, Any]:
+    try:
+        text = _decode_base64(part).decode("utf-8")
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        raise _Invalid("the token is not a JWT: its header or payload is not a JSON object") from None
+    if not isinstance(value, dict):
+        raise _Invalid("the token is not a JWT: its header or payload is not a JSON object")
+    return value
+
+
+def _decode_base64(part: str) -> bytes:
+    """Decode base64url without padding, in the one spelling that RFC 7515, section 2, allows."""
+    try:
+        decoded = base64.b64decode(part + "=" * (-len(part) % 4), altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError):
+        raise _Invalid("the token is not base64url") from None
+    if base64.urlsafe_b64encode(decoded).rstrip(b"=").decode() != part:
+        raise _Invalid("the token is not base64url in its one canonical spelling")
+    return decoded
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a name stands twice")
+    return result
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"`{name}` is not JSON")
+
+
+def _verify_signature(text: str, header: Mapping[str, Any], keys: Sequence[VerificationKey]) -> None:
+    algorithm, kid = header.get("alg"), header.get("kid")
+    if kid is not None and not isinstance(kid, str):
+        raise _Invalid("the token's `kid` is not a string")
+    fitting = [
+        key
+        for key in keys
+        if algorithm in key.algorithms and (kid is None or key.kid is None or kid == key.kid)
+    ]
+    if not fitting:
+        raise _Invalid("no configured key has the token's `kid` and `alg`")
+    for key in fitting:
+        try:
+            _SIGNATURES.decode(text, key.key, algorithms=[str(algorithm)])
+        except jwt.PyJWTError:
+            continue
+        except (ValueError, TypeError):
+            continue
+        return
+    raise _Invalid("the token's signature does not verify")
+
+
+def _check_times(claims: Claims, now: float) -> None:
+    expires, not_before, issued = claims.get("exp"), claims.get("nbf"), claims.get("iat")
+    if not _is_number(expires):
+        raise _Invalid("the token has no expiry (`exp`)")
+    if not now < expires:
+        raise _Invalid("the token has expired")
+    if not_before is not None and not (_is_number(not_before) and not_before <= now):
+        raise _Invalid("the token is not valid yet (`nbf`)")
+    if issued is not None and not _is_number(issued):
+        raise _Invalid("the token's `iat` is not a number")
+
+
+def _is_number(value: Any) -> TypeGuard[int | float]:
+    """RFC 7519, section 2, NumericDate; `1e400` is infinite to Python, and a boolean is an int."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _audiences(claims: Claims) -> set[str]:
+    audience = claims.get("aud")
+    if isinstance(audience, str):
+        return {audience}
+    if isinstance(audience, list):
+        return {item for item in audience if isinstance(item, str)}
+    return set()
+
+
+def _unauthorized(reason: str, policy: str) -> Decision:
+    # RFC 6750, section 3.1; the description holds only constant texts of this module.
+    challenge = f'Bearer error="invalid_token", error_description="{reason.replace("`", "")}"'
+    return deny(
+        ReasonCode.INVALID_TOKEN, reason, http_status=401, public=reason, policy=policy, challenge=challenge
+    )

@@ -1,0 +1,100 @@
+"""What was decided and why: values only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Verdict(StrEnum):
+    """Whether the call may go through."""
+
+    ALLOW = "allow"
+    DENY = "deny"
+
+
+class ReasonCode(StrEnum):
+    """Stable names of the ways a decision comes about; also the `code` label of the decision metric."""
+
+    ROLE_MATCHED = "role_matched"
+    NOT_ENFORCED = "not_enforced"
+    NO_ROLE_MATCHED = "no_role_matched"
+    UNKNOWN_DESTINATION = "unknown_destination"
+    INVALID_TOKEN = "invalid_token"  # noqa: S105 - the name of a reason
+    AUDIENCE_NOT_ALLOWED = "audience_not_allowed"
+    MALFORMED_REQUEST = "malformed_request"
+    NO_SNAPSHOT = "no_snapshot"
+    INTERNAL_ERROR = "internal_error"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The answer to one call.
+
+    `policy` is `<kind> <namespace>/<name>` of the document that decided, empty when none did; `rule` its rule
+    index, -1 when none; `field` the path inside that document which decided. `reason` is for operators,
+    `public` is all that the caller is told.
+    """
+
+    verdict: Verdict
+    code: ReasonCode
+    http_status: int
+    reason: str
+    public: str = ""
+    policy: str = ""
+    rule: int = -1
+    field: str = ""
+    challenge: str = ""  # the value of `WWW-Authenticate` (RFC 9110, section 11.6.1); only with 401
+
+    @property
+    def allowed(self) -> bool:
+        """Whether the verdict is ALLOW."""
+        return self.verdict is Verdict.ALLOW
+
+
+# The body that Istio's RBAC filter sends; clients and tests look for it.
+ACCESS_DENIED = "RBAC: access denied"
+
+
+def allow(code: ReasonCode, reason: str, *, policy: str, rule: int = -1, field_path: str = "") -> Decision:
+    """Return an allowing decision; only a rule or an explicit configuration calls this."""
+    return Decision(Verdict.ALLOW, code, 200, reason, policy=policy, rule=rule, field=field_path)
+
+
+def deny(
+    code: ReasonCode,
+    reason: str,
+    *,
+    http_status: int = 403,
+    public: str = ACCESS_DENIED,
+    policy: str = "",
+    rule: int = -1,
+    field_path: str = "",
+    challenge: str = "",
+) -> Decision:
+    """Return a denying decision."""
+    return Decision(
+        Verdict.DENY, code, http_status, reason, public, policy, rule, field_path, challenge=challenge
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One rule that was considered: whether it matched and, if not, the first thing that did not."""
+
+    policy: str
+    rule: int
+    matched: bool
+    field: str
+    detail: str
+    # How far the rule got before it failed; the nearest miss of a denial is the step with the highest.
+    depth: int = 0
+
+
+@dataclass(slots=True)
+class Explanation:
+    """A decision with everything that led to it, in the order it was looked at."""
+
+    decision: Decision
+    attributes: dict[str, str] = field(default_factory=dict)
+    steps: list[Step] = field(default_factory=list)

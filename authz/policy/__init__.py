@@ -1,0 +1,1 @@
+"""Policy documents, compiled into matchers, indexed by destination, evaluated without I/O."""

@@ -1,0 +1,31 @@
+"""The shape of policy YAML: one module per API group, pydantic models only.
+
+Unknown fields are errors in every kind: a field that is ignored is a policy that says something else than
+its author thinks.
+"""
+
+from __future__ import annotations
+
+from authz.policy.documents.kubernetes import Metadata, Resource
+from authz.policy.documents.rbac import ClusterRbacConfig, RbacConfig, ServiceRole, ServiceRoleBinding
+from authz.policy.documents.security import RequestAuthentication
+
+KINDS: dict[tuple[str, str], type[Resource]] = {
+    ("rbac.istio.io/v1alpha1", "ServiceRole"): ServiceRole,
+    ("rbac.istio.io/v1alpha1", "ServiceRoleBinding"): ServiceRoleBinding,
+    ("rbac.istio.io/v1alpha1", "RbacConfig"): RbacConfig,
+    ("rbac.istio.io/v1alpha1", "ClusterRbacConfig"): ClusterRbacConfig,
+    ("security.istio.io/v1", "RequestAuthentication"): RequestAuthentication,
+    ("security.istio.io/v1beta1", "RequestAuthentication"): RequestAuthentication,
+}
+
+__all__ = [
+    "KINDS",
+    "ClusterRbacConfig",
+    "Metadata",
+    "RbacConfig",
+    "RequestAuthentication",
+    "Resource",
+    "ServiceRole",
+    "ServiceRoleBinding",
+]
