@@ -154,7 +154,7 @@ def compile_limits(documents: Sequence[Document]) -> tuple[Limits, list[Diagnost
     for document in documents:
         spec = validate(LimitsDocument, document)
         if isinstance(spec, list):
-            diagnostics += [_explain(problem) for problem in spec]
+            diagnostics += sorted(map(_explain, spec), key=lambda problem: problem.position)
             continue
         if (other := first.setdefault(spec.domain, document)) is not document:
             where = f"{other.file}:{other.position(('domain',)).line}"
@@ -196,9 +196,21 @@ class _Compiler:
                 line = self._document.position(first).line
                 what = f"`{spec.key}`" + (f" with value `{spec.value}`" if spec.value else " without a value")
                 self._error(here, "duplicate_descriptor", f"{what} stands twice here, first in line {line}")
+            siblings = nodes.setdefault(spec.key, [])
+            if "*" in spec.value:
+                self._check_reachable([value for value, _ in siblings], spec.value, here)
             node = Node(self._rule(spec, here), self.level(spec.descriptors, (*here, "descriptors")))
-            nodes.setdefault(spec.key, []).append((spec.value, node))
+            siblings.append((spec.value, node))
         return {key: _branch(values) for key, values in nodes.items()}
+
+    def _check_reachable(self, before: Sequence[str], value: str, path: Field) -> None:
+        """Warn if one of the values `before`, of the same key, takes all that the wildcard `value` could."""
+        for other in before:
+            # What matches the text of a wildcard, its `*` read as a character, matches all that it matches.
+            if "*" in other and other != value and Wildcard.parse(other).matches(value):
+                message = f"`{other}` stands before `{value}` and takes all its values"
+                self._warn((*path, "value"), "unreachable", message, "put the wider one last")
+                return
 
     def _rule(self, spec: DescriptorSpec, path: Field) -> Rule | None:
         limit = spec.rate_limit

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
 
 UNSUPPORTED = frozenset(
     {
@@ -33,6 +34,14 @@ UnitName = Annotated[
 
 class _Model(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_null(cls, value: Any) -> Any:
+        # `rate_limit:` with its content commented out would otherwise read as "no limit".
+        if value is None:
+            raise PydanticCustomError("null", "nothing stands here")
+        return value
 
 
 class RateLimitSpec(_Model):

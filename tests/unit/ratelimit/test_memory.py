@@ -1,0 +1,91 @@
+"""The memory store is exact, bounded, and refuses rather than forgets."""
+
+from __future__ import annotations
+
+import pytest
+
+from ratelimit.algorithm import SECOND, UNITS, Limit, Outcome
+from ratelimit.store.base import Spend
+from ratelimit.store.memory import MemoryStore
+
+MINUTE = UNITS["minute"].window
+PER_MINUTE = Limit(2, UNITS["minute"])
+PER_SECOND = Limit(2, UNITS["second"])
+
+
+def one(key: str, limit: Limit = PER_MINUTE, cost: int = 1) -> list[Spend]:
+    """Return a batch of one spend."""
+    return [Spend(key, limit, cost)]
+
+
+def test_batch_counts_in_order() -> None:
+    """Spends of one batch on the same bucket count one after the other."""
+    outcomes = MemoryStore().spend(one("a") + one("b") + one("a") + one("a"), 0)
+    assert [outcome.remaining for outcome in outcomes] == [1, 1, 0, 0]
+    assert [outcome.allowed for outcome in outcomes] == [True, True, True, False]
+
+
+def test_same_key_with_another_window_is_another_bucket() -> None:
+    """Buckets of two window lengths never mix, whatever their keys."""
+    store = MemoryStore()
+    store.spend(one("a", PER_SECOND, 2), 0)
+    assert store.spend(one("a"), 0)[0].remaining == 1
+
+
+def test_looking_leaves_no_trace() -> None:
+    """A cost of 0 creates no bucket."""
+    store = MemoryStore()
+    assert store.spend(one("a", cost=0), 0) == [Outcome(allowed=True, remaining=2, reset=MINUTE)]
+    assert len(store) == 0
+
+
+def test_full_store_refuses_new_buckets_only() -> None:
+    """A full store denies whom it does not know and goes on counting whom it does."""
+    store = MemoryStore(max_buckets=1)
+    assert store.spend(one("a"), 0)[0].allowed
+    assert store.spend(one("b"), SECOND) == [Outcome(allowed=False, remaining=0, reset=MINUTE - SECOND)]
+    assert store.spend(one("a"), SECOND)[0].allowed
+    assert (store.refused, len(store)) == (1, 1)
+
+
+def test_full_store_forgets_what_expired() -> None:
+    """Once a window is over its buckets make room."""
+    store = MemoryStore(max_buckets=1)
+    store.spend(one("a"), 0)
+    assert store.spend(one("b"), MINUTE)[0].allowed
+    assert (store.refused, len(store)) == (0, 1)
+
+
+def test_oldest_expired_goes_first() -> None:
+    """Of several window lengths the bucket that expired first is forgotten first."""
+    store = MemoryStore(max_buckets=4)
+    store.spend(one("m", PER_MINUTE) + one("s", PER_SECOND) + one("t", PER_SECOND), 0)
+    store.spend(one("n"), 30 * SECOND)  # forgets `s` and `t`, not `m`
+    assert len(store) == 2
+    assert store.spend(one("m", cost=0), 30 * SECOND)[0].remaining == 1
+
+
+def test_renewed_buckets_wait_for_their_new_window() -> None:
+    """A bucket that is used in the next window does not hide expired ones behind it."""
+    store = MemoryStore()
+    store.spend(one("a") + one("b"), 0)
+    store.spend(one("a"), MINUTE)
+    store.spend(one("c"), MINUTE)
+    assert len(store) == 2
+    assert store.spend(one("a", cost=0), MINUTE)[0].remaining == 1
+
+
+def test_store_shrinks_while_it_is_used() -> None:
+    """After a burst of values the store lets go of them a few per new bucket."""
+    store = MemoryStore()
+    for number in range(100):
+        store.spend(one(f"burst-{number}"), 0)
+    for number in range(50):
+        store.spend(one(f"later-{number}"), MINUTE)
+    assert len(store) == 50
+
+
+def test_a_store_has_room() -> None:
+    """A store for no buckets is a mistake of its maker."""
+    with pytest.raises(ValueError, match="at least one"):
+        MemoryStore(max_buckets=0)
