@@ -80,7 +80,7 @@ class RateLimitService:
 
     def counters(self) -> Mapping[str, Counters]:
         """Return the counters by configured domain; `""` has calls that are unreadable or for another one."""
-        return self._counters
+        return dict(self._counters)
 
     def should_rate_limit(self, message: bytes, _call: Call) -> bytes | Awaitable[bytes]:
         """Return the `RateLimitResponse` to the `RateLimitRequest` in `message`, whatever is in it."""

@@ -82,7 +82,7 @@ def test_wildcards_are_globs(pattern: str, prefix: str, value: str) -> None:
     assert Wildcard.parse(text).matches(value) == bool(re.fullmatch(expression, value, re.DOTALL))
 
 
-KEY = st.sampled_from(["a", "b", "a_b"])
+KEY = st.sampled_from(["a", "a_b"])
 VALUE = st.sampled_from(["", "x", "xy", "y", "x*", "*y", "*", "b_x"])
 RULE = st.one_of(
     st.none(),
@@ -110,7 +110,7 @@ def _spec(children: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     )
 
 
-TREE: st.SearchStrategy[Any] = st.recursive(st.just([]), _spec, max_leaves=12)
+TREE = _spec(_spec(st.just([])))
 
 
 def naive_rule(level: list[dict[str, Any]], entries: list[Entry]) -> Any:

@@ -105,6 +105,14 @@ descriptors:
     assert domain.find([("a_b", "c")]) is not None
 
 
+def test_empty_value_is_no_value() -> None:
+    """An entry without a value is not one that `*` stands for."""
+    text = "domain: d\ndescriptors:\n- {key: a, value: '*', rate_limit: {unit: day, requests_per_unit: 1}}\n"
+    domain = compiled(text).domains["d"]
+    assert domain.find([("a", "")]) is None
+    assert domain.find([("a", "x")]) is not None
+
+
 @pytest.mark.parametrize(
     ("pattern", "value", "expected"),
     [
@@ -150,9 +158,9 @@ def test_wildcards(pattern: str, value: str, expected: bool) -> None:
             ],
         ),
         (
-            "domain: d\ndescriptors:\n- key: a\n  descriptors:\n  - key: b\n    valu: c\n",
+            "domain: d\ndescriptors:\n- key: a\n  descriptors:\n  - key: b\n    values: c\n",
             [
-                "f.yaml:6:5: descriptors[0].descriptors[0].valu: unknown field `valu` (did you mean `value`?) [unknown_field]"
+                "f.yaml:6:5: descriptors[0].descriptors[0].values: unknown field `values` (did you mean `value`?) [unknown_field]"
             ],
         ),
         (
