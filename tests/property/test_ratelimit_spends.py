@@ -51,7 +51,7 @@ def test_never_more_than_the_limit_per_window(
 
 @given(requests=st.integers(1, 6), edge=st.integers(1, 50), offsets=st.lists(st.integers(-9, 9), max_size=40))
 def test_a_jittering_clock_grants_at_most_two_windows(requests: int, edge: int, offsets: list[int]) -> None:
-    """A clock that jumps to and fro over an edge grants the two windows their limits, once each."""
+    """A clock that jumps back and forth over an edge grants the two windows their limits, once each."""
     store, limit = MemoryStore(), Limit(requests, UNITS["minute"])
     middle = edge * limit.unit.window
     outcomes = [store.spend([Spend("k", limit, 1)], middle + offset * SECOND)[0] for offset in offsets]
