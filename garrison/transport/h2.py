@@ -1,0 +1,566 @@
+"""Unary gRPC on libnghttp2: one protocol object per connection, one pass per read.
+
+Everything that arrived together is decided in one pass and answered in one write. The common request, one
+HEADERS and one DATA frame, never meets a buffer; whatever else HTTP/2 and gRPC allow takes the slow path
+through `MessageReader`. All knowledge of `ngh2` is in this module.
+
+What bounds a hostile peer, by what it does:
+
+- rapid resets, PING and SETTINGS floods, endless CONTINUATION, big header blocks: libnghttp2's counters
+  close the connection (`_configuration`);
+- a peer that sends half of something: `Limits.handshake_seconds`, then `Limits.sweep_seconds`;
+- a peer that does not read: we stop reading when the transport's buffer is full, and close when responses
+  that its windows hold back exceed `Limits.max_queued_bytes` or do not move;
+- a peer that sends a lot: one budget for unfinished large requests per server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import cast
+
+import structlog
+from ngh2 import (
+    Configuration,
+    Connection,
+    ConnectionClosed,
+    DataReceived,
+    ErrorCode,
+    Event,
+    NGH2Error,
+    PingAcknowledged,
+    RequestReceived,
+    Role,
+    Setting,
+    SettingsReceived,
+    StreamClosed,
+    TrailersReceived,
+    WindowUpdated,
+)
+
+from garrison.transport import Call, Method, Methods, Peer, StatusCode, StatusError
+from garrison.transport.faults import answer_fault
+from garrison.transport.wire import (
+    PREFIX,
+    PREFIX_BYTES,
+    RESPONSE,
+    TRAILERS_OK,
+    Fields,
+    MessageReader,
+    http_error,
+    is_grpc,
+    parse_timeout,
+    too_large,
+    trailers_only,
+)
+
+_log = structlog.get_logger(__name__)
+
+_READ_BYTES = 256 * 1024
+_WRITE_BYTES = 1 << 20
+# Requests up to this size are not charged to the server's budget: streams per connection bound them.
+_SMALL_BYTES = 64 * 1024
+_DRAIN_PING = b"drained?"
+# How long a peer may take to answer the drain's PING, and to close once everything is said.
+_DRAIN_PING_SECONDS = 1.0
+_LINGER_SECONDS = 2.0
+
+_pack_prefix = PREFIX.pack
+_Awaited = tuple[Method, str, tuple[tuple[bytes, bytes], ...], float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one server grants its callers.
+
+    A request that stays unfinished for one to two `sweep_seconds` is answered as expired; a connection
+    that is silent for two gets a PING, and is closed after four.
+    """
+
+    max_message_bytes: int = 64 << 20
+    # Responses that one connection's windows may hold back.
+    max_queued_bytes: int = 64 << 20
+    max_concurrent_streams: int = 1000
+    max_connections: int = 4096
+    max_header_list_bytes: int = 64 * 1024
+    window_bytes: int = 1 << 20
+    handshake_seconds: float = 10.0
+    sweep_seconds: float = 30.0
+
+
+@dataclass(slots=True)
+class Shared:
+    """What the connections of one server have in common. Belongs to one event loop."""
+
+    methods: Methods
+    limits: Limits
+    # Bytes of unfinished large requests, over all connections.
+    buffered_bytes: int = 0
+    connections: set[H2Connection] = field(default_factory=set)
+    # Set when a connection has ended.
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+    routes: dict[bytes, tuple[Method, str]] = field(init=False)
+    # One read buffer for all: what is in it is consumed before the loop runs anything else.
+    read_buffer: memoryview = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.routes = {path.encode(): (method, path) for path, method in self.methods.items()}
+        self.read_buffer = memoryview(bytearray(_READ_BYTES))
+
+    @property
+    def budget_bytes(self) -> int:
+        """How much unfinished large requests may hold together."""
+        return 4 * self.limits.max_message_bytes
+
+
+def _configuration(limits: Limits) -> Configuration:
+    return Configuration(
+        max_inbound_header_list_size=limits.max_header_list_bytes,
+        # An Envoy under load resets every call that its own timeout ended; each costs us microseconds.
+        # The limit is for peers that do nothing else (CVE-2023-44487).
+        stream_reset_rate_limit=(10_000, 1_000),
+    )
+
+
+class _Unfinished:
+    """A request whose message did not come in one piece."""
+
+    __slots__ = ("charged", "reader", "request")
+
+    def __init__(self, request: _Awaited, limit: int) -> None:
+        self.request = request
+        self.reader = MessageReader(limit)
+        self.charged = 0
+
+
+class H2Connection(asyncio.BufferedProtocol):
+    """One HTTP/2 connection: bytes in, calls decided, bytes out.
+
+    `identify` names the peer once the transport is there (after the TLS handshake, if any); it returns
+    None for one that must not be served.
+    """
+
+    def __init__(self, shared: Shared, identify: Callable[[asyncio.BaseTransport], Peer | None]) -> None:
+        self._shared = shared
+        self._routes = shared.routes
+        self._limit = shared.limits.max_message_bytes
+        self._max_queued = shared.limits.max_queued_bytes
+        self._read_buffer = shared.read_buffer
+        self._identify = identify
+        self._loop = asyncio.get_running_loop()
+        self._http2 = Connection(Role.SERVER, _configuration(shared.limits))
+        # Requests not yet handed to a handler, and calls whose handler is at work, by stream.
+        self._open: dict[int, _Awaited | _Unfinished] = {}
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        # Answered before the request ended: to be reset once the answer is out.
+        self._early: set[int] = set()
+        self._established = False
+        self._paused = False
+        self._draining = False
+        self._ended = False
+        self._flush_scheduled = False
+        self._silent_sweeps = 0
+        self._open_before: set[int] = set()
+        self._stuck_bytes = 0
+
+    # -- transport side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Greet the peer, or hang up on one that cannot be identified."""
+        self._transport = cast("asyncio.Transport", transport)
+        limits = self._shared.limits
+        peer = self._identify(transport)
+        self._timer = self._loop.call_later(limits.handshake_seconds, self._expire_handshake)
+        self._shared.connections.add(self)
+        if peer is None or len(self._shared.connections) > limits.max_connections:
+            self._ended = True
+            self._transport.abort()
+            return
+        self._peer = peer
+        self._transport.set_write_buffer_limits(high=_WRITE_BYTES)
+        self._http2.initiate_connection(
+            {
+                Setting.MAX_CONCURRENT_STREAMS: limits.max_concurrent_streams,
+                Setting.INITIAL_WINDOW_SIZE: limits.window_bytes,
+                Setting.MAX_HEADER_LIST_SIZE: limits.max_header_list_bytes,
+            }
+        )
+        self._http2.set_local_window_size(limits.window_bytes)
+        self._flush()
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        """Forget the connection and stop the handlers that still work for it."""
+        self._ended = True
+        self._timer.cancel()
+        tasks, self._tasks = self._tasks, {}
+        for task in tasks.values():
+            task.cancel()
+        for stream_id in list(self._open):
+            self._take(stream_id)
+        self._shared.connections.discard(self)
+        self._shared.gone.set()
+
+    def get_buffer(self, _sizehint: int) -> memoryview:
+        """Return the server's read buffer."""
+        return self._read_buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Decide everything that arrived and write all answers."""
+        if self._ended:
+            return
+        self._silent_sweeps = 0
+        try:
+            self._http2.receive_data(self._read_buffer[:nbytes])
+            self._process(self._http2.events())
+            self._flush()
+        except NGH2Error as error:
+            self._fail(error)
+        except Exception:  # noqa: BLE001 - a bug here; other connections are not to suffer for it
+            _log.exception("connection failed", peer=self._peer.address)
+            self._fail(None)
+
+    def eof_received(self) -> None:
+        """Let the transport send what is left and close: a peer that hung up reads no later answers."""
+
+    def pause_writing(self) -> None:
+        """Stop reading: the peer does not take its answers."""
+        self._paused = True
+        self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        """Go on."""
+        self._paused = False
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+            self._flush_soon()
+
+    # -- one pass
+
+    def _process(self, events: list[Event]) -> None:
+        waiting = self._open
+        for event in events:
+            kind = type(event)
+            if kind is DataReceived:
+                data_event = cast("DataReceived", event)
+                request = waiting.get(data_event.stream_id)
+                if type(request) is tuple and data_event.end_stream:
+                    data = data_event.data
+                    size = len(data) - PREFIX_BYTES
+                    if 0 <= size <= self._limit and data.startswith(_pack_prefix(0, size)):
+                        del waiting[data_event.stream_id]
+                        self._call(data_event.stream_id, request, data[PREFIX_BYTES:])
+                        continue
+                self._receive(data_event.stream_id, data_event.data, end=data_event.end_stream)
+            elif kind is RequestReceived:
+                self._begin(cast("RequestReceived", event))
+            elif kind is StreamClosed:
+                stream_id = cast("StreamClosed", event).stream_id
+                # Empty in the common case, where the call was answered in the pass that brought it.
+                if waiting or self._tasks or self._early:
+                    self._forget(stream_id)
+            else:
+                self._process_rare(event)
+
+    def _begin(self, event: RequestReceived) -> None:
+        headers = event.headers
+        fields = dict(headers)
+        route = self._routes.get(fields.get(b":path", b""))
+        stream_id = event.stream_id
+        if not is_grpc(fields.get(b"content-type", b"")):
+            self._refuse(stream_id, http_error(415, "content-type is not application/grpc"), event)
+        elif fields.get(b":method") != b"POST":
+            self._refuse(stream_id, http_error(405, "method is not POST"), event)
+        elif route is None:
+            status = StatusError(StatusCode.UNIMPLEMENTED, "unknown method")
+            self._refuse(stream_id, trailers_only(status), event)
+        else:
+            deadline = None
+            timeout = fields.get(b"grpc-timeout")
+            if timeout is not None:
+                try:
+                    deadline = self._loop.time() + parse_timeout(timeout)
+                except ValueError as error:
+                    self._answer_fault(stream_id, *route, StatusError(StatusCode.INTERNAL, str(error)))
+                    if not event.end_stream:
+                        self._early.add(stream_id)
+                    return
+            self._open[stream_id] = (*route, headers, deadline)
+            if event.end_stream:
+                self._receive(stream_id, b"", end=True)
+
+    def _refuse(self, stream_id: int, fields: Fields, event: RequestReceived) -> None:
+        self._answer_fields(stream_id, fields)
+        if not event.end_stream:
+            self._early.add(stream_id)
+
+    def _receive(self, stream_id: int, data: bytes, *, end: bool) -> None:
+        """Take a part of a request, the slow way."""
+        request = self._open.get(stream_id)
+        if request is None:
+            # Already answered; what still comes is dropped.
+            if end:
+                self._early.discard(stream_id)
+            return
+        if type(request) is tuple:
+            request = self._open[stream_id] = _Unfinished(request, self._limit)
+        request = cast("_Unfinished", request)
+        try:
+            request.reader.feed(data)
+            if not end:
+                self._charge(request)
+                return
+            message = request.reader.message()
+        except StatusError as error:
+            self._take(stream_id)
+            if not end:
+                self._early.add(stream_id)
+            method, path, _, _ = request.request
+            self._answer_fault(stream_id, method, path, error)
+        else:
+            self._take(stream_id)
+            self._call(stream_id, request.request, message)
+
+    def _charge(self, request: _Unfinished) -> None:
+        size = len(request.reader)
+        if size <= _SMALL_BYTES:
+            return
+        shared = self._shared
+        shared.buffered_bytes += size - request.charged
+        request.charged = size
+        if shared.buffered_bytes > shared.budget_bytes:
+            raise too_large(self._limit)
+
+    def _take(self, stream_id: int) -> _Awaited | None:
+        """Remove and return what waits on a stream, and give its bytes back to the budget."""
+        request = self._open.pop(stream_id, None)
+        if isinstance(request, _Unfinished):
+            self._shared.buffered_bytes -= request.charged
+            return request.request
+        return request
+
+    def _call(self, stream_id: int, request: _Awaited, message: bytes) -> None:
+        method, path, headers, deadline = request
+        try:
+            if deadline is not None and deadline <= self._loop.time():
+                raise _expired()  # noqa: TRY301 - one place turns failures into answers
+            answer = method.handler(message, Call(self._peer, headers))
+            if type(answer) is not bytes:
+                if inspect.isawaitable(answer):
+                    self._tasks[stream_id] = self._loop.create_task(self._finish(stream_id, request, answer))
+                    return
+                raise TypeError(f"handler returned {type(answer).__name__}")  # noqa: TRY301
+        except Exception as error:  # noqa: BLE001 - whatever a handler raises ends its call only
+            self._answer_fault(stream_id, method, path, error)
+        else:
+            self._answer(stream_id, answer)
+
+    async def _finish(self, stream_id: int, request: _Awaited, awaitable: Awaitable[bytes]) -> None:
+        """Await a handler, bounded by the call's deadline, and queue its answer."""
+        method, path, _, deadline = request
+        timeout = asyncio.timeout_at(deadline)
+        error: Exception
+        try:
+            async with timeout:
+                answer = await awaitable
+            if not isinstance(answer, bytes):
+                raise TypeError(f"handler returned {type(answer).__name__}")  # noqa: TRY301
+        except asyncio.CancelledError:
+            if self._tasks.pop(stream_id, None) is None:
+                # By us: the caller reset the stream or went away.
+                raise
+            error = RuntimeError("handler was cancelled")
+        except Exception as failure:  # noqa: BLE001 - as in _call
+            error = _expired() if timeout.expired() else failure
+        else:
+            if self._tasks.pop(stream_id, None) is not None:
+                self._answer(stream_id, answer)
+                self._flush_soon()
+            return
+        self._tasks.pop(stream_id, None)
+        if not self._ended:
+            self._answer_fault(stream_id, method, path, error)
+            self._flush_soon()
+
+    def _process_rare(self, event: Event) -> None:
+        if isinstance(event, TrailersReceived):
+            # Trailers end the request; unary gRPC gives them no meaning.
+            self._receive(event.stream_id, b"", end=True)
+        elif isinstance(event, SettingsReceived):
+            if not self._established:
+                self._established = True
+                self._timer.cancel()
+        elif isinstance(event, PingAcknowledged):
+            if event.opaque_data == _DRAIN_PING:
+                self._say_goodbye()
+        elif isinstance(event, WindowUpdated):
+            # Progress, as far as the sweep is concerned.
+            self._stuck_bytes = 0
+        elif isinstance(event, ConnectionClosed):
+            self._end()
+
+    def _forget(self, stream_id: int) -> None:
+        self._take(stream_id)
+        self._early.discard(stream_id)
+        task = self._tasks.pop(stream_id, None)
+        if task is not None:
+            task.cancel()
+
+    # -- answers
+
+    def _answer(self, stream_id: int, message: bytes) -> None:
+        http2 = self._http2
+        try:
+            http2.send_response(stream_id, RESPONSE)
+            http2.send_data(stream_id, _pack_prefix(0, len(message)) + message)
+            http2.send_trailers(stream_id, TRAILERS_OK)
+        except NGH2Error:
+            # The caller reset the stream, perhaps in this very pass.
+            return
+
+    def _answer_fields(self, stream_id: int, fields: Fields) -> None:
+        try:
+            self._http2.send_response(stream_id, fields, end_stream=True)
+        except NGH2Error:
+            return
+
+    def _answer_fault(self, stream_id: int, method: Method, path: str, error: Exception) -> None:
+        answer = answer_fault(path, method, error)
+        if isinstance(answer, bytes):
+            self._answer(stream_id, answer)
+        else:
+            self._answer_fields(stream_id, trailers_only(answer))
+
+    def _flush_soon(self) -> None:
+        """Flush once for all handlers that finish in this turn of the loop."""
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._loop.call_soon(self._flush_now)
+
+    def _flush_now(self) -> None:
+        self._flush_scheduled = False
+        try:
+            self._flush()
+        except NGH2Error as error:
+            self._fail(error)
+
+    def _flush(self) -> None:
+        if self._ended:
+            return
+        http2 = self._http2
+        write = self._transport.write
+        while not self._paused:
+            data = http2.data_to_send(_WRITE_BYTES)
+            if data:
+                write(data)
+            if len(data) < _WRITE_BYTES:
+                break
+        events = http2.events()
+        if events:
+            self._process(events)
+            if self._ended:
+                return
+        if self._early and not self._paused:
+            self._reset_early()
+        if http2.queued_body_size() > self._max_queued:
+            self._terminate(ErrorCode.ENHANCE_YOUR_CALM)
+
+    def _reset_early(self) -> None:
+        """Tell callers whose answer is out to stop sending (RFC 9113, 8.1)."""
+        http2 = self._http2
+        out = [stream_id for stream_id in self._early if not http2.queued_body_size(stream_id)]
+        for stream_id in out:
+            self._early.discard(stream_id)
+            http2.reset_stream(stream_id, ErrorCode.NO_ERROR)
+        if out:
+            self._transport.write(http2.data_to_send())
+
+    # -- the end
+
+    def drain(self) -> None:
+        """Ask the peer to take new calls elsewhere; what it has sent until it knows is answered.
+
+        Two GOAWAYs (RFC 9113, 6.8): the first refuses nothing. When its PING is answered, every call that
+        was on its way has arrived, and the second one names the last of them.
+        """
+        if self._draining or self._ended:
+            return
+        self._draining = True
+        self._http2.send_shutdown_notice()
+        self._http2.ping(_DRAIN_PING)
+        self._timer.cancel()
+        self._timer = self._loop.call_later(_DRAIN_PING_SECONDS, self._say_goodbye)
+        self._flush_now()
+
+    def _say_goodbye(self) -> None:
+        self._timer.cancel()
+        if not self._ended:
+            self._http2.send_goaway()
+            self._flush_soon()
+
+    def close(self) -> None:
+        """End the connection now; calls in flight are lost."""
+        if not self._ended:
+            self._terminate(ErrorCode.NO_ERROR)
+        self._transport.abort()
+
+    def sweep(self) -> None:
+        """Look for what does not move. Called every `Limits.sweep_seconds`."""
+        if self._ended:
+            return
+        for stream_id in self._open_before & self._open.keys():
+            request = self._take(stream_id)
+            if request is not None:
+                self._early.add(stream_id)
+                self._answer_fault(stream_id, request[0], request[1], _expired())
+        self._open_before = set(self._open)
+        stuck_bytes = self._http2.queued_body_size()
+        self._silent_sweeps += 1
+        if (stuck_bytes and stuck_bytes == self._stuck_bytes) or self._silent_sweeps > 4:
+            self._terminate(ErrorCode.ENHANCE_YOUR_CALM)
+            return
+        self._stuck_bytes = stuck_bytes
+        if self._silent_sweeps == 2:
+            self._http2.ping()
+        self._flush_now()
+
+    def _expire_handshake(self) -> None:
+        self._fail(None)
+
+    def _terminate(self, code: ErrorCode) -> None:
+        try:
+            self._http2.terminate_connection(code)
+            self._transport.write(self._http2.data_to_send())
+        except NGH2Error as error:
+            self._fail(error)
+        else:
+            self._end()
+
+    def _fail(self, error: NGH2Error | None) -> None:
+        """End a connection whose HTTP/2 state is lost."""
+        if error is not None:
+            _log.info("connection refused", peer=self._peer.address, error=str(error))
+        if not self._ended:
+            # The engine gives no more bytes, so the last frame is made here (RFC 9113, 6.8): we cannot say
+            # which streams were processed, so none is declared safe to retry.
+            code = ErrorCode.ENHANCE_YOUR_CALM if error is not None else ErrorCode.INTERNAL_ERROR
+            self._transport.write(b"\0\0\x08\x07\0\0\0\0\0\x7f\xff\xff\xff" + int(code).to_bytes(4, "big"))
+            self._end()
+
+    def _end(self) -> None:
+        """Close once the peer has read: closing at once could destroy answers it has not read yet."""
+        if self._ended:
+            return
+        self._ended = True
+        self._timer.cancel()
+        self._timer = self._loop.call_later(_LINGER_SECONDS, self._transport.abort)
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        else:
+            self._transport.close()
+
+
+def _expired() -> StatusError:
+    return StatusError(StatusCode.DEADLINE_EXCEEDED, "deadline exceeded")
