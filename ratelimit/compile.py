@@ -14,7 +14,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -118,6 +118,7 @@ class Limits:
 
     domains: Mapping[str, Domain]
     version: str
+    warnings: tuple[Diagnostic, ...] = ()
 
 
 def load_limits(paths: Sequence[Path]) -> Limits:
@@ -132,7 +133,7 @@ def load_limits(paths: Sequence[Path]) -> Limits:
     errors = [problem for problem in (*diagnostics, *problems) if problem.severity is Severity.ERROR]
     if errors:
         raise ConfigError(errors)
-    return limits
+    return replace(limits, warnings=tuple(problems))
 
 
 def is_limits(document: Document) -> bool:

@@ -1,0 +1,71 @@
+"""`garrison serve`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import uvloop
+
+from garrison.errors import ConfigError, GarrisonError
+from garrison.process.serve import Server
+from garrison.process.settings import ENVIRONMENT_PREFIX, Leaf, leaves, load_settings
+from garrison.telemetry import log as telemetry_log
+
+CONFIG_ERROR, FAILED = 2, 1
+
+
+def _option(leaf: Leaf) -> click.Option:
+    name = leaf.name.replace(".", "__")
+    return click.Option(
+        [leaf.flag, name],
+        multiple=leaf.is_list,
+        default=None,
+        help=f"{leaf.description}{' (repeatable)' if leaf.is_list else ''}",
+    )
+
+
+def _serve(config: Path | None, **flags: Any) -> None:
+    given = {name.replace("__", "."): value for name, value in flags.items() if value not in (None, ())}
+    try:
+        settings = load_settings(config, os.environ, given)
+        telemetry_log.configure(settings.log.level, settings.log.format)
+        uvloop.run(_run(settings))
+    except ConfigError as error:
+        click.echo("\n".join(f"error: {diagnostic}" for diagnostic in error.diagnostics), err=True)
+        sys.exit(CONFIG_ERROR)
+    except (GarrisonError, OSError) as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(FAILED)
+
+
+async def _run(settings: Any) -> None:
+    await Server(settings).run()
+
+
+serve = click.Command(
+    "serve",
+    callback=_serve,
+    params=[
+        click.Option(
+            ["--config"],
+            type=click.Path(path_type=Path),
+            envvar=f"{ENVIRONMENT_PREFIX}CONFIG",
+            help="settings file (YAML); also GARRISON_CONFIG",
+        ),
+        *map(_option, leaves()),
+    ],
+    help=(
+        "Serve Authorization, RateLimitService, SDS, health and admin HTTP until SIGTERM.\n\n"
+        "Each option is also a key of the settings file (`--request-transport` is `request.transport`) and "
+        "an environment variable (`GARRISON_REQUEST_TRANSPORT`). Flags win over the environment, and that "
+        "over the file."
+    ),
+    epilog=(
+        "\b\nExit codes: 0 drained after SIGTERM, 1 cannot serve, 2 a setting, policy or limit is wrong.\n\n"
+        "\b\nExample:\n  garrison serve --config garrison.yaml --log-format json"
+    ),
+)

@@ -1,0 +1,167 @@
+"""`garrison serve`: everything in one process, from settings to a drained exit."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+import structlog
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+
+from authz.service import Authorization, DestinationResolver
+from authz.snapshot import Snapshot, load_snapshot
+from ca.api.sds import SERVICE as SDS
+from ca.api.sds import SecretDiscovery
+from ca.authority import Authority
+from garrison.process.admin import AdminServer
+from garrison.process.control import ControlServer
+from garrison.process.reload import Reloader, watch
+from garrison.process.settings import Settings
+from garrison.telemetry.metrics import ServerCollector
+from garrison.transport.h2 import Limits
+from garrison.transport.health import SERVICE as HEALTH
+from garrison.transport.health import Health
+from garrison.transport.listeners import RequestServer, Transport
+from ratelimit.compile import Limits as RateLimits
+from ratelimit.compile import load_limits
+from ratelimit.service import RateLimitService
+from ratelimit.store.memory import MemoryStore
+
+AUTHORIZATION = "envoy.service.auth.v3.Authorization"
+RATE_LIMIT = "envoy.service.ratelimit.v3.RateLimitService"
+
+log = structlog.get_logger()
+
+
+class Server:
+    """Builds every part from the settings, starts them in order, and stops them in reverse."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Load policies, limits and the CA.
+
+        Raises:
+            ConfigError: one of them cannot be used.
+
+        """
+        self._settings = settings
+        self._stop = asyncio.Event()
+        self._ready = False
+        self.health = Health([AUTHORIZATION, RATE_LIMIT])
+        self._authorization = Authorization(
+            DestinationResolver(settings.destinations(), settings.destination_from_host),
+            time.time,
+            settings.log.decisions,
+        )
+        self._policies: Reloader[Snapshot] = Reloader(
+            "policies",
+            settings.policies,
+            lambda paths: load_snapshot(paths, settings.mesh),
+            self._authorization.use,
+        )
+        self._limits_in_force: RateLimits
+        self._limits: Reloader[RateLimits] = Reloader(
+            "limits", settings.limits, load_limits, self._use_limits
+        )
+        self._policies.load()
+        self._limits.load()
+        self._rate_limit = RateLimitService(lambda: self._limits_in_force, MemoryStore(), time.time_ns)
+        self._authority = Authority.load(settings.ca.dir) if settings.ca.dir else None
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT, then drain."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        request = RequestServer(
+            Transport(self._settings.request.transport),
+            self._settings.request.listen,
+            {**self._authorization.methods(), **self._rate_limit.methods(), **self.health.methods},
+            tls=self._settings.request.tls.files(),
+            limits=Limits(max_message_bytes=self._settings.request.max_message_bytes),
+            unix_mode=self._settings.request.unix_mode,
+        )
+        control = ControlServer(self._settings.control.listen, self._settings.control.tls.files())
+        handlers, services = [self.health.handler], [HEALTH]
+        if self._authority is not None:
+            sds = SecretDiscovery(
+                self._authority, self._settings.registrations(), peer_credentials=control.credentials
+            )
+            handlers += sds.handlers()
+            services.append(SDS)
+        admin = AdminServer(self._settings.admin.listen, self._registry(), lambda: self._ready, _version())
+        watching = asyncio.create_task(watch((self._policies, self._limits), self._stop))  # type: ignore[arg-type]
+        try:
+            await control.start(self.health.methods, handlers, services)
+            await request.start()
+            self._set_ready(ready=True)
+            self._announce(request.addresses, control.addresses, admin.address)
+            await self._stop.wait()
+            log.info("draining", grace_seconds=self._settings.drain_grace.total_seconds())
+            self._set_ready(ready=False)
+            self.health.close()
+            grace = self._settings.drain_grace.total_seconds()
+            await asyncio.gather(request.drain(grace), control.drain(grace))
+        finally:
+            self._stop.set()
+            await watching
+            admin.close()
+        log.info("stopped")
+
+    def _use_limits(self, limits: RateLimits) -> None:
+        self._limits_in_force = limits
+
+    def _set_ready(self, *, ready: bool) -> None:
+        self._ready = ready
+        self.health.set_serving(serving=ready)
+
+    def _announce(self, request: Any, control: Any, admin: Any) -> None:
+        log.info(
+            "ready",
+            pid=os.getpid(),
+            request=[str(address) for address in request],
+            control=[str(address) for address in control],
+            admin=str(admin),
+            snapshot=self._policies.current.version if self._policies.current else "",
+        )
+
+    def _registry(self) -> CollectorRegistry:
+        registry = CollectorRegistry()
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=registry)
+        registry.register(
+            ServerCollector(
+                decisions=lambda: {
+                    (verdict.value, code.value): count
+                    for (verdict, code), count in list(self._authorization.decisions.items())
+                },
+                rate_limits=self._rate_limit_counts,
+                reloads=lambda: {
+                    (reloader.kind, result): count
+                    for reloader in (self._policies, self._limits)
+                    for result, count in reloader.results.items()
+                },
+                snapshots=lambda: {
+                    reloader.kind: reloader.current.version
+                    for reloader in (self._policies, self._limits)
+                    if reloader.current is not None
+                },
+                ready=lambda: self._ready,
+            )
+        )
+        return registry
+
+    def _rate_limit_counts(self) -> dict[tuple[str, ...], int]:
+        return {
+            (domain, outcome): count
+            for domain, counters in list(self._rate_limit.counters().items())
+            for outcome, count in asdict(counters).items()
+        }
+
+
+def _version() -> dict[str, Any]:
+    return {"version": version("garrison"), "pid": os.getpid()}

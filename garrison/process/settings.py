@@ -1,0 +1,400 @@
+"""Process settings: defaults, then the file, then the environment, then flags; later ones win.
+
+Every leaf of `Settings` has one name in three spellings: `request.transport` in the file,
+`GARRISON_REQUEST_TRANSPORT` in the environment, `--request-transport` as a flag. A name that no setting has
+is an error in each of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from authz.destination import Destination, destination_from_attributes
+from authz.paths import PathNormalization
+from authz.policy.compile import MeshSettings
+from authz.service import DecisionLog
+from ca.registration import Registration, Selector
+from garrison.documents import Diagnostic, Document, parse, validate
+from garrison.documents.diagnostic import Position
+from garrison.durations import parse_duration
+from garrison.errors import ConfigError
+from garrison.identity import SpiffeId, TrustDomain
+from garrison.transport.address import Address, Scheme
+from garrison.transport.tls import TlsFiles
+
+ENVIRONMENT_PREFIX = "GARRISON_"
+# Kubernetes gives these to containers when a Service is called `garrison`; GARRISON_ENVOY is the demo's.
+_NOT_OURS = re.compile(r"GARRISON_(SERVICE_(HOST|PORT.*)|PORT(_.*)?|ENVOY|CONFIG)")
+
+_STRICT = ConfigDict(strict=True, extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+# Envoy's largest header block (60 KiB by default) stands twice in a CheckRequest, and the body next to it;
+# 64 MiB leaves room for every `max_request_bytes` in use.
+_MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+
+
+def _text(parser: Any) -> BeforeValidator:
+    """Return a validator that parses text and leaves parsed defaults alone."""
+    return BeforeValidator(lambda value: parser(value) if isinstance(value, str) else value)
+
+
+ListenAddress = Annotated[Address, _text(Address.parse)]
+Duration = Annotated[timedelta, _text(parse_duration)]
+Domain = Annotated[TrustDomain, _text(TrustDomain.parse)]
+Normalization = Annotated[PathNormalization, _text(PathNormalization)]
+Decisions = Annotated[DecisionLog, _text(DecisionLog)]
+FilePath = Annotated[Path, _text(Path)]
+FileMode = Annotated[int, _text(lambda text: int(text, 8)), Field(ge=0, le=0o777)]
+
+
+class TlsSettings(BaseModel):
+    """PEM files of a TLS listener; with `client_ca` the caller must present a certificate (mTLS)."""
+
+    model_config = _STRICT
+    certificate: FilePath | None = Field(default=None, description="certificate chain, leaf first (PEM)")
+    private_key: FilePath | None = Field(default=None, description="the certificate's private key (PEM)")
+    client_ca: FilePath | None = Field(default=None, description="roots that callers are verified with (PEM)")
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> Self:
+        if (self.certificate is None) != (self.private_key is None):
+            raise ValueError("`certificate` and `private_key` go together")
+        if self.client_ca is not None and self.certificate is None:
+            raise ValueError("`client_ca` needs `certificate` and `private_key`")
+        return self
+
+    def files(self) -> TlsFiles | None:
+        """Return the files for the transport, None without a certificate."""
+        if self.certificate is None or self.private_key is None:
+            return None
+        return TlsFiles(self.certificate, self.private_key, self.client_ca)
+
+
+class RequestSettings(BaseModel):
+    """The request path: `Authorization`, `RateLimitService`, health."""
+
+    model_config = _STRICT
+    listen: list[ListenAddress] = Field(
+        default=[Address.parse("tcp://127.0.0.1:9191")],
+        description="where Envoys ask: tcp://, tls:// or unix://",
+    )
+    transport: Literal["ngh2", "grpcio"] = Field(default="ngh2", description="the HTTP/2 stack")
+    max_message_bytes: int = Field(default=_MAX_MESSAGE_BYTES, ge=1024, description="largest request message")
+    unix_mode: FileMode = Field(default=0o600, description="permissions of Unix sockets, such as 0660")
+    tls: TlsSettings = TlsSettings()
+
+
+class ControlSettings(BaseModel):
+    """The control path: SDS, health, reflection."""
+
+    model_config = _STRICT
+    listen: list[ListenAddress] = Field(
+        default=[Address.parse("tcp://127.0.0.1:9192")],
+        description="where SDS, health and reflection are; SDS gives identities on unix:// only",
+    )
+    tls: TlsSettings = TlsSettings()
+
+
+class AdminSettings(BaseModel):
+    """Admin HTTP: /healthz, /readyz, /metrics, /version."""
+
+    model_config = _STRICT
+    listen: ListenAddress = Field(
+        default=Address.parse("tcp://127.0.0.1:9190"), description="tcp:// address of admin HTTP"
+    )
+
+    @field_validator("listen")
+    @classmethod
+    def _tcp_only(cls, value: Address) -> Address:
+        if value.scheme is not Scheme.TCP:
+            raise ValueError("admin HTTP listens on `tcp://HOST:PORT` only")
+        return value
+
+
+class CaSettings(BaseModel):
+    """The CA that SDS issues from."""
+
+    model_config = _STRICT
+    dir: FilePath | None = Field(default=None, description="folder that `ca init` wrote; none: no SDS")
+
+
+class LogSettings(BaseModel):
+    """What is logged, on standard error."""
+
+    model_config = _STRICT
+    level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level")
+    format: Literal["auto", "json", "console"] = Field(
+        default="auto", description="auto: console on a terminal, else JSON lines"
+    )
+    decisions: Decisions = Field(default=DecisionLog.DENIED, description="which decisions get a line")
+
+
+class WorkloadSettings(BaseModel):
+    """A workload: the identity it gets over SDS, how it proves who it is, and the service that it is."""
+
+    model_config = _STRICT
+    spiffe_id: Annotated[SpiffeId, _text(SpiffeId.parse)]
+    selectors: list[Annotated[Selector, _text(Selector.parse)]] = []
+    svid_ttl: Duration = timedelta(hours=1)
+    dns_names: list[str] = []
+    service: str = ""
+    namespace: str = ""
+    labels: dict[str, str] = {}
+
+
+class Settings(BaseModel):
+    """Everything `garrison serve` can be told."""
+
+    model_config = _STRICT
+    trust_domain: Domain = Field(default=TrustDomain("cluster.local"), description="the mesh's trust domain")
+    trust_domain_aliases: list[Domain] = Field(default=[], description="other names of the trust domain")
+    root_namespace: str = Field(default="istio-system", description="namespace of mesh-wide policies")
+    path_normalization: Normalization = Field(
+        default=PathNormalization.BASE, description="NONE, BASE, MERGE_SLASHES or DECODE_AND_MERGE_SLASHES"
+    )
+    policies: list[FilePath] = Field(default=[], description="policy files and folders, watched")
+    limits: list[FilePath] = Field(default=[], description="rate-limit files and folders, watched")
+    destination_from_host: bool = Field(
+        default=False, description="take the destination from the Host header when nothing else names it"
+    )
+    drain_grace: Duration = Field(
+        default=timedelta(seconds=10), description="how long calls in flight may take to finish at SIGTERM"
+    )
+    request: RequestSettings = RequestSettings()
+    control: ControlSettings = ControlSettings()
+    admin: AdminSettings = AdminSettings()
+    ca: CaSettings = CaSettings()
+    log: LogSettings = LogSettings()
+    workloads: list[WorkloadSettings] = Field(default=[], description="who gets which identity")
+
+    @field_validator("workloads")
+    @classmethod
+    def _known_trust_domains(
+        cls, value: list[WorkloadSettings], info: ValidationInfo
+    ) -> list[WorkloadSettings]:
+        seen: set[SpiffeId] = set()
+        for workload in value:
+            if "trust_domain" in info.data and workload.spiffe_id.trust_domain != info.data["trust_domain"]:
+                raise ValueError(
+                    f"`{workload.spiffe_id}` is not in trust domain `{info.data['trust_domain']}`"
+                )
+            if workload.spiffe_id in seen:
+                raise ValueError(f"`{workload.spiffe_id}` stands twice")
+            seen.add(workload.spiffe_id)
+        return value
+
+    @property
+    def mesh(self) -> MeshSettings:
+        """The part that policies are compiled with."""
+        return MeshSettings(
+            self.trust_domain, tuple(self.trust_domain_aliases), self.root_namespace, self.path_normalization
+        )
+
+    def registrations(self) -> list[Registration]:
+        """Return who gets which SVID over SDS."""
+        return [
+            Registration(
+                workload.spiffe_id, tuple(workload.selectors), workload.svid_ttl, tuple(workload.dns_names)
+            )
+            for workload in self.workloads
+            if workload.selectors
+        ]
+
+    def destinations(self) -> dict[SpiffeId, Destination]:
+        """Return the destination that each workload's SVID stands for."""
+        found: dict[SpiffeId, Destination] = {}
+        for workload in self.workloads:
+            attributes = {
+                "destination.service": workload.service,
+                "destination.namespace": workload.namespace or workload.spiffe_id.namespace or "",
+                "destination.user": workload.spiffe_id.service_account or "",
+                **{f"destination.labels[{name}]": value for name, value in workload.labels.items()},
+            }
+            if destination := destination_from_attributes(attributes):
+                found[workload.spiffe_id] = destination
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """One setting: its path, type and description."""
+
+    path: tuple[str, ...]
+    annotation: Any
+    description: str
+    default: Any
+
+    @property
+    def name(self) -> str:
+        """The setting as the file spells it: `request.transport`."""
+        return ".".join(self.path)
+
+    @property
+    def variable(self) -> str:
+        """The setting as the environment spells it."""
+        return ENVIRONMENT_PREFIX + "_".join(self.path).upper()
+
+    @property
+    def flag(self) -> str:
+        """The setting as the command line spells it."""
+        return "--" + "-".join(self.path).replace("_", "-")
+
+    @property
+    def is_list(self) -> bool:
+        """Whether the setting holds several values."""
+        return get_origin(self.annotation) is list
+
+
+def leaves(model: type[BaseModel] = Settings, path: tuple[str, ...] = ()) -> Iterator[Leaf]:
+    """Yield every setting that has one value or a list of plain values."""
+    for name, info in model.model_fields.items():
+        annotation = info.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            yield from leaves(annotation, (*path, name))
+        elif annotation != list[WorkloadSettings]:
+            yield Leaf((*path, name), annotation, info.description or "", info.default)
+
+
+def load_settings(
+    file: Path | None, environment: Mapping[str, str], flags: Mapping[str, str | tuple[str, ...]]
+) -> Settings:
+    """Return the settings; `flags` maps a setting's name (`request.transport`) to its text or texts.
+
+    Relative paths in the file are relative to the file's folder, others to the working directory.
+
+    Raises:
+        ConfigError: a setting is unknown or wrong; each is named with where it came from.
+
+    """
+    problems: list[Diagnostic] = []
+    data: dict[str, Any] = {}
+    document = Document("settings", data)
+    if file is not None:
+        document, problems = _read(file)
+        data = document.data
+        if not problems:
+            checked = validate(Settings, document)
+            problems = checked if isinstance(checked, list) else []
+        if problems:
+            raise ConfigError(problems)
+        _anchor_paths(data, file.parent)
+    origins: dict[tuple[str, ...], str] = {}
+    for origin, leaf, value in [*_from_environment(environment, problems), *_from_flags(flags)]:
+        _put(data, leaf.path, _value(leaf, value))
+        origins[leaf.path] = origin
+    merged = Document(document.file, data, dict.fromkeys(_paths(data), Position(1, 1)))
+    result = validate(Settings, merged)
+    if isinstance(result, list):
+        problems += [_at_origin(problem, origins) for problem in result]
+    if problems or isinstance(result, list):
+        raise ConfigError(problems)
+    return result
+
+
+def _read(file: Path) -> tuple[Document, list[Diagnostic]]:
+    name = str(file)
+    empty = Document(name, {})
+    try:
+        text = file.read_bytes()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        return empty, [Diagnostic(name, Position(1, 1), (), "unreadable", f"cannot be read: {reason}")]
+    documents, problems = parse(text, name)
+    if len(documents) > 1:
+        second = documents[1].position(())
+        problems.append(Diagnostic(name, second, (), "two_documents", "there can be only one document"))
+    document = documents[0] if documents else empty
+    if not isinstance(document.data, dict):
+        problems.append(document.error((), "dict_type", "expected a mapping of settings"))
+    return document, problems
+
+
+def _from_environment(
+    environment: Mapping[str, str], problems: list[Diagnostic]
+) -> Iterator[tuple[str, Leaf, str | tuple[str, ...]]]:
+    known = {leaf.variable: leaf for leaf in leaves()}
+    for name in sorted(environment):
+        if not name.startswith(ENVIRONMENT_PREFIX) or _NOT_OURS.fullmatch(name):
+            continue
+        leaf = known.get(name)
+        if leaf is None:
+            message = f"no setting is called `{name}`"
+            problems.append(Diagnostic("environment", Position(1, 1), (), "unknown_setting", message))
+            continue
+        text = environment[name]
+        value = tuple(part.strip() for part in text.split(",") if part.strip()) if leaf.is_list else text
+        yield f"environment {name}", leaf, value
+
+
+def _from_flags(
+    flags: Mapping[str, str | tuple[str, ...]],
+) -> Iterator[tuple[str, Leaf, str | tuple[str, ...]]]:
+    for leaf in leaves():
+        if leaf.name in flags:
+            yield f"flag {leaf.flag}", leaf, flags[leaf.name]
+
+
+def _value(leaf: Leaf, value: str | tuple[str, ...]) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    if leaf.annotation in {int, bool}:
+        documents, _ = parse(value.encode(), leaf.name)
+        return documents[0].data if documents else value
+    return value
+
+
+def _put(data: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    for part in path[:-1]:
+        data = data.setdefault(part, {})
+    data[path[-1]] = value
+
+
+def _anchor_paths(data: dict[str, Any], folder: Path) -> None:
+    """Make the file's relative paths relative to the file's folder."""
+    for leaf in leaves():
+        holder: Any = data
+        for part in leaf.path[:-1]:
+            holder = holder.get(part, {})
+        value = holder.get(leaf.path[-1])
+        if value is None or Path not in _types(leaf.annotation):
+            continue
+        anchored = [str(folder / one) for one in value] if isinstance(value, list) else str(folder / value)
+        holder[leaf.path[-1]] = anchored
+
+
+def _types(annotation: Any) -> set[Any]:
+    return {annotation}.union(*(_types(argument) for argument in get_args(annotation)))
+
+
+def _paths(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    yield path
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _paths(item, (*path, name))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _paths(item, (*path, index))
+
+
+def _at_origin(problem: Diagnostic, origins: Mapping[tuple[str, ...], str]) -> Diagnostic:
+    for path, origin in origins.items():
+        if problem.field[: len(path)] == path:
+            return Diagnostic(
+                origin, Position(1, 1), problem.field, problem.code, problem.message, problem.help
+            )
+    return problem

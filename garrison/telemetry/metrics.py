@@ -1,0 +1,54 @@
+"""Prometheus metrics, read from the plain counters that the hot path keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from garrison.telemetry import names
+
+Counts = Mapping[tuple[str, ...], int]
+
+
+class ServerCollector(Collector):
+    """Reads the server's counters when somebody scrapes; each reader gives (label values) -> count."""
+
+    def __init__(
+        self,
+        *,
+        decisions: Callable[[], Counts],
+        rate_limits: Callable[[], Counts],
+        reloads: Callable[[], Counts],
+        snapshots: Callable[[], Mapping[str, str]],
+        ready: Callable[[], bool],
+    ) -> None:
+        self._decisions = decisions
+        self._rate_limits = rate_limits
+        self._reloads = reloads
+        self._snapshots = snapshots
+        self._ready = ready
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield every metric family."""
+        yield _counter(names.DECISIONS, names.DECISIONS_HELP, names.DECISIONS_LABELS, self._decisions())
+        yield _counter(
+            names.RATE_LIMIT_HITS,
+            names.RATE_LIMIT_HITS_HELP,
+            names.RATE_LIMIT_HITS_LABELS,
+            self._rate_limits(),
+        )
+        yield _counter(names.RELOADS, names.RELOADS_HELP, names.RELOADS_LABELS, self._reloads())
+        snapshots = GaugeMetricFamily(names.SNAPSHOT, names.SNAPSHOT_HELP, labels=names.SNAPSHOT_LABELS)
+        for kind, version in self._snapshots().items():
+            snapshots.add_metric((kind, version), 1)
+        yield snapshots
+        yield GaugeMetricFamily(names.READY, names.READY_HELP, value=float(self._ready()))
+
+
+def _counter(name: str, help_: str, labels: Sequence[str], counts: Counts) -> Metric:
+    family = CounterMetricFamily(name, help_, labels=labels)
+    for values, count in counts.items():
+        family.add_metric(values, count)
+    return family

@@ -1,0 +1,22 @@
+"""Every metric's name and labels, in one place; label sets are constant and bounded."""
+
+from __future__ import annotations
+
+DECISIONS = "garrison_decisions"
+DECISIONS_HELP = "Check calls answered, by verdict and reason code"
+DECISIONS_LABELS = ("verdict", "code")
+
+RATE_LIMIT_HITS = "garrison_rate_limit_answers"
+RATE_LIMIT_HITS_HELP = "ShouldRateLimit calls answered, by domain and outcome"
+RATE_LIMIT_HITS_LABELS = ("domain", "outcome")
+
+RELOADS = "garrison_reloads"
+RELOADS_HELP = "Loads of policies and limits, by kind and result"
+RELOADS_LABELS = ("kind", "result")
+
+SNAPSHOT = "garrison_snapshot"
+SNAPSHOT_HELP = "The generation in force, as a label"
+SNAPSHOT_LABELS = ("kind", "version")
+
+READY = "garrison_ready"
+READY_HELP = "1 when the server takes calls, 0 before and while it drains"

@@ -1,0 +1,93 @@
+"""Builders for policies, CheckRequests and decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
+
+from authz.attributes import Attributes
+from authz.decision import Decision
+from authz.pipeline import decide
+from authz.policy.compile import MeshSettings
+from authz.service import DestinationResolver
+from authz.snapshot import Snapshot, build_snapshot
+from garrison.documents import parse
+from garrison.transport import Call, Peer
+
+SERVICE = "products.default.svc.cluster.local"
+NOW = 1_800_000_000.0
+CALL = Call(Peer("test"), ())
+
+
+def principal(account: str, namespace: str = "default", trust_domain: str = "cluster.local") -> str:
+    """Return the SPIFFE ID that Envoy reports for a service account."""
+    return f"spiffe://{trust_domain}/ns/{namespace}/sa/{account}"
+
+
+def check_request(
+    *,
+    source: str = "",
+    method: str = "GET",
+    path: str = "/",
+    headers: Mapping[str, str] | None = None,
+    raw_headers: Sequence[tuple[str, bytes]] = (),
+    service: str | None = SERVICE,
+    extensions: Mapping[str, str] | None = None,
+    host: str = "products",
+    source_ip: str = "10.0.0.1",
+) -> Any:
+    """Return a CheckRequest as Envoy sends it; `service=None` names no destination."""
+    request = CheckRequest()
+    context = request.attributes
+    context.source.principal = source
+    context.source.address.socket_address.address = source_ip
+    context.destination.address.socket_address.address = "10.0.0.2"
+    context.destination.address.socket_address.port_value = 9080
+    http = context.request.http
+    http.method, http.path, http.host, http.protocol = method, path, host, "HTTP/1.1"
+    for name, value in (headers or {}).items():
+        http.headers[name] = value
+    for name, raw in raw_headers:
+        line = http.header_map.headers.add()
+        line.key, line.raw_value = name, raw
+    if service is not None:
+        context.context_extensions["destination.service"] = service
+    for name, value in (extensions or {}).items():
+        context.context_extensions[name] = value
+    return request
+
+
+def snapshot(text: str, mesh: MeshSettings | None = None) -> Snapshot:
+    """Return the compiled snapshot of the policies in `text`."""
+    documents, problems = parse(text.encode(), "policy.yaml")
+    assert problems == []
+    return build_snapshot(documents, mesh or MeshSettings(), [text.encode()])
+
+
+def decide_on(policies: Snapshot | str, request: Any, now: float = NOW) -> Decision:
+    """Return the decision for `request`."""
+    compiled = snapshot(policies) if isinstance(policies, str) else policies
+    context = request.attributes
+    destination = DestinationResolver().resolve(context.context_extensions, context.request.http.host, CALL)
+    attributes = Attributes(context, compiled.mesh.path_normalization, destination)
+    return decide(compiled, attributes, now)[0]
+
+
+def role(rules: str, subjects: str = '[{user: "*"}]', name: str = "r", namespace: str = "default") -> str:
+    """Return a ServiceRole with `rules` and a binding to `subjects`, both in YAML's flow style."""
+    return f"""
+apiVersion: rbac.istio.io/v1alpha1
+kind: ServiceRole
+metadata: {{name: {name}, namespace: {namespace}}}
+spec: {{rules: {rules}}}
+---
+apiVersion: rbac.istio.io/v1alpha1
+kind: ServiceRoleBinding
+metadata: {{name: {name}, namespace: {namespace}}}
+spec:
+  roleRef: {{kind: ServiceRole, name: {name}}}
+  subjects: {subjects}
+---
+"""
