@@ -60,7 +60,7 @@ class Child:
                 raise StartError(f"{self.name}: {what} took over {timeout_seconds:g} s:\n{self.tail()}")
             time.sleep(_POLL_SECONDS)
 
-    def stop(self, timeout_seconds: float = 10.0) -> int:
+    def stop(self, timeout_seconds: float = 20.0) -> int:
         """Ask it to end (SIGTERM), insist after `timeout_seconds` (SIGKILL); return its exit code."""
         if self.exit_code is None:
             self.process.terminate()

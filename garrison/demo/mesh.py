@@ -157,6 +157,11 @@ class Mesh:
         """Return what the Envoy in front of the call's destination logged about it; None if nothing."""
         return self.logs.find((member.name for member in servers(call.service)), answer.request_id)
 
+    def tls_failures(self, member: str, counter: str) -> int:
+        """Return how often the inbound listener of `member` has counted `ssl.<counter>`."""
+        stats = _admin(self.run / f"{member}.sock", f"/stats?filter=^listener\\..*\\.ssl\\.{counter}$")
+        return sum(int(line.rpartition(": ")[2]) for line in stats.splitlines())
+
     # --------------------------------------------------------------------------------------- lifecycle
 
     def start_server(self) -> Server:
@@ -172,6 +177,11 @@ class Mesh:
         """Replace `garrison serve` by a new process, without a gap; return the old one's exit code."""
         old, self.server = self.server, self.start_server()
         return self._children.stop(old.child)
+
+    def issue_by_hand(self, member: str, out: Path) -> None:
+        """Write an SVID of `member` below `out`, as somebody with access to the CA's folder could."""
+        identity = next(str(one.identity) for one in MEMBERS if one.name == member)
+        self._garrison_once("ca", "issue", "--dir", str(self.run / "ca"), identity, "--out", str(out))
 
     def ended(self) -> list[Child]:
         """Return what should run and does not."""
@@ -189,12 +199,15 @@ class Mesh:
         self._say(f"==> {what}: ready in {time.monotonic() - started:.1f} s")
 
     def _init_ca(self) -> None:
-        words = ["ca", "init", "--dir", str(self.run / "ca"), "--trust-domain", str(TRUST_DOMAIN)]
-        log = self.run / "logs" / "ca-init.log"
-        child = self._children.start("garrison ca init", [*self._garrison, *words], log)
-        if child.process.wait(_START_SECONDS) != 0:
-            raise StartError(f"`garrison ca init` ended with exit code {child.exit_code}:\n{child.tail()}")
+        self._garrison_once("ca", "init", "--dir", str(self.run / "ca"), "--trust-domain", str(TRUST_DOMAIN))
+
+    def _garrison_once(self, *words: str) -> None:
+        log = self.run / "logs" / f"{words[0]}-{words[1]}.log"
+        child = self._children.start(f"garrison {words[0]} {words[1]}", [*self._garrison, *words], log)
+        exit_code = child.process.wait(_START_SECONDS)
         self._children.stop(child)
+        if exit_code != 0:
+            raise StartError(f"`{child.name}` ended with exit code {exit_code}:\n{child.tail()}")
 
     def _start_first_server(self) -> None:
         self.server = self.start_server()
@@ -313,12 +326,17 @@ def _listen(holders: ExitStack) -> socket.socket:
 
 
 def _is_live(admin: Path) -> bool:
-    connection = UnixConnection(admin)
     try:
-        connection.request("GET", "/ready")
-        return connection.getresponse().status == 200
+        return _admin(admin, "/ready") == "LIVE\n"
     except (OSError, http.client.HTTPException):
         return False
+
+
+def _admin(socket_path: Path, query: str) -> str:
+    connection = UnixConnection(socket_path)
+    try:
+        connection.request("GET", query)
+        return connection.getresponse().read().decode()
     finally:
         connection.close()
 
