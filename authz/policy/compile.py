@@ -7,7 +7,7 @@ does not know, values that it cannot parse) this is an error. `docs/semantics.md
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from authz.authn.jwt import DEFAULT_HEADERS, DEFAULT_PARAMETERS, JwtRule, KeySetError, TokenHeader, parse_jwks
@@ -176,6 +176,7 @@ def _validate(compiler: _Compiler, document: Document) -> Resource | None:
 
 def _compile(compiler: _Compiler, loaded: Sequence[_Loaded]) -> PolicySet:
     bindings: dict[tuple[str, str], list[_Loaded]] = defaultdict(list)
+    subjects: dict[tuple[str, str], list[Subject]] = defaultdict(list)
     roles: dict[tuple[str, str], _Loaded] = {}
     tokens: list[TokenPolicy] = []
     for one in loaded:
@@ -183,26 +184,31 @@ def _compile(compiler: _Compiler, loaded: Sequence[_Loaded]) -> PolicySet:
         if isinstance(one.resource, ServiceRole):
             roles[namespace, one.resource.metadata.name] = one
         elif isinstance(one.resource, ServiceRoleBinding):
-            bindings[namespace, one.resource.spec.roleRef.name].append(one)
+            key = (namespace, one.resource.spec.roleRef.name)
+            bindings[key].append(one)
+            subjects[key] += _subjects(compiler, one)
         elif isinstance(one.resource, RequestAuthentication):
             tokens.append(_token_policy(compiler, one))
-    rules: list[Rule] = []
-    for key, one in roles.items():
-        subjects = tuple(
-            subject for binding in bindings.pop(key, ()) for subject in _subjects(compiler, binding)
-        )
-        rules += _rules(compiler, one, subjects)
-    for left in bindings.values():
-        for one in left:
-            compiler.warn(
-                one,
-                ("spec", "roleRef", "name"),
-                "missing_role",
-                f"namespace `{one.resource.metadata.namespace}` has no such ServiceRole: nothing is granted",
-            )
+    rules = [
+        rule for key, one in roles.items() for rule in _rules(compiler, one, tuple(subjects.get(key, ())))
+    ]
     rules.sort(key=lambda rule: (rule.policy, rule.index))
     enforcement = _enforcement(compiler, loaded)
+    if not compiler.problems:  # a role that could not be read is not missing
+        _warn_of_missing_roles(compiler, bindings, roles)
     return PolicySet(tuple(rules), tuple(tokens), enforcement, compiler.mesh.root_namespace)
+
+
+def _warn_of_missing_roles(
+    compiler: _Compiler,
+    bindings: Mapping[tuple[str, str], Sequence[_Loaded]],
+    roles: Mapping[tuple[str, str], _Loaded],
+) -> None:
+    for (namespace, name), granting in bindings.items():
+        if (namespace, name) not in roles:
+            message = f"namespace `{namespace}` has no ServiceRole `{name}`: nothing is granted"
+            for one in granting:
+                compiler.warn(one, ("spec", "roleRef", "name"), "missing_role", message)
 
 
 def _rules(compiler: _Compiler, loaded: _Loaded, subjects: tuple[Subject, ...]) -> Iterable[Rule]:

@@ -102,7 +102,9 @@ def test_mistakes_of_documents(text: str, expected: str) -> None:
 
 def test_all_mistakes_of_all_documents_are_reported() -> None:
     """One run shows everything there is to fix."""
-    broken = role("[{servces: [a]}]", "[{properties: {a: b}}]") + role("[{pths: [a]}]", "[{usr: b}]", name="s")
+    broken = role("[{servces: [a]}]", "[{properties: {a: b}}]") + role(
+        "[{pths: [a]}]", "[{usr: b}]", name="s"
+    )
     found = " ".join(problems_of(broken))
     assert all(word in found for word in ("servces", "`a` is not known", "pths", "usr"))
 
@@ -112,7 +114,7 @@ def test_a_binding_to_a_missing_role_is_a_warning() -> None:
     text = role("[{}]").replace("kind: ServiceRole, name: r", "kind: ServiceRole, name: typo")
     found = problems_of(text)
     assert len(found) == 1
-    assert "warning: spec.roleRef.name: namespace `default` has no such ServiceRole" in found[0]
+    assert "warning: spec.roleRef.name: namespace `default` has no ServiceRole `typo`" in found[0]
 
 
 def test_items_of_a_list_keep_their_positions() -> None:
