@@ -188,19 +188,22 @@ def issue(
 
 
 @ca.command(epilog=EXIT_CODES)
-@click.argument("file", type=click.File("rb"))
+@click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
 @_json_option
-def show(file: Any, as_json: bool) -> None:  # noqa: FBT001
+def show(file: Path, as_json: bool) -> None:  # noqa: FBT001
     r"""Show every certificate in FILE (- reads stdin): PEM, DER, a signing request, or a SPIFFE bundle.
 
     \b
     Example:
       ca show ./web/svid.pem
     """
+    standard_input = str(file) == "-"
+    content = sys.stdin.buffer.read() if standard_input else file.read_bytes()
     try:
-        descriptions = describe_file(file.read())
+        descriptions = describe_file(content)
     except ValueError as error:
-        raise _Failure(f"{file.name}: {error}", EXIT_UNUSABLE) from error
+        name = "standard input" if standard_input else file
+        raise _Failure(f"{name}: {error}", EXIT_UNUSABLE) from error
     if as_json:
         click.echo(json.dumps(descriptions, indent=2))
     else:

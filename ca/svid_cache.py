@@ -65,10 +65,6 @@ class SvidCache:
             return found[1]
         return self._issue(registration, now)
 
-    def forget(self, spiffe_id: SpiffeId) -> None:
-        """Drop an SVID that is no longer wanted, with its key."""
-        self._held.pop(spiffe_id, None)
-
     def renew(self, now: datetime, *, all_of_them: bool = False) -> tuple[set[SpiffeId], list[IssuanceError]]:
         """Replace what is due, and return whose SVIDs are new and what the CA refused.
 

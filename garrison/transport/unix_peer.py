@@ -345,7 +345,7 @@ class _Side(asyncio.Protocol):
             self._close_both()
             return False
         with contextlib.suppress(OSError):  # it went away just now, and will say so itself
-            self.other.transport.write_eof()
+            other.transport.write_eof()
         return True
 
     def pause_writing(self) -> None:

@@ -1,0 +1,1 @@
+"""The wire APIs of the CA, one module each."""

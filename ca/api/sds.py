@@ -1,0 +1,324 @@
+"""`envoy.service.secret.v3.SecretDiscoveryService`: identities for Envoys on this machine.
+
+| name asked for                      | secret                                                   |
+| ----------------------------------- | -------------------------------------------------------- |
+| `default`                           | the caller's first identity: chain and private key       |
+| a SPIFFE ID the caller may have     | that identity: chain and private key                     |
+| `ROOTCA`, or `spiffe://<our domain>` | the roots of our trust domain                           |
+
+Anything else is PERMISSION_DENIED: a name alone proves nothing. Keys are made here for each stream, are
+never written anywhere, and are replaced together with their certificates.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import grpc
+import structlog
+from cryptography.hazmat.primitives.serialization import Encoding
+from envoy.extensions.transport_sockets.tls.v3.secret_pb2 import Secret
+from envoy.service.discovery.v3.discovery_pb2 import (
+    DeltaDiscoveryRequest,
+    DeltaDiscoveryResponse,
+    DiscoveryRequest,
+    DiscoveryResponse,
+)
+
+from ca.api.sds_subscription import (
+    Delta,
+    NamedSecret,
+    StateOfTheWorld,
+    Subscription,
+    build_discovery_response,
+    check_type_url,
+)
+from ca.attestation import entitled, selectors_of
+from ca.authority import Authority
+from ca.inspection import check_key_pair
+from ca.keys import private_key_pem
+from ca.registration import Registration
+from ca.svid_cache import HeldSvid, SvidCache
+from garrison.errors import IssuanceError, RequestError
+from garrison.transport import StatusCode, StatusError
+from garrison.transport.unix_peer import PeerCredentials
+
+SERVICE = "envoy.service.secret.v3.SecretDiscoveryService"
+DEFAULT = "default"
+ROOTCA = "ROOTCA"
+
+# A timer counts the time the machine is awake; certificates end by the clock on the wall.
+_MAX_SLEEP = timedelta(minutes=1)
+_GRPC_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+_log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class SdsCounters:
+    """What happened since the start; `streams` are those open now."""
+
+    streams: int = 0
+    responses: int = 0
+    nacks: int = 0
+    denials: int = 0
+    issue_failures: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Caller:
+    """An attested caller and what it may have."""
+
+    credentials: PeerCredentials
+    registrations: tuple[Registration, ...]
+
+
+class SecretDiscovery:
+    """Serves secrets to callers whose peer credentials entitle them.
+
+    `peer_credentials` maps a gRPC peer to the process behind it (`PeerCredentialListener.credentials`);
+    a caller it does not know gets nothing. Clock, sleep and randomness can be replaced.
+    """
+
+    def __init__(
+        self,
+        authority: Authority,
+        registrations: Sequence[Registration],
+        *,
+        peer_credentials: Callable[[str], PeerCredentials | None],
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._authority = authority
+        self._registrations = tuple(registrations)
+        self._peer_credentials = peer_credentials
+        self._now = now
+        self._sleep = sleep
+        self._jitter = jitter
+        self._forced: set[asyncio.Event] = set()
+        self.counters = SdsCounters()
+
+    def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
+        """Return the handlers for `grpc.aio.Server.add_generic_rpc_handlers`."""
+        methods = {
+            "StreamSecrets": grpc.stream_stream_rpc_method_handler(
+                self._stream_secrets, DiscoveryRequest.FromString, DiscoveryResponse.SerializeToString
+            ),
+            "DeltaSecrets": grpc.stream_stream_rpc_method_handler(
+                self._delta_secrets,
+                DeltaDiscoveryRequest.FromString,
+                DeltaDiscoveryResponse.SerializeToString,
+            ),
+            "FetchSecrets": grpc.unary_unary_rpc_method_handler(
+                self._fetch_secrets, DiscoveryRequest.FromString, DiscoveryResponse.SerializeToString
+            ),
+        }
+        return (grpc.method_handlers_generic_handler(SERVICE, methods),)
+
+    def rotate(self) -> None:
+        """Replace every key and SVID now, and push them."""
+        for event in self._forced:
+            event.set()
+
+    async def _stream_secrets(self, requests: AsyncIterator[Any], context: _Context) -> None:
+        await self._answer(context, self._run(StateOfTheWorld(), requests, context))
+
+    async def _delta_secrets(self, requests: AsyncIterator[Any], context: _Context) -> None:
+        await self._answer(context, self._run(Delta(), requests, context))
+
+    async def _fetch_secrets(self, request: Any, context: _Context) -> Any:
+        return await self._answer(context, self._fetch(request, context))
+
+    async def _answer(self, context: _Context, work: Awaitable[Any]) -> Any:
+        """Await `work`; what it raises becomes a status, and only what is meant for the caller is said."""
+        try:
+            return await work
+        except StatusError as error:
+            code, text = error.code, error.message
+        except RequestError as error:
+            code, text = StatusCode.INVALID_ARGUMENT, str(error)
+        except IssuanceError as error:
+            # Nothing the caller did, and it may be over soon: Envoy asks again.
+            self.counters.issue_failures += 1
+            _log.error("sds issuance failed", peer=context.peer(), reason=str(error))
+            code, text = StatusCode.UNAVAILABLE, f"the CA cannot issue: {error}"
+        except Exception:  # noqa: BLE001 - a bug here must not show the caller our insides
+            _log.exception("sds call failed", peer=context.peer())
+            code, text = StatusCode.INTERNAL, "internal error"
+        return await context.abort(_GRPC_CODES[int(code)], text)
+
+    async def _fetch(self, request: Any, context: _Context) -> Any:
+        caller = self._attest(context)
+        check_type_url(request.type_url)
+        if not request.resource_names:
+            raise RequestError("a request for secrets must name them")
+        names = tuple(dict.fromkeys(request.resource_names))
+        cache = SvidCache(self._authority, random=self._jitter)
+        response = build_discovery_response(self._secrets(caller, cache, names), nonce="")
+        self.counters.responses += 1
+        return response
+
+    async def _run(self, subscription: Subscription, requests: AsyncIterator[Any], context: _Context) -> None:
+        caller = self._attest(context)
+        cache = SvidCache(self._authority, random=self._jitter)
+        forced = asyncio.Event()
+        self._forced.add(forced)
+        self.counters.streams += 1
+        reading = asyncio.ensure_future(anext(requests))
+        rotation = asyncio.ensure_future(forced.wait())
+        try:
+            while True:
+                timer = asyncio.ensure_future(self._until_due(cache))
+                try:
+                    await asyncio.wait({reading, rotation, timer}, return_when=asyncio.FIRST_COMPLETED)
+                    if timer.done():
+                        timer.result()
+                finally:
+                    timer.cancel()
+                answer: tuple[str, ...] = ()
+                if reading.done():
+                    try:
+                        answer = self._receive(caller, subscription, reading.result())
+                    except StopAsyncIteration:
+                        return
+                    reading = asyncio.ensure_future(anext(requests))
+                # Also when a request came: a caller that keeps talking must not put renewal off.
+                changed = self._renew(caller, cache, all_of_them=forced.is_set())
+                if forced.is_set():
+                    forced.clear()
+                    rotation = asyncio.ensure_future(forced.wait())
+                wanted = dict.fromkeys((*answer, *subscription.affected(changed)))
+                if wanted:
+                    secrets = self._secrets(caller, cache, tuple(wanted))
+                    self.counters.responses += 1
+                    await context.write(subscription.respond(secrets))
+        finally:
+            reading.cancel()
+            rotation.cancel()
+            await asyncio.gather(reading, rotation, return_exceptions=True)
+            self._forced.discard(forced)
+            self.counters.streams -= 1
+
+    def _attest(self, context: _Context) -> _Caller:
+        peer = context.peer()
+        credentials = self._peer_credentials(peer)
+        if credentials is None:
+            self.counters.denials += 1
+            _log.warning("sds denied", peer=peer, reason="no peer credentials")
+            raise StatusError(
+                StatusCode.PERMISSION_DENIED,
+                "secrets are given only over the Unix socket, where the caller can be attested",
+            )
+        registrations = entitled(self._registrations, selectors_of(credentials))
+        if not registrations:
+            self._denied(credentials, reason="no registration matches")
+            raise StatusError(
+                StatusCode.PERMISSION_DENIED,
+                f"no registration matches this caller ({_describe(credentials)})",
+            )
+        return _Caller(credentials, registrations)
+
+    def _denied(self, credentials: PeerCredentials, **fields: object) -> None:
+        self.counters.denials += 1
+        _log.warning(
+            "sds denied",
+            pid=credentials.pid,
+            uid=credentials.uid,
+            gid=credentials.gid,
+            path=credentials.path,
+            **fields,
+        )
+
+    def _receive(self, caller: _Caller, subscription: Subscription, request: Any) -> tuple[str, ...]:
+        received = subscription.receive(request)
+        if received.refusal is not None:
+            self.counters.nacks += 1
+            _log.warning(
+                "sds response refused",
+                pid=caller.credentials.pid,
+                uid=caller.credentials.uid,
+                path=caller.credentials.path,
+                names=subscription.names,
+                reason=received.refusal,
+            )
+        for name in received.answer:
+            self._identity(caller, name)  # refuse before anything is issued
+        return received.answer
+
+    def _identity(self, caller: _Caller, name: str) -> Registration | None:
+        """Return the registration that `name` stands for; None for the trust bundle.
+
+        Raises:
+            StatusError: the caller is not entitled to what it names.
+
+        """
+        if name == DEFAULT:
+            return caller.registrations[0]
+        if name in {ROOTCA, str(self._authority.trust_domain.spiffe_id)}:
+            return None
+        for registration in caller.registrations:
+            if str(registration.spiffe_id) == name:
+                return registration
+        self._denied(caller.credentials, name=name, reason="not entitled to this name")
+        raise StatusError(
+            StatusCode.PERMISSION_DENIED,
+            f"this caller ({_describe(caller.credentials)}) may not have `{name}`",
+        )
+
+    def _renew(self, caller: _Caller, cache: SvidCache, *, all_of_them: bool) -> set[str]:
+        """Renew what is due, and return the names whose secrets changed."""
+        renewed, refused = cache.renew(self._now(), all_of_them=all_of_them)
+        for error in refused:
+            self.counters.issue_failures += 1
+            _log.error("sds renewal failed", pid=caller.credentials.pid, reason=str(error))
+        names = {str(spiffe_id) for spiffe_id in renewed}
+        if caller.registrations[0].spiffe_id in renewed:
+            names.add(DEFAULT)
+        return names
+
+    def _secrets(self, caller: _Caller, cache: SvidCache, names: Sequence[str]) -> list[NamedSecret]:
+        secrets = []
+        for name in names:
+            registration = self._identity(caller, name)
+            if registration is None:
+                secrets.append(_bundle_secret(name, self._authority))
+            else:
+                secrets.append(_svid_secret(name, cache.get(registration, self._now())))
+        return secrets
+
+    async def _until_due(self, cache: SvidCache) -> None:
+        due = cache.next_renewal
+        left = _MAX_SLEEP if due is None else min(_MAX_SLEEP, due - self._now())
+        await self._sleep(max(0.0, left.total_seconds()))
+
+
+def _svid_secret(name: str, held: HeldSvid) -> NamedSecret:
+    check_key_pair(held.svid.leaf, held.key)
+    message = Secret(name=name)
+    message.tls_certificate.certificate_chain.inline_bytes = held.svid.chain_pem
+    message.tls_certificate.private_key.inline_bytes = private_key_pem(held.key)
+    return NamedSecret(name, _digest(held.svid.leaf.public_bytes(Encoding.DER)), message)
+
+
+def _bundle_secret(name: str, authority: Authority) -> NamedSecret:
+    bundle = authority.bundle_pem()
+    message = Secret(name=name)
+    message.validation_context.trusted_ca.inline_bytes = bundle
+    return NamedSecret(name, _digest(bundle), message)
+
+
+def _digest(public: bytes) -> str:
+    return hashlib.sha256(public).hexdigest()[:16]
+
+
+def _describe(credentials: PeerCredentials) -> str:
+    path = credentials.path or "an unknown executable"
+    return f"uid {credentials.uid}, gid {credentials.gid}, {path}"

@@ -1,0 +1,223 @@
+"""What holds for every input of the CA: what it parses, matches, counts and renews."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+from cryptography import x509
+from envoy.extensions.transport_sockets.tls.v3.secret_pb2 import Secret
+from envoy.service.discovery.v3.discovery_pb2 import DiscoveryRequest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ca.api.sds_subscription import NamedSecret, StateOfTheWorld
+from ca.attestation import entitled, selectors_of
+from ca.authority import Hierarchy
+from ca.bundle import (
+    format_certificates,
+    format_spiffe_bundle,
+    parse_certificates,
+    parse_spiffe_bundle,
+)
+from ca.csr import parse_csr
+from ca.describe import describe_file
+from ca.inspection import check_leaf
+from ca.issuer import BACKDATE, MAX_TTL, MIN_TTL
+from ca.keys import new_private_key
+from ca.registration import Registration, Selector
+from ca.svid_cache import MIN_INTERVAL, SvidCache
+from garrison.errors import IssuanceError, RequestError
+from garrison.identity import SpiffeId, TrustDomain
+from garrison.transport.unix_peer import PeerCredentials
+
+NOW = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
+HIERARCHY = Hierarchy.create(TrustDomain("td"), now=NOW)
+OTHERS = [Hierarchy.create(TrustDomain("td"), now=NOW).root for _ in range(3)]
+AUTHORITY = HIERARCHY.authority()
+KEY = new_private_key()
+
+SEGMENT = st.from_regex(r"[A-Za-z0-9._-]{1,20}", fullmatch=True).filter(lambda text: text not in {".", ".."})
+WORKLOADS = st.lists(SEGMENT, min_size=1, max_size=5).map(
+    lambda segments: SpiffeId(TrustDomain("td"), tuple(segments))
+)
+LABEL = st.from_regex(r"[a-z]([a-z0-9-]{0,10}[a-z0-9])?", fullmatch=True)
+DNS_NAMES = st.lists(st.lists(LABEL, min_size=1, max_size=3).map(".".join), max_size=3, unique=True)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    WORKLOADS,
+    DNS_NAMES,
+    st.integers(min_value=1, max_value=2**128 - 1),
+    st.timedeltas(min_value=MIN_TTL, max_value=MAX_TTL),
+    st.timedeltas(min_value=timedelta(0), max_value=timedelta(days=1824)),
+)
+def test_an_svid_says_what_was_asked(
+    spiffe_id: SpiffeId, dns_names: list[str], serial: int, ttl: timedelta, age: timedelta
+) -> None:
+    """Whatever is issued names who was meant, and is valid from a little before now to TTL after it."""
+    now = NOW + age
+    leaf = HIERARCHY.issuer.issue(
+        spiffe_id, KEY.public_key(), now=now, ttl=ttl, serial=serial, dns_names=dns_names
+    )
+    assert check_leaf(leaf) == spiffe_id
+    assert leaf.serial_number == serial
+    names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == dns_names
+    assert now - BACKDATE - timedelta(seconds=1) <= leaf.not_valid_before_utc <= now
+    assert timedelta(0) <= now + ttl - leaf.not_valid_after_utc < timedelta(seconds=1)
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_as_a_request_are_refused_in_our_words(data: bytes) -> None:
+    """Nothing but a foreseen error comes out of the parser."""
+    for text in (
+        data,
+        b"-----BEGIN CERTIFICATE REQUEST-----\n" + data + b"\n-----END CERTIFICATE REQUEST-----\n",
+    ):
+        try:
+            parse_csr(text)
+        except (RequestError, IssuanceError):
+            continue
+        raise AssertionError(text)
+
+
+def _refusal(parse: Callable[[bytes], object], data: bytes) -> None:
+    with contextlib.suppress(ValueError):
+        parse(data)
+
+
+@given(st.binary(max_size=300), st.integers(min_value=0), st.integers(min_value=0, max_value=255))
+def test_damaged_files_are_refused_in_our_words(data: bytes, position: int, value: int) -> None:
+    """Certificates, bundles and anything to be shown either parse or are a ValueError."""
+    pem = bytearray(format_certificates([HIERARCHY.root]))
+    pem[position % len(pem)] = value
+    bundle = bytearray(format_spiffe_bundle([HIERARCHY.root]).encode())
+    bundle[position % len(bundle)] = value
+    for text in (data, bytes(pem), bytes(bundle)):
+        for parse in (parse_certificates, parse_spiffe_bundle, describe_file):
+            _refusal(parse, text)
+
+
+@given(st.lists(st.sampled_from([HIERARCHY.root, *OTHERS]), min_size=1, max_size=4))
+def test_bundles_round_trip(roots: list[x509.Certificate]) -> None:
+    """A bundle reads back as it was written, in both formats."""
+    assert parse_certificates(format_certificates(roots)) == tuple(roots)
+    assert parse_spiffe_bundle(format_spiffe_bundle(roots)) == tuple(roots)
+
+
+PEERS = st.builds(
+    PeerCredentials,
+    pid=st.just(1),
+    uid=st.integers(0, 2),
+    gid=st.integers(0, 2),
+    path=st.sampled_from(["/a", "/b", None]),
+)
+SELECTORS = st.sampled_from(
+    [f"unix:{kind}:{number}" for kind in ("uid", "gid") for number in range(3)]
+    + ["unix:path:/a", "unix:path:/b"]
+).map(Selector.parse)
+REGISTRATIONS = st.lists(
+    st.builds(
+        Registration,
+        spiffe_id=st.sampled_from([SpiffeId.parse(f"spiffe://td/{name}") for name in "abc"]),
+        selectors=st.lists(SELECTORS, min_size=1, max_size=3).map(tuple),
+    ),
+    max_size=6,
+)
+
+
+def _meets(peer: PeerCredentials, selector: Selector) -> bool:
+    kind = selector.kind.value
+    truth = {"unix:uid": str(peer.uid), "unix:gid": str(peer.gid), "unix:path": peer.path}[kind]
+    return truth == selector.value
+
+
+@given(REGISTRATIONS, PEERS)
+def test_entitlement_is_the_plain_reading(registrations: list[Registration], peer: PeerCredentials) -> None:
+    """A caller has exactly the identities of which some registration is met in every selector."""
+    expected = {
+        registration.spiffe_id
+        for registration in registrations
+        if all(_meets(peer, selector) for selector in registration.selectors)
+    }
+    found = entitled(registrations, selectors_of(peer))
+    assert {registration.spiffe_id for registration in found} == expected
+    assert len(found) == len(expected)
+
+
+@given(REGISTRATIONS, PEERS, SELECTORS)
+def test_one_more_selector_never_entitles_more(
+    registrations: list[Registration], peer: PeerCredentials, extra: Selector
+) -> None:
+    """Selectors only narrow."""
+    narrowed = [
+        Registration(registration.spiffe_id, (*registration.selectors, extra))
+        for registration in registrations
+    ]
+    before = {registration.spiffe_id for registration in entitled(registrations, selectors_of(peer))}
+    after = {registration.spiffe_id for registration in entitled(narrowed, selectors_of(peer))}
+    assert after <= before
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.timedeltas(min_value=timedelta(minutes=1), max_value=MAX_TTL),
+    st.floats(min_value=0, max_value=1, exclude_max=True),
+    st.lists(st.timedeltas(min_value=timedelta(0), max_value=timedelta(hours=2)), max_size=5),
+)
+def test_renewal_leaves_time_and_happens_once(ttl: timedelta, random: float, steps: list[timedelta]) -> None:
+    """An SVID is due between 45 and 55 percent of its life; renewed then, it is valid and not due again."""
+    registration = Registration.parse("spiffe://td/a", ["unix:uid:1"], ttl)
+    cache = SvidCache(AUTHORITY, random=lambda: random, new_key=lambda: KEY)
+    now = NOW
+    held = cache.get(registration, now)
+    for step in [timedelta(0), *steps]:
+        share = (held.renew_at - now) / (held.svid.not_after - now)
+        assert 0.44 < share < 0.56
+        now += step
+        due = now >= held.renew_at
+        renewed, refused = cache.renew(now)
+        assert (bool(renewed), refused) == (due, [])
+        if not due:
+            now -= step
+            continue
+        held = cache.get(registration, now)
+        assert now + MIN_INTERVAL <= held.renew_at < held.svid.not_after
+        assert cache.next_renewal == held.renew_at
+
+
+NAMES = st.lists(st.sampled_from(["a", "b", "c"]), max_size=3)
+
+
+@given(
+    NAMES.filter(bool), st.lists(st.tuples(NAMES, st.sampled_from(["none", "last", "old"]), st.booleans()))
+)
+def test_every_wanted_name_is_answered_and_no_answer_repeats(
+    first: list[str], later: list[tuple[list[str], str, bool]]
+) -> None:
+    """A current request is answered if and only if it adds a name; then the answer holds all of its names."""
+    subscription = StateOfTheWorld()
+    sent = 0
+    wanted: set[str] = set()
+    for names, nonce, refused in [(first, "none", False), *later]:
+        request = DiscoveryRequest(
+            resource_names=names,
+            response_nonce={"none": "", "last": str(sent), "old": str(sent - 1)}[nonce],
+        )
+        if refused:
+            request.error_detail.message = "no"
+        received = subscription.receive(request)
+        stale = nonce == "old"
+        if stale or set(names) <= wanted:
+            assert received.answer == ()
+        else:
+            assert set(received.answer) == set(names)
+            answered = [NamedSecret(name, "1", Secret(name=name)) for name in received.answer]
+            sent += 1
+            assert subscription.respond(answered).nonce == str(sent)
+        assert received.refusal == ("no" if refused and not stale else None)
+        wanted = wanted if stale else set(names)
+        assert set(subscription.names) == wanted

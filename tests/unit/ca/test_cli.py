@@ -1,0 +1,279 @@
+"""The `ca` command does what it says, writes nothing when it refuses, and never shows a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+
+from ca.bundle import parse_spiffe_bundle
+from ca.cli import ca
+from ca.inspection import check_leaf
+from ca.keys import new_private_key
+
+WEB = "spiffe://cluster.local/ns/default/sa/web"
+
+
+def run(*arguments: str | Path, stdin: bytes = b"") -> Result:
+    """Run `ca` with `arguments`."""
+    result = CliRunner().invoke(ca, [str(argument) for argument in arguments], input=stdin)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+@pytest.fixture
+def pki(tmp_path: Path) -> Path:
+    """Return the directory of a new CA."""
+    assert run("init", "--dir", tmp_path / "pki", "--trust-domain", "cluster.local").exit_code == 0
+    return tmp_path / "pki"
+
+
+def names(directory: Path) -> set[str]:
+    """Return what lies in `directory`."""
+    return {path.name for path in directory.iterdir()} if directory.exists() else set()
+
+
+def test_init_makes_a_ca_and_says_what(tmp_path: Path) -> None:
+    """The output names the root by its fingerprint, and `ca show` agrees."""
+    result = run("init", "--dir", tmp_path / "pki", "--trust-domain", "cluster.local", "--json")
+    made = json.loads(result.output)
+    shown = json.loads(run("show", tmp_path / "pki" / "root-cert.pem", "--json").output)
+    assert made["root_sha256"] == shown[0]["sha256"]
+    assert made["trust_domain"] == "cluster.local"
+    assert names(tmp_path / "pki") == {
+        "root-cert.pem",
+        "root-key.pem",
+        "ca-cert.pem",
+        "ca-key.pem",
+        "cert-chain.pem",
+    }
+
+
+def test_init_never_replaces_a_ca(pki: Path) -> None:
+    """A second `init` is refused, and the keys stay."""
+    before = (pki / "ca-key.pem").read_bytes()
+    result = run("init", "--dir", pki, "--trust-domain", "cluster.local")
+    assert (result.exit_code, "never replaced" in result.stderr) == (2, True)
+    assert (pki / "ca-key.pem").read_bytes() == before
+
+
+def test_issue_writes_chain_key_and_bundle(pki: Path, tmp_path: Path) -> None:
+    """The three files fit together, and only the owner can read the key."""
+    out = tmp_path / "web"
+    result = run(
+        "issue", "--dir", pki, WEB, "--out", out, "--ttl", "1h30m", "--dns", "web", "--dns", "web.default"
+    )
+    assert result.exit_code == 0, result.stderr
+    assert names(out) == {"svid.pem", "svid.key", "bundle.pem"}
+    leaf, intermediate = x509.load_pem_x509_certificates((out / "svid.pem").read_bytes())
+    assert str(check_leaf(leaf)) == WEB
+    assert intermediate == x509.load_pem_x509_certificate((pki / "ca-cert.pem").read_bytes())
+    key = load_pem_private_key((out / "svid.key").read_bytes(), None)
+    assert key.public_key() == leaf.public_key()
+    assert (out / "svid.key").stat().st_mode & 0o777 == 0o600
+    assert (out / "bundle.pem").read_bytes() == (pki / "root-cert.pem").read_bytes()
+    dns = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert dns.get_values_for_type(x509.DNSName) == ["web", "web.default"]
+    left = leaf.not_valid_after_utc - datetime.now(UTC)
+    assert 5300 < left.total_seconds() <= 5400
+
+
+@pytest.mark.parametrize("taken", ["svid.pem", "svid.key", "bundle.pem"])
+def test_issue_replaces_only_when_told(pki: Path, tmp_path: Path, taken: str) -> None:
+    """If one of the files is there, none is written; `--force` writes all."""
+    out = tmp_path / "web"
+    out.mkdir()
+    (out / taken).write_text("mine")
+    result = run("issue", "--dir", pki, WEB, "--out", out)
+    assert (result.exit_code, taken in result.stderr) == (2, True)
+    assert names(out) == {taken}
+    assert (out / taken).read_text() == "mine"
+    assert run("issue", "--dir", pki, WEB, "--out", out, "--force").exit_code == 0
+    assert (out / taken).read_text() != "mine"
+    assert names(out) == {"svid.pem", "svid.key", "bundle.pem"}
+    assert (out / "svid.key").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_dangling_link_counts_as_a_file(pki: Path, tmp_path: Path) -> None:
+    """A link to nowhere in place of the key is not followed."""
+    out = tmp_path / "web"
+    out.mkdir()
+    (out / "svid.key").symlink_to(tmp_path / "elsewhere")
+    assert run("issue", "--dir", pki, WEB, "--out", out).exit_code == 2
+    assert run("issue", "--dir", pki, WEB, "--out", out, "--force").exit_code == 0
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "message"),
+    [
+        (["spiffe://other.test/a"], 3, "outside this CA's trust domain"),
+        (["spiffe://cluster.local"], 3, "has no path"),
+        ([WEB, "--ttl", "24h1s"], 3, "a TTL is"),
+        ([WEB, "--ttl", "999999h"], 3, "a TTL is"),
+        ([WEB, "--ttl", "0s"], 3, "a TTL is"),
+        ([WEB, "--dns", "*.example.org"], 3, "DNS name"),
+        ([WEB, "--ttl", "soon"], 2, "is not a duration"),
+        ([WEB, "--ttl", "-1h"], 2, "is not a duration"),
+        ([WEB, "--ttl", "9999999h"], 2, "is not a duration"),
+        (["cluster.local/a"], 2, "does not start with"),
+        (["spiffe://cluster.local/a/"], 2, "empty path segment"),
+        (["spiffe://cluster.local/\udcff"], 2, "path characters"),
+        ([], 2, "Missing argument"),
+    ],
+)
+def test_what_issue_refuses(
+    pki: Path, tmp_path: Path, arguments: list[str], exit_code: int, message: str
+) -> None:
+    """Each refusal has its exit code and reason, and leaves nothing behind."""
+    result = run("issue", "--dir", pki, "--out", tmp_path / "web", *arguments)
+    assert (result.exit_code, message in result.stderr) == (exit_code, True), result.stderr
+    assert not (tmp_path / "web").exists()
+
+
+def test_show_tells_everything_in_both_forms(pki: Path, tmp_path: Path) -> None:
+    """Every certificate of the file is described, as text and as JSON."""
+    run("issue", "--dir", pki, WEB, "--out", tmp_path / "web")
+    text = run("show", tmp_path / "web" / "svid.pem").output
+    data = json.loads(run("show", tmp_path / "web" / "svid.pem", "--json").output)
+    assert [entry["ca"] for entry in data] == [False, True]
+    leaf = x509.load_pem_x509_certificate((tmp_path / "web" / "svid.pem").read_bytes())
+    assert data[0]["spiffe_id"] == WEB
+    assert data[0]["subject"] == ""
+    assert data[0]["issuer"] == data[1]["subject"]
+    assert data[0]["names"] == [f"URI:{WEB}"]
+    assert data[0]["serial"] == f"{leaf.serial_number:x}"
+    assert data[0]["key"] == "EC secp256r1"
+    assert data[0]["key_usage"] == ["digitalSignature"]
+    assert data[0]["extended_key_usage"] == ["serverAuth", "clientAuth"]
+    assert data[0]["sha256"] == leaf.fingerprint(hashes.SHA256()).hex()
+    assert data[1]["path_length"] == 0
+    for entry in data:
+        for value in (entry["sha256"], entry["serial"], entry["not_after"], entry["issuer"]):
+            assert value in text
+
+
+def test_show_reads_der_requests_bundles_and_stdin(pki: Path) -> None:
+    """Whatever a certificate comes in, it is shown."""
+    pem = (pki / "root-cert.pem").read_bytes()
+    expected = json.loads(run("show", pki / "root-cert.pem", "--json").output)
+    der = x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER)
+    bundle = run("bundle", "--dir", pki, "--format", "spiffe").output.encode()
+    for form in (pem, der, bundle, b"a comment\n" + pem):
+        assert json.loads(run("show", "-", "--json", stdin=form).output) == expected
+    request = (
+        x509.CertificateSigningRequestBuilder()
+        .subject_name(x509.Name([]))
+        .sign(new_private_key(), hashes.SHA256())
+    )
+    for encoding in (Encoding.PEM, Encoding.DER):
+        shown = json.loads(run("show", "-", "--json", stdin=request.public_bytes(encoding)).output)
+        assert (shown[0]["type"], shown[0]["signature_valid"]) == ("certificate request", True)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"garbage",
+        b"{",
+        b"{}",
+        b'{"keys": 1}',
+        b'{"keys": [1]}',
+        b'{"keys": [{"use": "x509-svid", "x5c": ["!"]}]}',
+        b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+        b"-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n",
+        b"-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n",
+        b"[" * 100_000,
+        b'{"keys":' + b"[" * 100_000,
+        b"\xff\xfe\x00",
+    ],
+)
+def test_show_of_garbage_is_one_line(content: bytes) -> None:
+    """Anything else ends with exit code 2 and one line."""
+    result = run("show", "-", stdin=content)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("Error: standard input: ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_show_does_not_show_keys(pki: Path) -> None:
+    """A key file is named for what it is, and nothing of it is printed."""
+    result = run("show", pki / "ca-key.pem")
+    assert (result.exit_code, "PRIVATE KEY" in result.stderr, result.stdout) == (2, True, "")
+
+
+def test_bundle_comes_as_pem_and_as_spiffe(pki: Path) -> None:
+    """Both forms hold the root; the SPIFFE form has no key ID and one certificate per entry."""
+    pem = run("bundle", "--dir", pki).output.encode()
+    assert pem == (pki / "root-cert.pem").read_bytes()
+    text = run("bundle", "--dir", pki, "--format", "spiffe").output
+    assert parse_spiffe_bundle(text) == tuple(x509.load_pem_x509_certificates(pem))
+    (entry,) = json.loads(text)["keys"]
+    assert (entry["use"], entry["kty"], entry["crv"], len(entry["x5c"])) == ("x509-svid", "EC", "P-256", 1)
+    assert "kid" not in entry
+    assert run("bundle", "--dir", pki, "--json").output == text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        lambda d: ["bundle", "--dir", d / "nowhere"],
+        lambda d: ["issue", "--dir", d / "nowhere", WEB, "--out", d / "x"],
+        lambda d: ["show", d / "nowhere"],
+        lambda d: ["show", d],
+        lambda d: ["init", "--dir", d / "file", "--trust-domain", "td"],
+        lambda d: ["init", "--dir", d / "file" / "pki", "--trust-domain", "td"],
+        lambda d: ["init", "--dir", d / "new", "--trust-domain", "TD"],
+        lambda d: ["init", "--dir", d / "new", "--trust-domain", "spiffe://td"],
+        lambda d: ["init", "--dir", d / ("x" * 300), "--trust-domain", "td"],
+        lambda d: ["frobnicate"],
+    ],
+)
+def test_unusable_paths_and_words_are_exit_code_2(
+    tmp_path: Path, arguments: Callable[[Path], list[str | Path]]
+) -> None:
+    """What cannot be used is said in a sentence."""
+    (tmp_path / "file").write_text("")
+    result = run(*arguments(tmp_path))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "Error: " in result.stderr
+
+
+@pytest.mark.parametrize("command", ["init", "issue", "show", "bundle"])
+def test_help_has_an_example_and_the_exit_codes(command: str) -> None:
+    """Every command tells how it is used and how it ends."""
+    text = run(command, "--help").output
+    assert f"ca {command} " in text
+    assert "Example:" in text
+    assert "Exit codes:" in text
+    assert "--json" in text
+
+
+def test_the_console_command_ends_with_the_exit_code(tmp_path: Path) -> None:
+    """The process itself exits as documented, with nothing of Python on stderr."""
+    command: list[str | Path] = [
+        sys.executable,
+        "-c",
+        "from ca.cli import main; main()",
+        "bundle",
+        "--dir",
+        tmp_path,
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=20, env=dict(os.environ)
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: ")
+    assert "Traceback" not in done.stderr

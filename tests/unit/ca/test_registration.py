@@ -1,0 +1,112 @@
+"""Registrations are parsed strictly, and a caller gets only those whose every selector it meets."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from ca.attestation import entitled, selectors_of
+from ca.registration import Registration, Selector, SelectorKind
+from garrison.transport.unix_peer import PeerCredentials
+
+WEB = "spiffe://td/web"
+ENVOY = PeerCredentials(pid=7, uid=1000, gid=100, path="/usr/bin/envoy")
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "value"),
+    [
+        ("unix:uid:0", SelectorKind.UNIX_UID, "0"),
+        ("unix:gid:4294967294", SelectorKind.UNIX_GID, "4294967294"),
+        ("unix:path:/usr/bin/a b:c", SelectorKind.UNIX_PATH, "/usr/bin/a b:c"),
+    ],
+)
+def test_selectors_parse(text: str, kind: SelectorKind, value: str) -> None:
+    """A selector is its kind and its value, and prints as it was written."""
+    selector = Selector.parse(text)
+    assert (selector.kind, selector.value, str(selector)) == (kind, value, text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "unix:uid",
+        "unix:uid:",
+        "unix:uid:01",
+        "unix:uid:+1",
+        "unix:uid:-1",
+        "unix:uid:1 ",
+        "unix:uid:１",  # noqa: RUF001 - a full-width digit is what is refused
+        "unix:uid:4294967295",
+        "unix:uid:root",
+        "UNIX:uid:1",
+        "unix:path:envoy",
+        "unix:path:",
+        "unix:path://bin/envoy",
+        "unix:path:/bin/../envoy",
+        "unix:path:/bin/./envoy",
+        "unix:path:/bin/envoy/",
+        "unix:sha256:00",
+        "k8s:ns:default",
+    ],
+)
+def test_what_is_no_selector(text: str) -> None:
+    """Anything that could never match, or in two ways, is refused."""
+    with pytest.raises(ValueError, match="selector"):
+        Selector.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"selectors": []}, "no selectors"),
+        ({"spiffe_id": "spiffe://td"}, "no path"),
+        ({"spiffe_id": "td/web"}, "does not start"),
+        ({"svid_ttl": timedelta(hours=25)}, "the TTL"),
+        ({"svid_ttl": timedelta(0)}, "the TTL"),
+        ({"dns_names": ["*.web"]}, "DNS name"),
+    ],
+)
+def test_what_cannot_be_registered(changed: dict[str, object], message: str) -> None:
+    """What the CA would refuse later, or what is nobody's, is refused when it is written down."""
+    arguments = {"spiffe_id": WEB, "selectors": ["unix:uid:1"], **changed}
+    with pytest.raises(ValueError, match=message):
+        Registration.parse(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("selectors", "matches"),
+    [
+        (["unix:uid:1000"], True),
+        (["unix:gid:100"], True),
+        (["unix:path:/usr/bin/envoy"], True),
+        (["unix:uid:1000", "unix:gid:100", "unix:path:/usr/bin/envoy"], True),
+        (["unix:uid:1000", "unix:path:/usr/bin/other"], False),
+        (["unix:uid:1001", "unix:path:/usr/bin/envoy"], False),
+        (["unix:uid:1000", "unix:uid:1001"], False),
+        (["unix:gid:1000"], False),
+        (["unix:path:/usr/bin/envoy (deleted)"], False),
+    ],
+)
+def test_all_selectors_must_be_met(selectors: list[str], matches: bool) -> None:
+    """Selectors are joined by AND."""
+    registration = Registration.parse(WEB, selectors)
+    assert bool(entitled([registration], selectors_of(ENVOY))) is matches
+
+
+def test_an_unknown_path_meets_no_path_selector() -> None:
+    """A caller whose executable could not be read is known by its user only."""
+    unknown = selectors_of(PeerCredentials(pid=7, uid=1000, gid=100, path=None))
+    assert not entitled([Registration.parse(WEB, ["unix:path:/usr/bin/envoy"])], unknown)
+    assert entitled([Registration.parse(WEB, ["unix:uid:1000"])], unknown)
+
+
+def test_order_is_kept_and_the_first_of_an_identity_counts() -> None:
+    """The default identity is the first registration that matches."""
+    first = Registration.parse(WEB, ["unix:uid:1000"], timedelta(minutes=5))
+    second = Registration.parse("spiffe://td/api", ["unix:gid:100"])
+    again = Registration.parse(WEB, ["unix:gid:100"])
+    assert entitled([first, second, again], selectors_of(ENVOY)) == (first, second)
+    assert entitled([], selectors_of(ENVOY)) == ()
