@@ -1,7 +1,11 @@
 """The same methods on grpcio's asyncio server, beside everything that streams.
 
-What differs from `h2`: grpcio decompresses messages itself, and it refuses a message of more than twice
-the limit before any of our code sees it, so `on_fault` cannot answer for that one.
+What differs from `h2`, because grpcio's core decides it before any of our code runs:
+
+- compressed messages are decompressed;
+- a message of more than twice the limit is refused with a status, `on_fault` cannot answer for it;
+- at a drain, calls that the core has read but not yet handed over end as CANCELLED: callers need a retry
+  policy that covers it (nothing was done for such a call).
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from garrison.transport.address import Address, Scheme
 from garrison.transport.faults import answer_fault
 from garrison.transport.h2 import Limits
 from garrison.transport.sockets import UnixPath, address_error
-from garrison.transport.tls import TlsFiles, load_server_credentials, spiffe_id_of
+from garrison.transport.tls import TlsFiles, check_files, load_server_credentials, spiffe_id_of
 from garrison.transport.wire import too_large
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
@@ -85,7 +89,13 @@ class GrpcServer:
         return actual
 
     def reload_tls(self, files: TlsFiles) -> None:
-        """Use other TLS files for new connections; files that cannot be used leave the old ones in force."""
+        """Use other TLS files for new connections.
+
+        Raises:
+            ConfigError: they cannot be used; the old ones stay in force.
+
+        """
+        check_files(files)
         self._tls = files
 
     async def drain(self, grace_seconds: float) -> None:

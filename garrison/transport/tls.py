@@ -39,6 +39,16 @@ class _Pem:
     client_ca: bytes | None
 
 
+def check_files(files: TlsFiles) -> None:
+    """Check that the files can be used.
+
+    Raises:
+        ConfigError: a file is missing, is not what it should be, or key and certificate do not match.
+
+    """
+    _load(files)
+
+
 def load_server_context(files: TlsFiles) -> ssl.SSLContext:
     """Return the context of an HTTP/2 listener: TLS 1.2 or newer, ALPN `h2`.
 
