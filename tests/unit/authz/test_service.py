@@ -1,0 +1,201 @@
+"""The service: always an explicit answer, destinations from the operator, nothing unsafe in a response."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from envoy.service.auth.v3.external_auth_pb2 import CheckResponse
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.checks import CALL, NOW, SERVICE, check_request, principal, role, snapshot
+from support.tokens import Authentication, rsa_signer
+
+from authz.decision import ReasonCode, Verdict, deny
+from authz.destination import destination_from_attributes
+from authz.response import ResponseWriter
+from authz.service import CHECK, Authorization, DecisionLog, DestinationResolver
+from garrison.identity import SpiffeId
+from garrison.transport import Call, Peer
+
+
+def service(text: str = "", resolver: DestinationResolver | None = None) -> Authorization:
+    """Return the service with the policies in `text`."""
+    authorization = Authorization(resolver or DestinationResolver(), lambda: NOW, DecisionLog.NONE)
+    authorization.use(snapshot(text))
+    return authorization
+
+
+def answer(authorization: Authorization, message: bytes, call: Call = CALL) -> Any:
+    """Return the parsed CheckResponse."""
+    response = authorization.check(message, call)
+    assert isinstance(response, bytes)
+    return CheckResponse.FromString(response)
+
+
+def metadata(response: Any) -> dict[str, Any]:
+    """Return the response's dynamic metadata."""
+    return dict(response.dynamic_metadata)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"",
+        b"\x00",
+        b"\xff" * 100,
+        b"\x0a\x05abc",
+        check_request().SerializeToString()[:-3],
+        check_request().SerializeToString().replace(b"GET", b"G\xffT"),
+    ],
+)
+def test_what_cannot_be_decoded_or_placed_is_denied(message: bytes) -> None:
+    """Garbage, truncation, invalid UTF-8 and the empty request get a denial with a status, never silence."""
+    response = answer(service(role("[{}]")), message)
+    assert response.status.code != 0
+    assert response.denied_response.status.code == 403
+
+
+def test_unknown_fields_do_not_change_the_answer() -> None:
+    """A newer Envoy may send fields that we do not know."""
+    message = check_request().SerializeToString() + b"\xf2\x7f\x03abc"
+    assert answer(service(role("[{}]")), message).status.code == 0
+
+
+def test_a_megabyte_of_header_is_answered() -> None:
+    """Large requests are decided like others."""
+    message = check_request(headers={"x": "y" * 1_000_000}).SerializeToString()
+    assert answer(service(role("[{}]")), message).status.code == 0
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.binary(max_size=300))
+def test_no_bytes_are_an_allow(message: bytes) -> None:
+    """Whatever the bytes, without a destination nothing is allowed."""
+    assert answer(service(role("[{}]")), message).status.code != 0
+
+
+def test_a_bug_is_a_denial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception inside the decision answers 500 and is counted; it does not reach the transport."""
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr("authz.service.decide", broken)
+    authorization = service(role("[{}]"))
+    response = answer(authorization, check_request().SerializeToString())
+    assert (response.status.code, response.denied_response.status.code) == (7, 500)
+    assert b"secret" not in response.SerializeToString()
+    assert authorization.decisions == {(Verdict.DENY, ReasonCode.INTERNAL_ERROR): 1}
+
+
+def test_without_a_snapshot_everything_is_denied() -> None:
+    """Before the first load the answer is 503."""
+    authorization = Authorization(DestinationResolver(), lambda: NOW, DecisionLog.NONE)
+    response = answer(authorization, check_request().SerializeToString())
+    assert response.denied_response.status.code == 503
+
+
+def test_a_call_that_the_transport_could_not_read_is_denied() -> None:
+    """`on_fault` is an ordinary denial: Envoy would take an RPC error for a reason to let the call through."""
+    method = service().methods()[CHECK]
+    assert method.on_fault is not None
+    assert CheckResponse.FromString(method.on_fault(ValueError("x"))).denied_response.status.code == 403
+
+
+def test_every_answer_says_why_in_its_metadata() -> None:
+    """Envoy's access log can print decision, policy, rule, reason and snapshot."""
+    authorization = service(role("[{methods: [GET]}]"))
+    allowed = metadata(answer(authorization, check_request().SerializeToString()))
+    assert (allowed["decision"], allowed["policy"], allowed["rule"]) == ("allow", "ServiceRole default/r", 0)
+    assert authorization.snapshot is not None
+    assert allowed["snapshot"] == authorization.snapshot.version
+    denied = metadata(answer(authorization, check_request(method="PUT").SerializeToString()))
+    assert denied["decision"] == "deny"
+    assert "request.method `PUT` is none of `GET`" in denied["reason"]
+
+
+def test_what_the_caller_sees() -> None:
+    """A denied caller sees Istio's words and nothing of the policies."""
+    response = answer(service(role("[{methods: [GET]}]")), check_request(method="PUT").SerializeToString())
+    assert response.denied_response.body == "RBAC: access denied"
+    assert [header.header.key for header in response.denied_response.headers] == ["content-type"]
+
+
+def test_a_bad_token_gets_a_challenge() -> None:
+    """401 comes with `WWW-Authenticate`."""
+    text = str(Authentication(rsa_signer().jwks())) + role("[{}]")
+    response = answer(service(text), check_request(headers={"authorization": "Bearer x"}).SerializeToString())
+    headers = {header.header.key: header.header.value for header in response.denied_response.headers}
+    assert response.denied_response.status.code == 401
+    assert headers["www-authenticate"].startswith('Bearer error="invalid_token"')
+
+
+@pytest.mark.parametrize(("forward", "removed"), [("true", []), ("false", ["authorization"])])
+def test_tokens_are_removed_unless_forwarded(forward: str, removed: list[str]) -> None:
+    """Istio's `forwardOriginalToken`: by default the upstream does not see the token."""
+    text = str(Authentication(rsa_signer().jwks(), extra=f"forwardOriginalToken: {forward}")) + role("[{}]")
+    headers = {"authorization": f"Bearer {rsa_signer().token()}"}
+    response = answer(service(text), check_request(headers=headers).SerializeToString())
+    assert (response.status.code, list(response.ok_response.headers_to_remove)) == (0, removed)
+    response = answer(service(text), check_request().SerializeToString())
+    assert list(response.ok_response.headers_to_remove) == []
+
+
+def test_header_values_hold_no_control_characters() -> None:
+    """Envoy emits CR and LF as given, so none may get into a header value."""
+    decision = deny(ReasonCode.INVALID_TOKEN, "r", http_status=401, challenge="a\r\nset-cookie: x\x00\x7f")
+    response = CheckResponse.FromString(ResponseWriter("v").write(decision))
+    assert response.denied_response.headers[1].header.value == "aset-cookie: x"
+
+
+def test_the_destination_comes_from_the_operator() -> None:
+    """Extensions, then metadata, then the asking SVID; the host only where the settings say so."""
+    peer = SpiffeId.parse(principal("products"))
+    workload = destination_from_attributes({"destination.service": SERVICE})
+    assert workload is not None
+    known = DestinationResolver({peer: workload})
+    plain = check_request(service=None, host=f"{SERVICE}:80").SerializeToString()
+    elsewhere = check_request(service="other.default.svc.cluster.local").SerializeToString()
+    text = role(f'[{{services: ["{SERVICE}"]}}]')
+    named = Call(Peer("x"), [(b"garrison-destination", f"destination.service={SERVICE}".encode())])
+    by_svid = Call(Peer("x", peer), ())
+
+    def code(message: bytes, call: Call, resolver: DestinationResolver) -> int:
+        status: int = answer(service(text, resolver), message, call).status.code
+        return status
+
+    assert code(check_request().SerializeToString(), CALL, DestinationResolver()) == 0
+    assert code(plain, CALL, DestinationResolver()) == 7
+    assert code(plain, named, DestinationResolver()) == 0
+    assert code(elsewhere, named, DestinationResolver()) == 7
+    assert code(plain, by_svid, known) == 0
+    assert code(plain, Call(Peer("x", SpiffeId.parse(principal("a"))), ()), known) == 7
+    assert code(elsewhere, by_svid, known) == 7
+    assert code(plain, CALL, DestinationResolver(from_host=True)) == 0
+
+
+@pytest.mark.parametrize("value", [b"\xff", b"destination.service", b"a=b", b"=" * 1000, b""])
+def test_unreadable_metadata_names_no_destination(value: bytes) -> None:
+    """Metadata that cannot be read is nothing, and nothing is denied."""
+    call = Call(Peer("x"), [(b"garrison-destination", value)])
+    assert (
+        answer(service(role("[{}]")), check_request(service=None).SerializeToString(), call).status.code == 7
+    )
+
+
+def test_labels_of_two_destinations_with_one_name_stay_apart() -> None:
+    """Two versions of a service have the same name and different labels."""
+    authorization = service(role('[{constraints: [{key: "destination.labels[v]", values: ["1"]}]}]'))
+    for version, code in (("1", 0), ("2", 7), ("1", 0), ("2", 7)):
+        request = check_request(extensions={"destination.labels[v]": version})
+        assert answer(authorization, request.SerializeToString()).status.code == code
+
+
+def test_a_swap_changes_the_next_answer() -> None:
+    """The next call after `use` is decided on the new snapshot."""
+    authorization = service(role("[{}]"))
+    message = check_request().SerializeToString()
+    assert answer(authorization, message).status.code == 0
+    authorization.use(snapshot(""))
+    assert answer(authorization, message).status.code == 7
