@@ -1,0 +1,162 @@
+"""Settings: file, environment and flags, in that order; what is unknown or wrong is named."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from authz.paths import PathNormalization
+from authz.service import DecisionLog
+from garrison.durations import parse_duration
+from garrison.errors import ConfigError
+from garrison.identity import SpiffeId
+from garrison.process.settings import Settings, leaves, load_settings
+
+
+def write(folder: Path, text: str) -> Path:
+    """Return a settings file with `text`."""
+    file = folder / "garrison.yaml"
+    file.write_text(text)
+    return file
+
+
+def problems(folder: Path, text: str = "", environment: dict[str, str] | None = None, **flags: str) -> str:
+    """Return what loading complains about."""
+    with pytest.raises(ConfigError) as caught:
+        load_settings(
+            write(folder, text), environment or {}, {name.replace("__", "."): v for name, v in flags.items()}
+        )
+    return str(caught.value)
+
+
+def test_defaults_are_safe() -> None:
+    """Without any setting: loopback, enforcing, no SDS."""
+    settings = load_settings(None, {}, {})
+    addresses = [*settings.request.listen, *settings.control.listen, settings.admin.listen]
+    assert [str(address) for address in addresses] == [
+        "tcp://127.0.0.1:9191",
+        "tcp://127.0.0.1:9192",
+        "tcp://127.0.0.1:9190",
+    ]
+    assert (settings.policies, settings.ca.dir, settings.destination_from_host) == ([], None, False)
+
+
+def test_later_sources_win(tmp_path: Path) -> None:
+    """Flags win over the environment, that over the file."""
+    file = write(tmp_path, "trust_domain: a.example\nroot_namespace: file\nrequest: {transport: grpcio}\n")
+    environment = {"GARRISON_TRUST_DOMAIN": "b.example", "GARRISON_ROOT_NAMESPACE": "env"}
+    settings = load_settings(file, environment, {"trust_domain": "c.example"})
+    assert str(settings.trust_domain) == "c.example"
+    assert settings.root_namespace == "env"
+    assert settings.request.transport == "grpcio"
+
+
+def test_every_type_can_come_from_everywhere(tmp_path: Path) -> None:
+    """Lists, numbers, booleans, durations and modes parse from text."""
+    settings = load_settings(
+        None,
+        {
+            "GARRISON_REQUEST_LISTEN": "unix:///a.sock, tcp://[::1]:1",
+            "GARRISON_REQUEST_MAX_MESSAGE_BYTES": "4096",
+            "GARRISON_DESTINATION_FROM_HOST": "true",
+            "GARRISON_DRAIN_GRACE": "1m30s",
+            "GARRISON_REQUEST_UNIX_MODE": "0660",
+            "GARRISON_PATH_NORMALIZATION": "NONE",
+            "GARRISON_LOG_DECISIONS": "all",
+        },
+        {"policies": (str(tmp_path), "b")},
+    )
+    assert [str(address) for address in settings.request.listen] == ["unix:///a.sock", "tcp://[::1]:1"]
+    assert (settings.request.max_message_bytes, settings.destination_from_host) == (4096, True)
+    assert (settings.drain_grace, settings.request.unix_mode) == (timedelta(seconds=90), 0o660)
+    assert (settings.path_normalization, settings.log.decisions) == (PathNormalization.NONE, DecisionLog.ALL)
+    assert settings.policies == [tmp_path, Path("b")]
+
+
+def test_paths_in_the_file_are_relative_to_it(tmp_path: Path) -> None:
+    """A settings file works from any working directory."""
+    settings = load_settings(write(tmp_path, "policies: [p]\nca: {dir: ca}\n"), {}, {})
+    assert (settings.policies, settings.ca.dir) == ([tmp_path / "p"], tmp_path / "ca")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("reqest: {}\n", "garrison.yaml:1:1: reqest: unknown field `reqest` (did you mean `request`?)"),
+        ("request:\n  transport: h3\n", "garrison.yaml:2:14: request.transport: `h3` is not known here"),
+        (
+            "request: {listen: [http://x]}\n",
+            "garrison.yaml:1:20: request.listen[0]: `http://x` does not start",
+        ),
+        ("admin: {listen: 'unix:///a'}\n", "admin HTTP listens on `tcp://HOST:PORT` only"),
+        ("drain_grace: 5\n", "drain_grace"),
+        ("drain_grace: 5x\n", "`5x` is not a duration"),
+        ("trust_domain: UP\n", "trust domain `UP`"),
+        ("request: {tls: {certificate: a}}\n", "`certificate` and `private_key` go together"),
+        ("a: 1\n---\nb: 2\n", "there can be only one document"),
+        ("- a\n", "expected a mapping of settings"),
+        ("workloads: [{spiffe_id: 'spiffe://other/a'}]\n", "`spiffe://other/a` is not in trust domain"),
+        (
+            "workloads: [{spiffe_id: 'spiffe://cluster.local/a', selectors: ['unix:name:x']}]\n",
+            "selector `unix:name:x`",
+        ),
+    ],
+)
+def test_mistakes_in_the_file(tmp_path: Path, text: str, expected: str) -> None:
+    """Each mistake is reported with its position and field."""
+    assert expected in problems(tmp_path, text)
+
+
+def test_mistakes_elsewhere(tmp_path: Path) -> None:
+    """Unknown variables and wrong values name the variable or flag."""
+    assert "no setting is called `GARRISON_TRUST_DOMIAN`" in problems(
+        tmp_path, environment={"GARRISON_TRUST_DOMIAN": "x"}
+    )
+    assert "environment GARRISON_REQUEST_TRANSPORT" in problems(
+        tmp_path, environment={"GARRISON_REQUEST_TRANSPORT": "x"}
+    )
+    assert "flag --request-transport" in problems(tmp_path, request__transport="x")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_settings(tmp_path / "none", {}, {})
+
+
+def test_variables_of_kubernetes_services_are_not_settings() -> None:
+    """A Service called `garrison` must not keep the server from starting."""
+    environment = {"GARRISON_SERVICE_HOST": "10.0.0.1", "GARRISON_PORT_9191_TCP": "tcp://10.0.0.1:9191"}
+    assert load_settings(None, environment, {}) == Settings()
+
+
+def test_workloads_become_registrations_and_destinations(tmp_path: Path) -> None:
+    """One entry says who gets an SVID and which service that SVID stands for."""
+    text = """
+workloads:
+- spiffe_id: spiffe://cluster.local/ns/default/sa/web
+  selectors: ["unix:uid:1000"]
+  service: web.default.svc.cluster.local
+  labels: {app: web}
+- spiffe_id: spiffe://cluster.local/ns/default/sa/none
+"""
+    settings = load_settings(write(tmp_path, text), {}, {})
+    web = SpiffeId.parse("spiffe://cluster.local/ns/default/sa/web")
+    assert [registration.spiffe_id for registration in settings.registrations()] == [web]
+    destination = settings.destinations()[web]
+    assert (destination.service, destination.namespace, destination.user, destination.labels) == (
+        *("web.default.svc.cluster.local", "default", "web", {"app": "web"}),
+    )
+    assert len(settings.destinations()) == 1
+
+
+def test_names_of_settings_are_unique() -> None:
+    """No two settings share an environment variable or a flag."""
+    found = list(leaves())
+    assert len({leaf.variable for leaf in found}) == len({leaf.flag for leaf in found}) == len(found)
+    assert all(leaf.description for leaf in found)
+
+
+@pytest.mark.parametrize("text", ["", "5", "s", "-1s", "1.5s", "1 s", "1s ", "1y", "1s\n"])
+def test_what_is_no_duration(text: str) -> None:
+    """A number without a unit is refused: nobody knows what it counts."""
+    with pytest.raises(ValueError, match="is not a duration"):
+        parse_duration(text)
