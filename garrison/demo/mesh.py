@@ -66,8 +66,7 @@ def run_folder(parent: Path, *, keep: Callable[[], bool]) -> Iterator[Path]:
     """
     run = parent.resolve() / f"run-{os.getpid()}"
     longest = max(len(os.fsencode(str(Sockets(run).admin(member)))) for member in MEMBERS)
-    # A socket is bound under a temporary name beside its own before it is renamed.
-    if longest + 24 > _MAX_UNIX_PATH_BYTES:
+    if longest > _MAX_UNIX_PATH_BYTES:
         run = Path(tempfile.mkdtemp(prefix="garrison-demo-"))
     else:
         shutil.rmtree(run, ignore_errors=True)  # of an earlier process with this id, which is gone
@@ -152,6 +151,11 @@ class Mesh:
     def connect(self, member: str) -> http.client.HTTPConnection:
         """Return a connection of its own to the outbound listener of `member` (the edge, for the ingress)."""
         return connect(self.ports[member].outbound)
+
+    def close(self) -> None:
+        """Close the connections that `call` kept."""
+        while self._connections:
+            self._connections.popitem()[1].close()
 
     def decided(self, call: Call, answer: Answer) -> Decided | None:
         """Return what the Envoy in front of the call's destination logged about it; None if nothing."""
@@ -263,6 +267,7 @@ def start(
     _prepare(run, policies or example_folder() / "policies", mesh.tokens, envoy)
     with ExitStack() as holders:
         holders.callback(children.close)
+        holders.callback(mesh.close)
         mesh._start(holders)  # noqa: SLF001 - `start` is the constructor of a running one
         yield mesh
 

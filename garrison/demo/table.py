@@ -20,7 +20,7 @@ def render(rows: Sequence[Row], width: int, *, colour: bool) -> str:
     Long cells wrap; the widest column gives way first.
     """
     cells = [_cells(row) for row in rows]
-    widths = _fit([max(map(len, column)) for column in zip(HEADINGS, *cells, strict=True)], width)
+    widths = _fit([max(1, *map(len, column)) for column in zip(HEADINGS, *cells, strict=True)], width)
     lines = _lines(HEADINGS, widths, _BOLD if colour else "")
     lines.append(_GAP.join("-" * size for size in widths))
     for row, cell in zip(rows, cells, strict=True):
