@@ -8,7 +8,8 @@
 | `ca-key.pem`     | its key                                                      |
 | `cert-chain.pem` | what a workload sends after its own certificate              |
 
-The names are those of Istio's plug-in CA (`cacerts`), so that either can use the other's directory.
+The names are those of Istio's plug-in CA (`cacerts`). A CA made for Istio loads if its intermediate names
+the trust domain, which Istio does not ask for.
 """
 
 from __future__ import annotations

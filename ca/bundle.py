@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import re
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.utils import CryptographyDeprecationWarning
 
 from ca.keys import check_public_key
 
@@ -33,8 +36,9 @@ def parse_certificates(pem: bytes) -> tuple[x509.Certificate, ...]:
     if pem.count(b"-----BEGIN ") != len(blocks):
         raise ValueError("it holds something other than certificates")
     try:
-        return tuple(x509.load_pem_x509_certificate(block) for block in blocks)
-    except ValueError as error:
+        with _strictly():
+            return tuple(x509.load_pem_x509_certificate(block) for block in blocks)
+    except (ValueError, CryptographyDeprecationWarning) as error:
         raise ValueError("it holds a malformed certificate") from error
 
 
@@ -73,12 +77,26 @@ def parse_spiffe_bundle(text: str | bytes) -> tuple[x509.Certificate, ...]:
     try:
         keys = json.loads(text)["keys"]
         entries = [key for key in keys if key.get("use") == "x509-svid" and key.get("x5c")]
-        return tuple(
-            x509.load_der_x509_certificate(base64.b64decode(entry["x5c"][0], validate=True))
-            for entry in entries
-        )
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        ders = [base64.b64decode(entry["x5c"][0], validate=True) for entry in entries]
+        with _strictly():
+            return tuple(x509.load_der_x509_certificate(der) for der in ders)
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RecursionError,
+        CryptographyDeprecationWarning,
+    ) as error:
         raise ValueError("it is not a SPIFFE bundle") from error
+
+
+@contextlib.contextmanager
+def _strictly() -> Iterator[None]:
+    """Raise for what the library still tolerates with a warning, such as a negative serial number."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CryptographyDeprecationWarning)
+        yield
 
 
 def _jwk(certificate: x509.Certificate) -> dict[str, Any]:

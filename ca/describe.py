@@ -8,11 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import warnings
 from typing import Any, TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ca.bundle import parse_spiffe_bundle
@@ -54,7 +56,10 @@ def describe_file(content: bytes) -> list[Description]:
 
     """
     try:
-        return _describe_file(content)
+        with warnings.catch_warnings():
+            # A doubtful certificate is shown as it is, without remarks of the library in between.
+            warnings.simplefilter("ignore", CryptographyDeprecationWarning)
+            return _describe_file(content)
     except (x509.DuplicateExtension, x509.UnsupportedGeneralNameType, UnsupportedAlgorithm) as error:
         raise ValueError("it holds a certificate that cannot be read") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -85,6 +86,39 @@ def test_a_chain_with_the_root_is_served_without_it(hierarchy: Hierarchy, direct
     chain = [hierarchy.issuer.certificate, hierarchy.root]
     (directory / CERT_CHAIN).write_bytes(format_certificates(chain))
     assert Authority.load(directory).chain == (hierarchy.issuer.certificate,)
+
+
+def test_a_ca_made_by_openssl_for_istio_loads(tmp_path: Path) -> None:
+    """An RSA CA with Istio's extensions, made by another tool, issues; without a trust domain it is refused."""
+
+    def openssl(arguments: str) -> None:
+        subprocess.run(
+            ["openssl", *arguments.split()], cwd=tmp_path, check=True, capture_output=True, timeout=30
+        )
+
+    def plug_in(name: str) -> None:
+        usages = (
+            "keyUsage=critical,digitalSignature,keyCertSign\nbasicConstraints=critical,CA:true,pathlen:0\n"
+        )
+        (tmp_path / "extensions").write_text(f"{usages}subjectAltName={name}\n")
+        openssl(
+            "x509 -req -in ca.csr -CA root-cert.pem -CAkey root-key.pem -days 9 "
+            "-out ca-cert.pem -extfile extensions"
+        )
+        chain = (tmp_path / "ca-cert.pem").read_bytes() + (tmp_path / "root-cert.pem").read_bytes()
+        (tmp_path / "cert-chain.pem").write_bytes(chain)
+
+    openssl(
+        "req -x509 -newkey rsa:2048 -nodes -keyout root-key.pem -out root-cert.pem -days 9 "
+        "-subj /O=Istio/CN=Root -addext keyUsage=critical,keyCertSign"
+    )
+    openssl("req -newkey rsa:2048 -nodes -keyout ca-key.pem -out ca.csr -subj /O=Istio/CN=Intermediate")
+    plug_in("URI:spiffe://cluster.local")
+    authority = Authority.load(tmp_path)
+    assert len(authority.chain) == 1
+    plug_in("DNS:istiod.istio-system.svc")
+    with pytest.raises(ConfigError, match="names no trust domain"):
+        Authority.load(tmp_path)
 
 
 def test_several_roots_are_a_bundle(hierarchy: Hierarchy, directory: Path) -> None:

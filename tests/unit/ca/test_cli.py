@@ -208,6 +208,22 @@ def test_show_of_garbage_is_one_line(content: bytes) -> None:
     assert result.stderr.count("\n") == 1
 
 
+def test_a_hostile_name_cannot_write_to_the_terminal() -> None:
+    """Control characters in a name are shown escaped."""
+    key = new_private_key()
+    hostile = x509.UniformResourceIdentifier("spiffe://td/a\x1b[2J\nca: yes")
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "a\x1b[2J\nca: yes")])
+    request = (
+        x509.CertificateSigningRequestBuilder()
+        .subject_name(subject)
+        .add_extension(x509.SubjectAlternativeName([hostile]), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    output = run("show", "-", stdin=request.public_bytes(Encoding.PEM)).output
+    assert "\x1b" not in output
+    assert not any(line.startswith("ca:") for line in output.splitlines())
+
+
 def test_show_does_not_show_keys(pki: Path) -> None:
     """A key file is named for what it is, and nothing of it is printed."""
     result = run("show", pki / "ca-key.pem")
