@@ -154,7 +154,7 @@ class H2Connection(asyncio.BufferedProtocol):
         self._http2 = Connection(Role.SERVER, _configuration(shared.limits))
         # Requests not yet handed to a handler, and calls whose handler is at work, by stream.
         self._open: dict[int, _Awaited | _Unfinished] = {}
-        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._tasks: dict[int, tuple[asyncio.Task[None], Awaitable[bytes]]] = {}
         # Answered before the request ended: to be reset once the answer is out.
         self._early: set[int] = set()
         self._established = False
@@ -196,8 +196,8 @@ class H2Connection(asyncio.BufferedProtocol):
         self._ended = True
         self._timer.cancel()
         tasks, self._tasks = self._tasks, {}
-        for task in tasks.values():
-            task.cancel()
+        for work in tasks.values():
+            _stop(*work)
         for stream_id in list(self._open):
             self._take(stream_id)
         self._shared.connections.discard(self)
@@ -349,7 +349,8 @@ class H2Connection(asyncio.BufferedProtocol):
             answer = method.handler(message, Call(self._peer, headers))
             if type(answer) is not bytes:
                 if inspect.isawaitable(answer):
-                    self._tasks[stream_id] = self._loop.create_task(self._finish(stream_id, request, answer))
+                    task = self._loop.create_task(self._finish(stream_id, request, answer))
+                    self._tasks[stream_id] = task, answer
                     return
                 raise TypeError(f"handler returned {type(answer).__name__}")  # noqa: TRY301
         except Exception as error:  # noqa: BLE001 - whatever a handler raises ends its call only
@@ -404,9 +405,9 @@ class H2Connection(asyncio.BufferedProtocol):
     def _forget(self, stream_id: int) -> None:
         self._take(stream_id)
         self._early.discard(stream_id)
-        task = self._tasks.pop(stream_id, None)
-        if task is not None:
-            task.cancel()
+        work = self._tasks.pop(stream_id, None)
+        if work is not None:
+            _stop(*work)
 
     # -- answers
 
@@ -419,6 +420,10 @@ class H2Connection(asyncio.BufferedProtocol):
         except NGH2Error:
             # The caller reset the stream, perhaps in this very pass.
             return
+        if len(message) > _SMALL_BYTES and http2.queued_body_size() > self._max_queued:
+            # Not to wait for the end of the pass: it may hold a thousand such calls.
+            self._write()
+            self._check_queue()
 
     def _answer_fields(self, stream_id: int, fields: Fields) -> None:
         try:
@@ -449,22 +454,27 @@ class H2Connection(asyncio.BufferedProtocol):
     def _flush(self) -> None:
         if self._ended:
             return
-        http2 = self._http2
-        write = self._transport.write
-        while not self._paused:
-            data = http2.data_to_send(_WRITE_BYTES)
-            if data:
-                write(data)
-            if len(data) < _WRITE_BYTES:
-                break
-        events = http2.events()
+        self._write()
+        events = self._http2.events()
         if events:
             self._process(events)
             if self._ended:
                 return
         if self._early and not self._paused:
             self._reset_early()
-        if http2.queued_body_size() > self._max_queued:
+        self._check_queue()
+
+    def _write(self) -> None:
+        http2 = self._http2
+        while not self._paused:
+            data = http2.data_to_send(_WRITE_BYTES)
+            if data:
+                self._transport.write(data)
+            if len(data) < _WRITE_BYTES:
+                break
+
+    def _check_queue(self) -> None:
+        if self._http2.queued_body_size() > self._max_queued:
             self._terminate(ErrorCode.ENHANCE_YOUR_CALM)
 
     def _reset_early(self) -> None:
@@ -556,11 +566,22 @@ class H2Connection(asyncio.BufferedProtocol):
         self._ended = True
         self._timer.cancel()
         self._timer = self._loop.call_later(_LINGER_SECONDS, self._transport.abort)
-        if self._transport.can_write_eof():
-            self._transport.write_eof()
-        else:
-            self._transport.close()
+        try:
+            if self._transport.can_write_eof():
+                self._transport.write_eof()
+            else:
+                self._transport.close()
+        except OSError:
+            # The peer has hung up already.
+            self._transport.abort()
 
 
 def _expired() -> StatusError:
     return StatusError(StatusCode.DEADLINE_EXCEEDED, "deadline exceeded")
+
+
+def _stop(task: asyncio.Task[None], awaitable: Awaitable[bytes]) -> None:
+    """Cancel a call's task; a handler that has not begun never will, and is not to be missed."""
+    task.cancel()
+    if inspect.iscoroutine(awaitable) and inspect.getcoroutinestate(awaitable) == inspect.CORO_CREATED:
+        awaitable.close()

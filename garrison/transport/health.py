@@ -82,13 +82,15 @@ class Health:
         try:
             while True:
                 changed.clear()
+                # Read before the state: while one is being sent, the last one may be set.
+                closed = self._closed
                 serving = self._serving.get(service)
                 # An unknown service is not an error here: it may appear (health.proto, Watch).
                 state = _SERVICE_UNKNOWN if serving is None else _SERVING if serving else _NOT_SERVING
                 if state != last:
                     yield state
                     last = state
-                if self._closed:
+                if closed:
                     return
                 await changed.wait()
         finally:
