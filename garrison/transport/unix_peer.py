@@ -322,20 +322,32 @@ class _Side(asyncio.Protocol):
         self.lost = False
         self._splice = splice
         self._eof = False
+        self._early: list[bytes] = []  # said before there was somebody to tell
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
         self.transport.set_write_buffer_limits(high=_HIGH_WATER_BYTES)
         if self.other.lost:
             self.transport.abort()
-        elif self.other.transport is None:
-            self.transport.pause_reading()  # until there is somebody to tell
         else:
-            self.other.transport.resume_reading()
+            self.other.tell_early(self.transport)
+
+    def tell_early(self, other: asyncio.Transport) -> None:
+        """Tell `other`, which has just come, what was said before."""
+        if self._early and self.transport is not None:
+            other.writelines(self._early)
+            self._early.clear()
+            self.transport.resume_reading()
 
     def data_received(self, data: bytes) -> None:
         if self.other.transport is not None:
             self.other.transport.write(data)
+            return
+        # A server speaks first, before its client's side is made. Pausing in `connection_made` would not
+        # prevent that: uvloop starts to read after it.
+        if not self._early and self.transport is not None:
+            self.transport.pause_reading()
+        self._early.append(data)
 
     def eof_received(self) -> bool:
         """Pass the half-close on and stay open for the answer, unless both sides have spoken."""

@@ -366,3 +366,23 @@ def test_another_living_process_is_named(tmp_path: Path) -> None:
                     caller.pid, os.getuid(), os.getgid(), ME
                 )
             assert caller.wait(TIMEOUT) == 0
+
+
+@LOOPS
+def test_what_the_server_says_at_once_is_heard(tmp_path: Path, loop: LoopFactory) -> None:
+    """A server that greets before the client's side is ready (HTTP/2 SETTINGS) is heard, every time."""
+    path = tmp_path / "s"
+
+    async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"hello")
+        await writer.drain()
+
+    async def scenario() -> None:
+        async with listening(path, greet):
+            for _ in range(100):
+                reader, writer = await asyncio.open_unix_connection(str(path))
+                assert await reader.readexactly(5) == b"hello"
+                writer.close()
+                await writer.wait_closed()
+
+    run(scenario, loop)
