@@ -249,8 +249,6 @@ class SecretDiscovery:
                 names=subscription.names,
                 reason=received.refusal,
             )
-        for name in received.answer:
-            self._identity(caller, name)  # refuse before anything is issued
         return received.answer
 
     def _identity(self, caller: _Caller, name: str) -> Registration | None:
@@ -285,14 +283,14 @@ class SecretDiscovery:
         return names
 
     def _secrets(self, caller: _Caller, cache: SvidCache, names: Sequence[str]) -> list[NamedSecret]:
-        secrets = []
-        for name in names:
-            registration = self._identity(caller, name)
-            if registration is None:
-                secrets.append(_bundle_secret(name, self._authority))
-            else:
-                secrets.append(_svid_secret(name, cache.get(registration, self._now())))
-        return secrets
+        # All names first: one that is refused must not leave another one's certificate issued for nothing.
+        identities = {name: self._identity(caller, name) for name in names}
+        return [
+            _bundle_secret(name, self._authority)
+            if registration is None
+            else _svid_secret(name, cache.get(registration, self._now()))
+            for name, registration in identities.items()
+        ]
 
     async def _until_due(self, cache: SvidCache) -> None:
         due = cache.next_renewal

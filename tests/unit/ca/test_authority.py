@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -64,6 +65,18 @@ def test_only_the_owner_reads_keys(directory: Path) -> None:
     modes = {path.name: path.stat().st_mode & 0o777 for path in directory.iterdir()}
     assert modes == {ROOT_KEY: 0o600, CA_KEY: 0o600, ROOT_CERT: 0o644, CA_CERT: 0o644, CERT_CHAIN: 0o644}
     assert directory.stat().st_mode & 0o777 == 0o700
+
+
+def test_modes_do_not_depend_on_the_umask(hierarchy: Hierarchy, tmp_path: Path) -> None:
+    """A strict umask leaves certificates readable, and a lax one keys closed."""
+    for mask in (0o077, 0o000):
+        before = os.umask(mask)
+        try:
+            hierarchy.save(tmp_path / str(mask))
+        finally:
+            os.umask(before)
+        assert (tmp_path / str(mask) / ROOT_CERT).stat().st_mode & 0o777 == 0o644
+        assert (tmp_path / str(mask) / CA_KEY).stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize("name", [ROOT_KEY, CA_KEY, ROOT_CERT, CA_CERT, CERT_CHAIN])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 import stat
@@ -16,7 +17,13 @@ import pytest
 import structlog
 import uvloop
 
-from garrison.transport.unix_peer import PeerCredentialListener, PeerCredentials, read_credentials
+from garrison.transport.unix_peer import (
+    _SO_PEERPIDFD,
+    PeerCredentialListener,
+    PeerCredentials,
+    _is_alive,
+    read_credentials,
+)
 
 ME = str(Path("/proc/self/exe").readlink())
 TIMEOUT = 10
@@ -340,6 +347,14 @@ def test_without_an_inner_server_the_caller_is_cut_off(tmp_path: Path) -> None:
     run(scenario)
 
 
+def _knows_process_handles(connection: socket.socket) -> bool:
+    try:
+        os.close(connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD))
+    except OSError as error:
+        return error.errno != errno.ENOPROTOOPT
+    return True
+
+
 def test_a_process_that_is_gone_has_no_path(tmp_path: Path) -> None:
     """A caller that ended before it was looked at keeps its uid, which is certain, and loses its path."""
     with socket.socket(socket.AF_UNIX) as listener:
@@ -351,6 +366,8 @@ def test_a_process_that_is_gone_has_no_path(tmp_path: Path) -> None:
             connection, _ = listener.accept()
     with connection:
         assert read_credentials(connection) == PeerCredentials(caller.pid, os.getuid(), os.getgid(), None)
+        if _knows_process_handles(connection):
+            assert not _is_alive(connection)
 
 
 def test_another_living_process_is_named(tmp_path: Path) -> None:
@@ -365,6 +382,7 @@ def test_another_living_process_is_named(tmp_path: Path) -> None:
                 assert read_credentials(connection) == PeerCredentials(
                     caller.pid, os.getuid(), os.getgid(), ME
                 )
+                assert _is_alive(connection)
             assert caller.wait(TIMEOUT) == 0
 
 
