@@ -338,6 +338,9 @@ class _Side(asyncio.Protocol):
             other.writelines(self._early)
             self._early.clear()
             self.transport.resume_reading()
+        if self._eof:
+            with contextlib.suppress(OSError):
+                other.write_eof()
 
     def data_received(self, data: bytes) -> None:
         if self.other.transport is not None:
@@ -353,7 +356,9 @@ class _Side(asyncio.Protocol):
         """Pass the half-close on and stay open for the answer, unless both sides have spoken."""
         self._eof = True
         other = self.other
-        if other.transport is None or other.transport.is_closing() or other._eof:  # noqa: SLF001 - its twin
+        if other.transport is None:
+            return True  # passed on when there is somebody to tell
+        if other.transport.is_closing() or other._eof:  # noqa: SLF001 - its twin
             self._close_both()
             return False
         with contextlib.suppress(OSError):  # it went away just now, and will say so itself

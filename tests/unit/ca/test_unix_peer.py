@@ -387,6 +387,23 @@ def test_another_living_process_is_named(tmp_path: Path) -> None:
 
 
 @LOOPS
+def test_a_server_that_only_ends_is_heard(tmp_path: Path, loop: LoopFactory) -> None:
+    """A server that closes at once, without a word, ends the caller's connection too."""
+
+    async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    async def scenario() -> None:
+        async with listening(tmp_path / "s", hang_up):
+            for _ in range(50):
+                reader, writer = await asyncio.open_unix_connection(str(tmp_path / "s"))
+                assert await reader.read() == b""
+                writer.close()
+
+    run(scenario, loop)
+
+
+@LOOPS
 def test_what_the_server_says_at_once_is_heard(tmp_path: Path, loop: LoopFactory) -> None:
     """A server that greets before the client's side is ready (HTTP/2 SETTINGS) is heard, every time."""
     path = tmp_path / "s"
