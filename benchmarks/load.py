@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from time import perf_counter
@@ -64,7 +64,10 @@ class LoadResult:
 class _Run:
     """What the connections of one load share."""
 
-    def __init__(self, messages: Sequence[bytes], calls: int | None) -> None:
+    def __init__(
+        self, messages: Sequence[bytes], calls: int | None, on_answer: Callable[[bytes], None] | None
+    ) -> None:
+        self.on_answer = on_answer
         self.frames = cycle([PREFIX.pack(0, len(message)) + message for message in messages])
         self.left = calls
         self.stopped = False
@@ -92,6 +95,8 @@ class _Client(asyncio.Protocol):
         self._http2 = Connection(Role.CLIENT, Configuration(peer_max_concurrent_streams=streams))
         self._started: dict[int, float] = {}
         self._succeeded: set[int] = set()
+        # Response messages that somebody wants to see, by stream, with their prefix.
+        self._answers: dict[int, bytes] = {}
         self.done = self._loop.create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -122,14 +127,21 @@ class _Client(asyncio.Protocol):
             if kind is StreamClosed:
                 stream_id = cast("StreamClosed", event).stream_id
                 started = self._started.pop(stream_id, None)
+                answer = self._answers.pop(stream_id, b"") if run.on_answer else b""
                 if stream_id in self._succeeded:
+                    if run.on_answer:
+                        run.on_answer(answer[PREFIX.size :])
                     self._succeeded.discard(stream_id)
                     if started is not None:
                         run.latencies.append(now - started)
                 elif started is not None:
                     run.errors += 1
             elif kind is DataReceived:
-                run.last_answer = cast("DataReceived", event).data[PREFIX.size :]
+                data_event = cast("DataReceived", event)
+                run.last_answer = data_event.data[PREFIX.size :]
+                if run.on_answer:
+                    before = self._answers.get(data_event.stream_id, b"")
+                    self._answers[data_event.stream_id] = before + data_event.data
             elif kind is TrailersReceived:
                 trailers = cast("TrailersReceived", event)
                 if _OK in trailers.headers:
@@ -168,11 +180,12 @@ async def load(
     calls: int | None = None,
     seconds: float | None = None,
     metadata: Metadata = (),
+    on_answer: Callable[[bytes], None] | None = None,
 ) -> LoadResult:
     """Call `method_path` with `messages` in turn, until `calls` were made or `seconds` are over.
 
     A call counts as an error if it ends with another status than OK, or with its connection. A connection
-    that got a GOAWAY finishes its calls and makes no more.
+    that got a GOAWAY finishes its calls and makes no more. `on_answer` is given each response message.
 
     Raises:
         ValueError: neither bound is given, or the address is a TLS one.
@@ -184,7 +197,7 @@ async def load(
     if address.scheme is Scheme.TLS:
         raise ValueError("this client has no TLS")
     loop = asyncio.get_running_loop()
-    run = _Run(messages, calls)
+    run = _Run(messages, calls, on_answer)
     authority = "localhost" if address.scheme is Scheme.UNIX else f"{address.host}:{address.port}"
     headers = [
         (b":method", b"POST"),

@@ -1,0 +1,95 @@
+"""What is measured: `garrison serve` and Envoy as child processes, and what their processes spend.
+
+CPU time is read from `/proc`, so the benchmarks need Linux.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from garrison.demo.children import Child, Children
+from garrison.demo.mesh import garrison_command
+from garrison.transport.address import Address
+
+_START_SECONDS = 60.0
+_CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def cpu_seconds(stat: str) -> float:
+    """Return user and system time of a process, all its threads, from the text of `/proc/<pid>/stat`."""
+    # The program's name, in parentheses, may hold anything; proc_pid_stat(5) counts it as field 2.
+    fields = stat.rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _CLOCK_TICKS
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A process that is being measured."""
+
+    child: Child
+
+    def cpu_seconds(self) -> float:
+        """Return the CPU time it has used so far."""
+        return cpu_seconds(Path(f"/proc/{self.child.pid}/stat").read_text(encoding="ascii", errors="replace"))
+
+    def resident_mib(self) -> float:
+        """Return the memory it holds now."""
+        pages = int(Path(f"/proc/{self.child.pid}/statm").read_text(encoding="ascii").split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Server(Measured):
+    """A `garrison serve` that is ready; `request` is where it answers calls."""
+
+    request: Address
+    admin: Address
+
+    def decisions(self) -> int:
+        """Return how many `Check` calls it says it has answered."""
+        with urllib.request.urlopen(f"http://{self.admin.host}:{self.admin.port}/metrics", timeout=5) as page:
+            lines = page.read().decode().splitlines()
+        return sum(
+            int(float(line.rpartition(" ")[2]))
+            for line in lines
+            if line.startswith("garrison_decisions_total{")
+        )
+
+
+def start_server(children: Children, folder: Path, name: str, settings: dict[str, Any]) -> Server:
+    """Start `garrison serve` with `settings` and return it when it is ready; its log goes to a file.
+
+    Raises:
+        StartError: it did not start.
+
+    """
+    everywhere = {"control": {"listen": ["tcp://127.0.0.1:0"]}, "admin": {"listen": "tcp://127.0.0.1:0"}}
+    config = folder / f"{name}.yaml"
+    config.write_text(yaml.safe_dump({**everywhere, **settings}), encoding="utf-8")
+    log = folder / f"{name}.log"
+    log.unlink(missing_ok=True)  # of an earlier server of this name
+    child = children.start(
+        f"garrison serve ({name})", [*garrison_command(), "serve", "--config", config], log
+    )
+    ready: list[dict[str, Any]] = []
+
+    def is_ready() -> bool:
+        ready.extend(_events(log, "ready"))
+        return bool(ready)
+
+    child.wait_until(is_ready, "becoming ready", _START_SECONDS)
+    return Server(child, Address.parse(ready[0]["request"][0]), Address.parse(ready[0]["admin"]))
+
+
+def _events(log: Path, name: str) -> list[dict[str, Any]]:
+    """Return the complete JSON lines of `log` that are about `name`."""
+    complete = log.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
+    found = [json.loads(line) for line in complete if f'"event":"{name}"' in line]
+    return [event for event in found if event.get("event") == name]
