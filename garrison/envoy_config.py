@@ -402,7 +402,8 @@ def _upstreams(
     epilog="\b\nExample:\n"
     "  garrison envoy-config --service reviews.default.svc.cluster.local --label app=reviews \\\n"
     "    --listen tcp://0.0.0.0:15006 --application tcp://127.0.0.1:9080 \\\n"
-    "    --request unix:///run/garrison/request.sock --control unix:///run/garrison/control.sock > envoy.yaml",
+    "    --request unix:///run/garrison/request.sock \\\n"
+    "    --control unix:///run/garrison/control.sock > envoy.yaml",
 )
 @click.option("--service", required=True, help="The destination service that policies name.")
 @click.option("--namespace", default="default", show_default=True, help="Its namespace.")

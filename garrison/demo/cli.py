@@ -39,7 +39,8 @@ _WATCH_SECONDS = 0.5
 
 @click.command(
     "demo",
-    epilog="\b\nExit codes: 0 every row as expected, 1 a row differs, 2 the mesh did not start, 130 interrupted.\n\n"
+    epilog="\b\nExit codes: 0 every row as expected, 1 a row differs, 2 the mesh did not start,\n"
+    "130 interrupted.\n\n"
     "\b\nExample:\n  garrison demo --json rows.json",
 )
 @click.option("--up", is_flag=True, help="Leave the mesh running and print calls to try; Ctrl-C stops it.")
