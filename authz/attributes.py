@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from authz.authn.mtls import peer_identity
+from authz.authn.mtls import peer_identity, peer_principal
 from authz.destination import Destination
 from authz.paths import PathNormalization, normalize_path
 from garrison.identity import SpiffeId
@@ -23,16 +23,28 @@ _SPACE_DELIMITED = frozenset({"scope", "permission"})
 class Attributes:
     """What is known about one call. Built from `attributes` of a `CheckRequest`."""
 
-    __slots__ = ("_context", "_headers", "_http", "_mode", "_path", "claims", "destination", "peer")
+    __slots__ = (
+        "_context",
+        "_http",
+        "_lines",
+        "_mode",
+        "_path",
+        "claims",
+        "destination",
+        "peer",
+        "principal",
+    )
 
     def __init__(self, context: Any, mode: PathNormalization, destination: Destination | None) -> None:
         self._context = context
         self._http = context.request.http
         self._mode = mode
         self._path: str | None = None
-        self._headers: dict[str, list[str]] | None = None
+        self._lines: dict[str, list[Any]] | None = None
         self.destination = destination
-        self.peer: SpiffeId | None = peer_identity(context.source.principal)
+        reported = context.source.principal
+        self.peer: SpiffeId | None = peer_identity(reported)
+        self.principal = peer_principal(reported)
         self.claims: Claims | None = None
 
     @property
@@ -69,9 +81,15 @@ class Attributes:
         Envoy joins repeated lines with `,` unless the filter says `encode_raw_headers`; then each line is a
         value of its own.
         """
-        if self._headers is None:
-            self._headers = self._read_headers()
-        return self._headers.get(name, _NOTHING)
+        http = self._http
+        if self._lines is None:
+            # Lines are decoded when asked for: most policies look at one or two of some fifteen.
+            self._lines = {}
+            for line in http.header_map.headers:
+                self._lines.setdefault(line.key.lower(), []).append(line)
+        if self._lines:
+            return [_text(line) for line in self._lines.get(name, _NOTHING)]
+        return (http.headers[name],) if name in http.headers else _NOTHING
 
     def header(self, name: str) -> str | None:
         """Return the first value of a header, for those that cannot be repeated."""
@@ -86,17 +104,6 @@ class Attributes:
 
         """
         return ATTRIBUTES[attribute](self, argument)
-
-    def _read_headers(self) -> dict[str, list[str]]:
-        raw = self._http.header_map.headers
-        if not raw:
-            return {name: [value] for name, value in self._http.headers.items()}
-        headers: dict[str, list[str]] = {}
-        for line in raw:
-            # Bytes that are not UTF-8 become characters that no policy can hold, so they match no literal.
-            value = line.raw_value.decode("utf-8", "surrogateescape") if line.raw_value else line.value
-            headers.setdefault(line.key.lower(), []).append(value)
-        return headers
 
     def _address(self, peer: Any) -> Sequence[str]:
         address = peer.address.socket_address.address
@@ -127,6 +134,12 @@ class Attributes:
         return _NOTHING
 
 
+def _text(line: Any) -> str:
+    # Bytes that are not UTF-8 become characters that no policy can hold, so they match no literal.
+    raw: bytes = line.raw_value
+    return raw.decode("utf-8", "surrogateescape") if raw else str(line.value)
+
+
 def _one(value: str | None) -> Sequence[str]:
     return (value,) if value else _NOTHING
 
@@ -143,7 +156,7 @@ def _label(attributes: Attributes, name: str) -> Sequence[str]:
 # Every attribute a policy can name. A row here and one in docs/attributes.md is all a new attribute takes.
 ATTRIBUTES: dict[str, Callable[[Attributes, str], Sequence[str]]] = {
     "source.ip": lambda attributes, _: attributes._address(attributes._context.source),  # noqa: SLF001
-    "source.principal": lambda attributes, _: _one(attributes.peer.principal if attributes.peer else None),
+    "source.principal": lambda attributes, _: _one(attributes.principal),
     "source.namespace": lambda attributes, _: _one(attributes.peer.namespace if attributes.peer else None),
     "destination.service": _of_destination(lambda destination: destination.service),
     "destination.namespace": _of_destination(lambda destination: destination.namespace),

@@ -21,3 +21,10 @@ def peer_identity(principal: str) -> SpiffeId | None:
     except ValueError:
         return None
     return spiffe_id if spiffe_id.segments else None
+
+
+@lru_cache(maxsize=65_536)
+def peer_principal(principal: str) -> str | None:
+    """Return what policies compare, the ID without its scheme; None where there is no identity."""
+    spiffe_id = peer_identity(principal)
+    return spiffe_id.principal if spiffe_id is not None else None

@@ -22,8 +22,8 @@ def evaluate(policies: DestinationPolicies, attributes: Attributes) -> Decision:
     """Return the decision for a call whose tokens, if any, have been verified into `attributes.claims`."""
     if policies.not_enforced is not None:
         return policies.not_enforced
-    method, path, peer = attributes.method, attributes.path, attributes.peer
-    for rule in policies.candidates(path, peer.principal if peer else None):
+    method, path = attributes.method, attributes.path
+    for rule in policies.candidates(path, attributes.principal):
         if rule.methods is not None and not rule.methods.matches(method):
             continue
         if rule.paths is not None and not rule.paths.matches(path):

@@ -43,12 +43,11 @@ class StringMatcher:
         """Return whether `value` is there and one of the patterns fits it."""
         if value is None:
             return False
-        return (
-            self.present
-            or value in self.exact
-            or value.startswith(self.prefixes)
-            or value.endswith(self.suffixes)
-        )
+        if value in self.exact or self.present:
+            return True
+        if self.prefixes and value.startswith(self.prefixes):
+            return True
+        return bool(self.suffixes) and value.endswith(self.suffixes)
 
     def __str__(self) -> str:
         patterns = sorted(self.exact)
@@ -114,9 +113,11 @@ class Condition:
 
     def matches(self, values: Sequence[str]) -> bool:
         """Return whether `values`, all that the request has for the attribute, satisfy the condition."""
-        if self.every:
-            return bool(values) and all(self.matcher.matches(value) for value in values)
-        return any(self.matcher.matches(value) for value in values)
+        every, matches = self.every, self.matcher.matches
+        for value in values:  # a loop, not all() or any(): this is the inner loop of every decision
+            if matches(value) is not every:
+                return not every
+        return every and bool(values)
 
     @property
     def name(self) -> str:
