@@ -8,7 +8,7 @@ import json
 import os
 import ssl
 from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -724,5 +724,24 @@ def test_old_tls_is_refused(kind: Transport, tmp_path: Path) -> None:
                 await asyncio.open_connection(
                     address.host, address.port, ssl=context, server_hostname="localhost"
                 )
+
+    run(scenario())
+
+
+def test_tls_without_h2_is_hung_up_on(tmp_path: Path) -> None:
+    """A TLS client that does not negotiate HTTP/2 by ALPN gets nothing."""
+
+    async def scenario() -> None:
+        authority = Authority(tmp_path)
+        files = authority.issue("server", LOCALHOST)
+        context = ssl.create_default_context(cadata=authority.pem.decode())
+        async with serving(Transport.NGH2, address=TLS_LOOPBACK, tls=files) as server:
+            address = server.addresses[0]
+            reader, writer = await asyncio.open_connection(
+                address.host, address.port, ssl=context, server_hostname="localhost"
+            )
+            with suppress(OSError):
+                assert await reader.read() == b""
+            writer.transport.abort()
 
     run(scenario())
