@@ -204,7 +204,7 @@ async def load(
         (b":scheme", b"http"),
         (b":path", method_path.encode()),
         (b":authority", authority.encode()),
-        (b"te", b"trailers"),
+        (b"te", b"trailers"),  # codespell:ignore te
         (b"content-type", b"application/grpc"),
         *metadata,
     ]

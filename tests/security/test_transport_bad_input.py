@@ -54,7 +54,7 @@ def request_headers(path: bytes, *more: tuple[bytes, bytes], **replace: bytes) -
         b":scheme": b"http",
         b":path": path,
         b":authority": b"localhost",
-        b"te": b"trailers",
+        b"te": b"trailers",  # codespell:ignore te
         b"content-type": replace.get("content_type", b"application/grpc"),
     }
     return [*fields.items(), *more]
