@@ -125,9 +125,9 @@ def envoy(run: Run) -> Section:
     return Section(
         "Check through a real Envoy",
         "Envoy with one worker thread, the sidecar's ext_authz filter over a Unix socket and direct "
-        f"responses (no upstream, no TLS, no access log: the least that Envoy can do); HTTP/1.1 with {_CONNECTIONS} "
-        f"connections and {len(_HEADERS)} headers; one call in ten is denied and logged. Garrison counted "
-        "every call.",
+        "responses (no upstream, no TLS, no access log: the least that Envoy can do); HTTP/1.1 with "
+        f"{_CONNECTIONS} connections and {len(_HEADERS)} headers; one call in ten is "
+        "denied and logged. Garrison counted every call.",
         (
             Row("Garrison: CPU", ours, "us a call"),
             Row("Envoy: CPU", theirs, "us a call"),

@@ -77,7 +77,7 @@ def roles(run: Run) -> Section:
     return Section(
         "Many roles",
         "`Authorization.check` in this process, without transport; every call is allowed by one role. A role "
-        "has one exact path and one caller, but `by prefix` a path prefix and any caller, which no index helps.",
+        "has one exact path and one caller; `by prefix`, a path prefix and any caller.",
         tuple(rows),
         (Requirement(what, spread, REQUIRED_RATIO, at_least=False),),
     )

@@ -18,6 +18,7 @@ from garrison.demo.tokens import TOKEN_ISSUER, Tokens
 from garrison.demo.topology import RATE_LIMIT_DOMAIN, full_name
 
 CHECK = "/envoy.service.auth.v3.Authorization/Check"
+HEALTH = "/grpc.health.v1.Health/Check"
 SHOULD_RATE_LIMIT = "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit"
 
 _PREFIX = "spiffe://cluster.local/ns/default/sa/"
@@ -79,32 +80,35 @@ def describe(mix: Sequence[Ask]) -> str:
 
 def check_requests(mix: Sequence[Ask], tokens: Tokens) -> list[bytes]:
     """Return the serialised `CheckRequest`s of `mix`, `ROUNDS` times over with what varies varied."""
-    signed = {ask.email: [tokens.sign(ask.email) for _ in range(ROUNDS // 10)] for ask in mix if ask.email}
+    distinct = ROUNDS // 10
+    signed = {ask.email: [tokens.sign(ask.email) for _ in range(distinct)] for ask in mix if ask.email}
     return [
-        _check_request(ask, round_, signed[ask.email][round_ % (ROUNDS // 10)] if ask.email else "")
+        _check_request(
+            ask, round_, round_ * len(mix) + place, signed[ask.email][round_ % distinct] if ask.email else ""
+        )
         for round_ in range(ROUNDS)
-        for ask in mix
+        for place, ask in enumerate(mix)
     ]
 
 
-def _check_request(ask: Ask, round_: int, token: str) -> bytes:
+def _check_request(ask: Ask, round_: int, number: int, token: str) -> bytes:
     path = ask.path.format(round=round_)
     message = CheckRequest()
     context = message.attributes
     context.source.principal = _PREFIX + ask.caller
     context.source.address.socket_address.address = "10.24.3.17"
-    context.source.address.socket_address.port_value = 40_000 + round_
+    context.source.address.socket_address.port_value = 40_000 + number % 20_000
     context.destination.principal = _PREFIX + f"bookinfo-{ask.service}"
     context.destination.address.socket_address.address = "10.24.7.9"
     context.destination.address.socket_address.port_value = 9080
-    context.request.time.seconds = 1_800_000_000 + round_
+    context.request.time.seconds = 1_800_000_000 + number
     context.request.time.nanos = 123_456_000
     http = context.request.http
-    http.id = str(8_000_000_000_000_000_000 + round_)
+    http.id = str(8_000_000_000_000_000_000 + number)
     http.method, http.path, http.host, http.scheme = ask.method, path, ask.service, "https"
     http.protocol = "HTTP/2"
     # As Envoy with `encode_raw_headers`: the header map stays empty, values are bytes.
-    for name, value in _headers(ask, path, round_, token):
+    for name, value in _headers(ask, path, number, token):
         line = http.header_map.headers.add()
         line.key, line.raw_value = name, value.encode()
     for name, value in _destination(ask.service).items():
@@ -115,15 +119,15 @@ def _check_request(ask: Ask, round_: int, token: str) -> bytes:
     return serialized
 
 
-def _headers(ask: Ask, path: str, round_: int, token: str) -> Iterator[tuple[str, str]]:
+def _headers(ask: Ask, path: str, number: int, token: str) -> Iterator[tuple[str, str]]:
     yield ":authority", ask.service
     yield ":path", path
     yield ":method", ask.method
     yield ":scheme", "https"
     yield from BROWSER_HEADERS
-    yield "x-request-id", f"6f1d7a2e-54b1-4c1e-9d39-0a62f0{round_:06d}"
+    yield "x-request-id", f"6f1d7a2e-54b1-4c1e-9d39-0a62f0{number:06d}"
     yield "x-forwarded-proto", "https"
-    yield "end-user", f"user-{round_}"
+    yield "end-user", f"user-{number % ROUNDS}"
     yield from ask.headers
     if token:
         yield "authorization", f"Bearer {token}"
@@ -243,7 +247,7 @@ def role_requests(shape: Shape, count: int) -> list[bytes]:
 def _role_request(shape: Shape, number: int) -> bytes:
     path = f"/api/v1/item-{number}/x" if shape.prefixes else f"/api/v1/item-{number}"
     service = f"service-{number % shape.services}"
-    return _check_request(Ask(f"account-{number}", service, path), number, "")
+    return _check_request(Ask(f"account-{number}", service, path), number, number, "")
 
 
 def outcomes(mix: Sequence[Ask]) -> Mapping[str, float]:
