@@ -53,21 +53,18 @@ class DestinationResolver:
 
     def resolve(self, extensions: Mapping[str, str], host: str, call: Call) -> Destination | None:
         """Return the destination, None when nothing names one."""
-        metadata = b""
-        for name, value in call.metadata:
-            if name == METADATA_KEY:
-                metadata = value
-        key = (
-            tuple(extensions.items()),
-            metadata,
-            call.peer.spiffe_id,
-            host if self.from_host else "",
-        )
+        metadata, peer = b"", None
+        if not extensions.get("destination.service"):  # else nothing else is looked at
+            peer = call.peer.spiffe_id
+            for name, value in call.metadata:
+                if name == METADATA_KEY:
+                    metadata = value
+        key = (tuple(extensions.items()), metadata, peer, host if self.from_host else "")
         try:
             return self._known[key]
         except KeyError:
             pass
-        destination = self._resolve(dict(extensions), metadata, call.peer.spiffe_id, host)
+        destination = self._resolve(dict(extensions), metadata, peer, host)
         if len(self._known) >= 10_000:
             self._known.clear()
         self._known[key] = destination
