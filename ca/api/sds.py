@@ -104,6 +104,7 @@ class SecretDiscovery:
         self._sleep = sleep
         self._jitter = jitter
         self._forced: set[asyncio.Event] = set()
+        self._closed = False
         self.counters = SdsCounters()
 
     def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
@@ -127,6 +128,11 @@ class SecretDiscovery:
         """Replace every key and SVID now, and push them."""
         for event in self._forced:
             event.set()
+
+    def close(self) -> None:
+        """End every stream, so that Envoys go to the server that takes over; they keep what they have."""
+        self._closed = True
+        self.rotate()
 
     async def _stream_secrets(self, requests: AsyncIterator[Any], context: _Context) -> None:
         await self._answer(context, self._run(StateOfTheWorld(), requests, context))
@@ -175,7 +181,7 @@ class SecretDiscovery:
         reading = asyncio.ensure_future(anext(requests))
         rotation = asyncio.ensure_future(forced.wait())
         try:
-            while True:
+            while not self._closed:
                 timer = asyncio.ensure_future(self._until_due(cache))
                 try:
                     await asyncio.wait({reading, rotation, timer}, return_when=asyncio.FIRST_COMPLETED)
@@ -183,6 +189,8 @@ class SecretDiscovery:
                         timer.result()
                 finally:
                     timer.cancel()
+                if self._closed:
+                    return
                 answer: tuple[str, ...] = ()
                 if reading.done():
                     try:

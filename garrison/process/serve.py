@@ -87,6 +87,7 @@ class Server:
         )
         control = ControlServer(self._settings.control.listen, self._settings.control.tls.files())
         handlers, services = [self.health.handler], [HEALTH]
+        sds: SecretDiscovery | None = None
         if self._authority is not None:
             sds = SecretDiscovery(
                 self._authority, self._settings.registrations(), peer_credentials=control.credentials
@@ -104,6 +105,8 @@ class Server:
             log.info("draining", grace_seconds=self._settings.drain_grace.total_seconds())
             self._set_ready(ready=False)
             self.health.close()
+            if sds is not None:
+                sds.close()
             grace = self._settings.drain_grace.total_seconds()
             await asyncio.gather(request.drain(grace), control.drain(grace))
         finally:

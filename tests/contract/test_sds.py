@@ -342,6 +342,21 @@ def test_a_forced_rotation_reaches_every_stream(tmp_path: Path) -> None:
     run(scenario, tmp_path)
 
 
+def test_close_ends_every_stream(tmp_path: Path) -> None:
+    """A server that drains lets its Envoys go at once: streams never end by themselves."""
+
+    async def scenario(lab: Lab) -> None:
+        world, roots = lab.stream(), lab.stream()
+        for stream, name in ((world, WEB), (roots, "ROOTCA")):
+            await stream.write(request(name))
+            await stream.read()
+        lab.sds.close()
+        for stream in (world, roots, lab.stream()):
+            assert await stream.code() is grpc.StatusCode.OK
+
+    run(scenario, tmp_path)
+
+
 def test_a_stream_keeps_one_key_while_it_is_valid(tmp_path: Path) -> None:
     """Names added later come with the same SVID; nothing is issued for the sake of an answer."""
 
