@@ -24,7 +24,7 @@ from garrison.transport.address import Address, Scheme
 
 OK, RATIO_MISSED, FAILED = 0, 1, 2
 
-RESULTS = Path(__file__).parent / "results" / "latest.json"
+_RESULTS = Path(__file__).parent / "results"
 _CPU_INFO = Path("/proc/cpuinfo")
 _TARGET_SECONDS = 10.0
 # What `--quick` leaves out unless it is asked for by name.
@@ -61,7 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
         return FAILED
     machine = _machine()
     print(render(sections, machine))
-    _write(options.json, sections, machine, quick=options.quick)
+    file = options.json or _RESULTS / ("target.json" if options.target else "latest.json")
+    _write(file, sections, machine, quick=options.quick)
     missed = failures(sections)
     for requirement in missed:
         print(f"error: {requirement}", file=sys.stderr)
@@ -77,7 +78,12 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--target", type=_address, metavar="HOST:PORT", help="load this ext_authz server instead"
     )
-    parser.add_argument("--json", type=Path, default=RESULTS, metavar="FILE", help="where the figures go")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="where the figures go; by default benchmarks/results/latest.json, or target.json with --target",
+    )
     parser.add_argument("--quick", action="store_true", help="under 30 seconds; rougher figures")
     parser.add_argument("--only", action="append", choices=BENCHMARKS, help="run this one only (repeatable)")
     return parser.parse_args(arguments)

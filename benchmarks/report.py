@@ -124,7 +124,7 @@ def _table(rows: Sequence[Row]) -> list[str]:
 
 
 def _number(value: float) -> str:
-    if value >= 1000:
+    if value >= 1000 or value == int(value):
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 

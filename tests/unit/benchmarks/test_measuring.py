@@ -23,7 +23,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @given(
-    st.text(st.characters(codec="ascii", exclude_characters="\n\0"), max_size=15),
+    st.text("a0 ()", max_size=15),
     st.integers(0, 10**9),
     st.integers(0, 10**9),
 )
