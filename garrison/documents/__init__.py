@@ -5,9 +5,10 @@ stopping at the first. Used by policies, rate limits and the process settings al
 """
 
 from garrison.documents.diagnostic import Diagnostic, Field, Position, Severity, format_field
+from garrison.documents.document import Document
 from garrison.documents.files import find_files, load
 from garrison.documents.validation import validate
-from garrison.documents.yaml import Document, parse
+from garrison.documents.yaml import parse
 
 __all__ = [
     "Diagnostic",

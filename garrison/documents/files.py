@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from garrison.documents.diagnostic import Diagnostic, Position
-from garrison.documents.yaml import Document, parse
+from garrison.documents.document import Document
+from garrison.documents.yaml import parse
 
 SUFFIXES = frozenset({".yaml", ".yml", ".json"})
 

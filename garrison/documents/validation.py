@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from garrison.documents.diagnostic import Diagnostic, Field, Position
-from garrison.documents.yaml import Document
+
+if TYPE_CHECKING:
+    from garrison.documents.document import Document
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -84,9 +86,12 @@ def _diagnostic(model: type[BaseModel], document: Document, problem: Any) -> Dia
 def _present(document: Document, loc: tuple[str | int, ...]) -> Field:
     """Return pydantic's location without the parts it adds for unions and functions."""
     path: Field = ()
+    value = document.data
     for part in loc:
-        if (*path, part) in document.values:
+        inside = isinstance(value, dict) and part in value
+        if inside or (isinstance(value, list) and isinstance(part, int) and part < len(value)):
             path = (*path, part)
+            value = value[part]
     return path
 
 
