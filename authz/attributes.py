@@ -6,6 +6,7 @@ decided on destination, method, path and principal alone.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from garrison.identity import SpiffeId
 Claims = Mapping[str, Any]
 _NOTHING: tuple[str, ...] = ()
 # Claims whose string value is a list in disguise (RFC 8693, section 4.2; Istio splits these two always).
+_MATRIX_PARAMETERS = re.compile(r";[^/]*")
 _SPACE_DELIMITED = frozenset({"scope", "permission"})
 
 
@@ -65,6 +67,12 @@ class Attributes:
         return "!" not in target or self.header(":path") in {None, target}
 
     @property
+    def is_tcp(self) -> bool:
+        """Whether this is a connection of Envoy's network filter: no request at all."""
+        context = self._context
+        return not context.HasField("request") or self._extension("protocol") == ("tcp",)
+
+    @property
     def target(self) -> str:
         """The request target as it was sent, with its query string."""
         target: str = self._http.path
@@ -89,14 +97,17 @@ class Attributes:
                 self._lines.setdefault(line.key.lower(), []).append(line)
         if self._lines:
             return [_text(line) for line in self._lines.get(name, _NOTHING)]
-        return (http.headers[name],) if name in http.headers else _NOTHING
+        if name in http.headers:
+            return (http.headers[name],)
+        # Envoy writes names in lower case; others may not, and a header must not hide behind its spelling.
+        return [value for spelled, value in http.headers.items() if spelled.lower() == name]
 
     def header(self, name: str) -> str | None:
         """Return the first value of a header, for those that cannot be repeated."""
         values = self.headers(name)
         return values[0] if values else None
 
-    def values(self, attribute: str, argument: str = "") -> Sequence[str]:
+    def values(self, attribute: str, argument: str = "") -> Sequence[Any]:
         """Return all values of an attribute, none when it is absent.
 
         Raises:
@@ -118,20 +129,68 @@ class Attributes:
         return (value,) if value else _NOTHING
 
     def _claim(self, name: str) -> Sequence[str]:
-        value = self.claims.get(name) if self.claims is not None else None
+        """Return the strings of a claim; `a][b` is claim `b` inside claim `a`."""
+        value: Any = self.claims
+        for part in name.split("]["):
+            value = value.get(part) if isinstance(value, Mapping) else None
         if isinstance(value, str):
             return value.split() if name in _SPACE_DELIMITED else (value,)
         if isinstance(value, list):
             return [item for item in value if isinstance(item, str)]
         return _NOTHING
 
-    def _request_principal(self, _: str) -> Sequence[str]:
+    def _issuer_and_subject(self, _: str) -> Sequence[tuple[str, str]]:
         if self.claims is None:
-            return _NOTHING
+            return ()
         issuer, subject = self.claims.get("iss"), self.claims.get("sub")
         if isinstance(issuer, str) and isinstance(subject, str) and issuer and subject:
-            return (f"{issuer}/{subject}",)
-        return _NOTHING
+            return ((issuer, subject),)
+        return ()
+
+    def _hosts(self, _: str) -> Sequence[str]:
+        """Return the host and what else an upstream may take for it: without port, user and final dot."""
+        host = self.host
+        if host is None:
+            return _NOTHING
+        name = host.rpartition("@")[2]
+        before, colon, port = name.rpartition(":")
+        if colon and (port.isdigit() or not port):
+            name = before
+        return tuple(dict.fromkeys((host, name, name.removesuffix("."))))
+
+    def _paths(self, _: str) -> Sequence[str]:
+        """Return the path and the path without matrix parameters, which some upstreams drop."""
+        path = self.path
+        if path is None:
+            return _NOTHING
+        return (path, _MATRIX_PARAMETERS.sub("", path)) if ";" in path else (path,)
+
+    def _namespaces(self, _: str) -> Sequence[str]:
+        """Return what follows `/ns/` anywhere in the peer's ID, as Istio's expression finds it."""
+        segments = self.peer.segments if self.peer else ()
+        return [segments[at + 1] for at in range(len(segments) - 2) if segments[at] == "ns"]
+
+    def _service_accounts(self, _: str) -> Sequence[str]:
+        """Return `<namespace>/<account>` for every reading of the peer's ID that Istio's expression has."""
+        segments = self.peer.segments if self.peer else ()
+        return [
+            f"{segments[at + 1]}/{segments[to + 1]}"
+            for at in range(len(segments) - 1)
+            if segments[at] == "ns"
+            for to in range(at + 2, len(segments) - 1)
+            if segments[to] == "sa"
+        ]
+
+    def _filter_metadata(self, argument: str) -> Sequence[str]:
+        """Return dynamic metadata of another filter; elements of a list as `[element]`."""
+        name, _, key = argument[:-1].partition("[")
+        known = self._context.metadata_context.filter_metadata
+        if name not in known or key not in known[name].fields:
+            return _NOTHING
+        value = known[name].fields[key]
+        if value.HasField("string_value"):
+            return (value.string_value,)
+        return [f"[{item.string_value}]" for item in value.list_value.values if item.HasField("string_value")]
 
 
 def _text(line: Any) -> str:
@@ -148,16 +207,30 @@ def _of_destination(read: Callable[[Destination], str]) -> Callable[[Attributes,
     return lambda attributes, _: _one(read(attributes.destination) if attributes.destination else None)
 
 
+def _service_account(peer: SpiffeId | None) -> str | None:
+    if peer is None or peer.namespace is None:
+        return None
+    return f"{peer.namespace}/{peer.service_account}"
+
+
 def _label(attributes: Attributes, name: str) -> Sequence[str]:
     labels = attributes.destination.labels if attributes.destination else {}
     return (labels[name],) if name in labels else _NOTHING
 
 
 # Every attribute a policy can name. A row here and one in docs/attributes.md is all a new attribute takes.
-ATTRIBUTES: dict[str, Callable[[Attributes, str], Sequence[str]]] = {
+# Those that end in `.any` give every spelling that may be meant, for conditions that would deny.
+ATTRIBUTES: dict[str, Callable[[Attributes, str], Sequence[Any]]] = {
+    "source.any": lambda _attributes, _: ("anybody",),
     "source.ip": lambda attributes, _: attributes._address(attributes._context.source),  # noqa: SLF001
     "source.principal": lambda attributes, _: _one(attributes.principal),
     "source.namespace": lambda attributes, _: _one(attributes.peer.namespace if attributes.peer else None),
+    "source.namespace.any": Attributes._namespaces,  # noqa: SLF001
+    "source.serviceAccount": lambda attributes, _: _one(_service_account(attributes.peer)),
+    "source.serviceAccount.any": Attributes._service_accounts,  # noqa: SLF001
+    "source.trustDomain": lambda attributes, _: _one(
+        attributes.peer.trust_domain.name if attributes.peer else None
+    ),
     "destination.service": _of_destination(lambda destination: destination.service),
     "destination.namespace": _of_destination(lambda destination: destination.namespace),
     "destination.name": _of_destination(lambda destination: destination.name),
@@ -174,9 +247,16 @@ ATTRIBUTES: dict[str, Callable[[Attributes, str], Sequence[str]]] = {
     "request.method": lambda attributes, _: _one(attributes.method),
     "request.path": lambda attributes, _: _one(attributes.path),
     "request.host": lambda attributes, _: _one(attributes.host),
+    "request.path.any": Attributes._paths,  # noqa: SLF001
+    "request.host.any": Attributes._hosts,  # noqa: SLF001
     "request.headers": Attributes.headers,
-    "request.auth.principal": Attributes._request_principal,  # noqa: SLF001
+    "request.auth.principal": lambda attributes, _: [
+        "/".join(pair)
+        for pair in attributes._issuer_and_subject("")  # noqa: SLF001
+    ],
+    "request.auth.pair": Attributes._issuer_and_subject,  # noqa: SLF001
     "request.auth.audiences": lambda attributes, _: attributes._claim("aud"),  # noqa: SLF001
     "request.auth.presenter": lambda attributes, _: attributes._claim("azp"),  # noqa: SLF001
     "request.auth.claims": Attributes._claim,  # noqa: SLF001
+    "experimental.envoy.filters": Attributes._filter_metadata,  # noqa: SLF001
 }

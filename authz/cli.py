@@ -265,13 +265,14 @@ def _check_json(explanation: Explanation) -> dict[str, Any]:
         answer["attributes"] = explanation.attributes
         answer["considered"] = [
             {
+                "stage": stage,
                 "policy": step.policy,
                 "rule": step.rule,
                 "matched": step.matched,
                 "field": step.field,
                 "detail": step.detail,
             }
-            for step in explanation.steps
+            for stage, step in explanation.steps
         ]
     return answer
 
@@ -289,9 +290,13 @@ def _check_text(explanation: Explanation) -> str:
         lines.append("attributes:")
         lines += [f"  {name}: {value}" for name, value in explanation.attributes.items()]
         lines.append("rules considered:" if explanation.steps else "rules considered: none")
-        for step in explanation.steps:
+        stage = ""
+        for name, step in explanation.steps:
+            if name != stage:
+                stage = name
+                lines.append(f"  {stage}")
             mark = "+" if step.matched else "-"
-            lines.append(f"  {mark} {step.policy} rule {step.rule}: {step.detail}")
+            lines.append(f"    {mark} {step.policy} rule {step.rule}: {step.detail}")
     return "\n".join(lines)
 
 

@@ -17,8 +17,15 @@ class ReasonCode(StrEnum):
     """Stable names of the ways a decision comes about; also the `code` label of the decision metric."""
 
     ROLE_MATCHED = "role_matched"
+    POLICY_MATCHED = "policy_matched"
+    NO_ALLOW_POLICY = "no_allow_policy"
     NOT_ENFORCED = "not_enforced"
+    DENY_MATCHED = "deny_matched"
+    NO_POLICY_MATCHED = "no_policy_matched"
     NO_ROLE_MATCHED = "no_role_matched"
+    CUSTOM_DENIED = "custom_denied"
+    MIXER_DENIED = "mixer_denied"
+    CASBIN_DENIED = "casbin_denied"
     UNKNOWN_DESTINATION = "unknown_destination"
     INVALID_TOKEN = "invalid_token"  # noqa: S105 - the name of a reason
     AUDIENCE_NOT_ALLOWED = "audience_not_allowed"
@@ -97,4 +104,4 @@ class Explanation:
 
     decision: Decision
     attributes: dict[str, str] = field(default_factory=dict)
-    steps: list[Step] = field(default_factory=list)
+    steps: list[tuple[str, Step]] = field(default_factory=list)  # with the stage that each belongs to

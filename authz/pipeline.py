@@ -6,7 +6,7 @@ from authz.attributes import Attributes
 from authz.authn import jwt
 from authz.authn.jwt import NO_TOKEN, TokenResult
 from authz.decision import Decision, Explanation, ReasonCode, deny
-from authz.policy.evaluate import evaluate, steps
+from authz.policy.evaluate import evaluate, explained
 from authz.snapshot import Snapshot
 
 UNKNOWN_DESTINATION = deny(
@@ -34,7 +34,7 @@ def explain(snapshot: Snapshot, attributes: Attributes, now: float) -> Explanati
     decision, _ = decide(snapshot, attributes, now)
     explanation = Explanation(decision, described(attributes))
     if attributes.destination is not None:
-        explanation.steps += steps(snapshot.policies_for(attributes.destination).rules, attributes)
+        explanation.steps += explained(snapshot.policies_for(attributes.destination), attributes)
     return explanation
 
 

@@ -2,38 +2,72 @@
 
 Deny is where it starts; only a rule whose every part matched allows. Why a call was denied is worked out
 after the fact, from the same compiled rules, so that allowing costs nothing extra.
+
+The order is Istio's: DENY before ALLOW; where no ALLOW policy applies, what is not denied is allowed. Roles
+take the place of ALLOW where no AuthorizationPolicy is enforced, and then nothing is allowed without one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from authz.attributes import Attributes
-from authz.decision import Decision, ReasonCode, Step, deny
-from authz.policy.index import DestinationPolicies
+from authz.decision import Decision, ReasonCode, Step, allow, deny
+from authz.policy.index import DestinationPolicies, RuleIndex, Stage
 from authz.policy.matchers import Condition
-from authz.policy.rules import Rule
+from authz.policy.rules import Alternative, Rule
 
 # A denial looks at this many rules for its nearest miss; `garrison check --explain` looks at all.
 MAX_EXPLAINED_RULES = 16
+# Values of these headers are credentials; reasons and logs never hold them.
+_SECRET_HEADERS = frozenset({"authorization", "cookie", "proxy-authorization", "set-cookie", "x-api-key"})
+
+_NO_ALLOW_POLICY = allow(
+    ReasonCode.NO_ALLOW_POLICY, "no policy denies it and no ALLOW policy applies here", policy=""
+)
+
+
+def stage_of(policies: DestinationPolicies, attributes: Attributes) -> Stage:
+    """Return the rules for this call: those for HTTP, or those for other connections."""
+    return policies.tcp if attributes.is_tcp else policies.http
 
 
 def evaluate(policies: DestinationPolicies, attributes: Attributes) -> Decision:
     """Return the decision for a call whose tokens, if any, have been verified into `attributes.claims`."""
+    stage = stage_of(policies, attributes)
+    if stage.deny:
+        denied = first_match(stage.deny, attributes)
+        if denied is not None:
+            return denied
     if policies.not_enforced is not None:
         return policies.not_enforced
-    method, path = attributes.method, attributes.path
-    for rule in policies.candidates(path, attributes.principal):
-        if rule.methods is not None and not rule.methods.matches(method):
-            continue
-        if rule.paths is not None and not rule.paths.matches(path):
-            continue
-        if not _hold(rule.constraints, attributes):
-            continue
-        for subject, decision in zip(rule.subjects, rule.decisions, strict=True):
-            if _hold(subject.conditions, attributes):
-                return decision
-    return _nearest_miss(policies, attributes)
+    if stage.allow is None:
+        return _NO_ALLOW_POLICY
+    return first_match(stage.allow, attributes) or _nearest_miss(policies, stage.allow, attributes)
+
+
+def first_match(index: RuleIndex, attributes: Attributes) -> Decision | None:
+    """Return the decision of a rule that matches, None when none does."""
+    for rule in index.candidates(attributes):
+        decision = match(rule, attributes)
+        if decision is not None:
+            return decision
+    return None
+
+
+def match(rule: Rule, attributes: Attributes) -> Decision | None:
+    """Return the rule's decision when its operations, `when` and sources match, else None."""
+    for operation in rule.operations:
+        if _hold(operation.conditions, attributes):
+            break
+    else:
+        return None
+    if not _hold(rule.when, attributes):
+        return None
+    for source, decision in zip(rule.sources, rule.decisions, strict=True):
+        if _hold(source.conditions, attributes):
+            return decision
+    return None
 
 
 def _hold(conditions: tuple[Condition, ...], attributes: Attributes) -> bool:
@@ -43,50 +77,81 @@ def _hold(conditions: tuple[Condition, ...], attributes: Attributes) -> bool:
     return True
 
 
-def steps(rules: Iterable[Rule], attributes: Attributes) -> Iterable[Step]:
-    """Yield, for each rule, whether it matches and if not, what did not."""
-    for rule in rules:
-        yield _step(rule, attributes)
+def marks(policies: DestinationPolicies, attributes: Attributes) -> Mapping[str, str]:
+    """Return what rules say that never decide: AUDIT, and those that are only tried (dry run, PERMISSIVE).
+
+    The names of the results are those of Istio's Envoy metadata.
+    """
+    stage = stage_of(policies, attributes)
+    if not (stage.audit or stage.shadow_deny or stage.shadow_allow):
+        return {}
+    found: dict[str, str] = {}
+    if stage.audit and (audited := first_match(stage.audit, attributes)) is not None:
+        found["audit"] = audited.policy
+    if stage.shadow_deny or stage.shadow_allow:
+        tried = first_match(stage.shadow_deny, attributes)
+        result = "denied" if tried is not None else "allowed"
+        if tried is None and stage.shadow_allow is not None:
+            tried = first_match(stage.shadow_allow, attributes)
+            result = "allowed" if tried is not None else "denied"
+        found["shadow_engine_result"] = result
+        found["shadow_effective_policy_id"] = tried.policy if tried is not None else "none"
+    return found
+
+
+def explained(policies: DestinationPolicies, attributes: Attributes) -> Iterable[tuple[str, Step]]:
+    """Yield every rule that applies, in the order of evaluation, with the stage that it belongs to."""
+    stage = stage_of(policies, attributes)
+    for name, index in (
+        ("CUSTOM", stage.custom),
+        ("AUDIT", stage.audit),
+        ("DENY", stage.deny),
+        ("ALLOW", stage.allow),
+        ("DENY, tried only", stage.shadow_deny),
+        ("ALLOW, tried only", stage.shadow_allow),
+    ):
+        for rule in index.rules if index is not None else ():
+            yield name, _step(rule, attributes)
 
 
 def _step(rule: Rule, attributes: Attributes) -> Step:
-    where = f"spec.rules[{rule.index}]"
-    method, path = attributes.method, attributes.path
-    if rule.methods is not None and not rule.methods.matches(method):
-        return Step(rule.policy, rule.index, matched=False, field=f"{where}.methods", depth=1,
-                    detail=f"request.method {_shown(method)} is none of {rule.methods}")  # fmt: skip
-    if rule.paths is not None and not rule.paths.matches(path):
-        return Step(rule.policy, rule.index, matched=False, field=f"{where}.paths", depth=2,
-                    detail=f"request.path {_shown(path)} is none of {rule.paths}")  # fmt: skip
-    for condition in rule.constraints:
+    """Return whether a rule matches and, if not, what came nearest."""
+    operation = _nearest(rule.operations, attributes)
+    if operation is not None:
+        field, detail, held = operation
+        return Step(rule.policy, rule.index, matched=False, field=field, detail=detail, depth=1 + held)
+    for condition in rule.when:
         if failure := _failure(condition, attributes):
             return Step(
-                rule.policy, rule.index, matched=False, field=condition.field, depth=3, detail=failure
+                rule.policy, rule.index, matched=False, field=condition.field, detail=failure, depth=100
             )
-    return _subject_step(rule, attributes)
+    if not rule.sources:
+        detail = "the rule matched, but the role is bound to nobody"
+        return Step(rule.policy, rule.index, matched=False, field="", detail=detail, depth=200)
+    source = _nearest(rule.sources, attributes)
+    if source is not None:
+        field, detail, held = source
+        text = f"the rule matched, but no subject did: {detail}"
+        return Step(rule.policy, rule.index, matched=False, field=field, detail=text, depth=201 + held)
+    return Step(rule.policy, rule.index, matched=True, field=f"spec.rules[{rule.index}]", detail="matches")
 
 
-def _subject_step(rule: Rule, attributes: Attributes) -> Step:
-    """Return the step of a rule that matched the request: some subject fits, or which came nearest."""
-    nearest = Step(
-        rule.policy, rule.index, matched=False, field="", depth=4, detail="the role is bound to nobody"
-    )
-    for subject in rule.subjects:
+def _nearest(alternatives: tuple[Alternative, ...], attributes: Attributes) -> tuple[str, str, int] | None:
+    """Return None when an alternative holds, else field, words and conditions held of the nearest one."""
+    nearest: tuple[str, str, int] | None = None
+    for alternative in alternatives:
         failures = [
             (condition.field, failure)
-            for condition in subject.conditions
+            for condition in alternative.conditions
             if (failure := _failure(condition, attributes))
         ]
         if not failures:
-            detail = f"granted by {subject.binding} {subject.field}"
-            return Step(
-                rule.policy, rule.index, matched=True, field=f"spec.rules[{rule.index}]", detail=detail
-            )
+            return None
         field, detail = failures[0]
-        depth = 5 + len(subject.conditions) - len(failures)
-        if depth > nearest.depth:
-            text = f"the rule matched, but no subject did: {subject.binding} {field}: {detail}"
-            nearest = Step(rule.policy, rule.index, matched=False, field=field, depth=depth, detail=text)
+        held = len(alternative.conditions) - len(failures)
+        if nearest is None or held > nearest[2]:
+            origin = f"{alternative.origin} {field}: " if alternative.origin else ""
+            nearest = (field, f"{origin}{detail}", held)
     return nearest
 
 
@@ -95,27 +160,36 @@ def _failure(condition: Condition, attributes: Attributes) -> str:
     values = attributes.values(condition.attribute, condition.argument)
     if condition.matches(values):
         return ""
+    name = condition.name or condition.attribute
     if not values:
-        return f"{condition.name} is absent"
-    return f"{condition.name} {', '.join(_shown(value) for value in values)} is not {condition.matcher}"
+        return f"{name} is absent"
+    if condition.attribute == "request.headers" and condition.argument in _SECRET_HEADERS:
+        return f"{name} does not fit"
+    shown = ", ".join(_shown("/".join(value) if isinstance(value, tuple) else value) for value in values)
+    wanted = str(condition.matcher)
+    if condition.negated:
+        return f"{name} {shown} is excluded by {wanted}"
+    return f"{name} {shown} is {'none of' if ', ' in wanted else 'not'} {wanted}"
 
 
-def _shown(value: str | None) -> str:
+def _shown(value: str) -> str:
     """Return `value` for a reason: printable, short, in backticks."""
-    if value is None:
-        return "(absent)"
     text = value if len(value) <= 200 else value[:200] + "…"
-    return f"`{text.encode('unicode_escape').decode('ascii') if not text.isprintable() else text}`"
+    return f"`{text if text.isprintable() else text.encode('unicode_escape').decode('ascii')}`"
 
 
-def _nearest_miss(policies: DestinationPolicies, attributes: Attributes) -> Decision:
-    service, namespace = policies.destination.service, policies.destination.namespace
-    if not policies.rules:
-        return deny(ReasonCode.NO_ROLE_MATCHED, f"no role covers {service} in namespace {namespace}")
+def _nearest_miss(policies: DestinationPolicies, index: RuleIndex, attributes: Attributes) -> Decision:
+    destination = policies.destination
+    roles = policies.by_roles
+    code = ReasonCode.NO_ROLE_MATCHED if roles else ReasonCode.NO_POLICY_MATCHED
+    kind = "role" if roles else "policy"
+    if not index.rules:
+        return deny(code, f"no {kind} covers {destination.service} in namespace {destination.namespace}")
     nearest: Step | None = None
-    for step in steps(policies.rules[:MAX_EXPLAINED_RULES], attributes):
+    for rule in index.rules[:MAX_EXPLAINED_RULES]:
+        step = _step(rule, attributes)
         if nearest is None or step.depth > nearest.depth:
             nearest = step
     assert nearest is not None  # noqa: S101 - there is at least one rule
-    reason = f"no role allows it; nearest: {nearest.policy} rule {nearest.rule}: {nearest.detail}"
-    return deny(ReasonCode.NO_ROLE_MATCHED, reason)
+    reason = f"no {kind} allows it; nearest: {nearest.policy} rule {nearest.rule}: {nearest.detail}"
+    return deny(code, reason)

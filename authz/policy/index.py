@@ -1,46 +1,168 @@
-"""Compiled rules -> the few that can matter to a call: by destination first, then by path and principal."""
+"""Compiled policies -> the few rules that can matter to a call.
+
+First by destination, then by whatever tells the rules of that destination apart best: each rule is filed
+under the patterns of one attribute that it cannot match without, and a call looks only under its own values.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from authz.attributes import Attributes
 from authz.authn.jwt import JwtRule
 from authz.decision import Decision, ReasonCode, allow
 from authz.destination import Destination
 from authz.policy.matchers import Condition, StringMatcher
-from authz.policy.rules import Enforcement, PolicySet, Rule
+from authz.policy.rules import Action, Enforcement, Policy, PolicySet, Rule, Selector
 
 # Fewer rules than this are faster walked than looked up.
 _WORTH_INDEXING = 8
+# Set by the gateway controller on the pods of a Gateway; what it says picks `targetRefs`.
+_GATEWAY_LABEL = "gateway.networking.k8s.io/gateway-name"
+
+Dimension = tuple[str, str]  # (attribute, argument)
+
+
+@dataclass(slots=True)
+class _Filed:
+    """Rules filed under the patterns of one attribute; a value is looked up once per length of pattern."""
+
+    exact: dict[str, list[Rule]] = field(default_factory=lambda: defaultdict(list))
+    prefixes: dict[str, list[Rule]] = field(default_factory=lambda: defaultdict(list))
+    suffixes: dict[str, list[Rule]] = field(default_factory=lambda: defaultdict(list))
+    prefix_lengths: tuple[int, ...] = ()
+    suffix_lengths: tuple[int, ...] = ()
+
+    def add(self, rule: Rule, matcher: StringMatcher) -> None:
+        for pattern in matcher.exact:
+            self.exact[pattern].append(rule)
+        for pattern in matcher.prefixes:
+            self.prefixes[pattern].append(rule)
+        for pattern in matcher.suffixes:
+            self.suffixes[pattern].append(rule)
+
+    def close(self) -> None:
+        self.exact, self.prefixes, self.suffixes = dict(self.exact), dict(self.prefixes), dict(self.suffixes)
+        self.prefix_lengths = tuple(sorted({len(pattern) for pattern in self.prefixes}))
+        self.suffix_lengths = tuple(sorted({len(pattern) for pattern in self.suffixes}))
+
+    def find(self, value: str) -> Iterable[Rule]:
+        yield from self.exact.get(value, ())
+        for length in self.prefix_lengths:
+            if length > len(value):
+                break
+            yield from self.prefixes.get(value[:length], ())
+        for length in self.suffix_lengths:
+            if length > len(value):
+                break
+            yield from self.suffixes.get(value[len(value) - length :], ())
+
+
+class RuleIndex:
+    """The rules of one destination and action; `rules` are all of them, in their order."""
+
+    def __init__(self, rules: Sequence[Rule]) -> None:
+        self.rules = tuple(rules)
+        # A role that is bound to nobody is shown in explanations and never looked at otherwise.
+        live = [rule for rule in rules if rule.sources]
+        self._filed: dict[Dimension, _Filed] = {}
+        self._rest: tuple[Rule, ...] = tuple(live)
+        if len(live) >= _WORTH_INDEXING:
+            self._file(live)
+
+    def candidates(self, attributes: Attributes) -> Iterable[Rule]:
+        """Return every rule that can match, and few others."""
+        if not self._filed:
+            return self._rest
+        found: list[Rule] = []
+        for (attribute, argument), filed in self._filed.items():
+            for value in attributes.values(attribute, argument):
+                found += filed.find(value)
+        found += self._rest
+        return found
+
+    def __bool__(self) -> bool:
+        return bool(self.rules)
+
+    def _file(self, rules: Sequence[Rule]) -> None:
+        keys = [_keys(rule) for rule in rules]
+        # The attribute with the most different patterns tells rules apart best.
+        spread: Counter[Dimension] = Counter()
+        seen: set[tuple[Dimension, str]] = set()
+        for dimensions in keys:
+            for dimension, matchers in dimensions.items():
+                for pattern in (text for matcher in matchers for text in _patterns(matcher)):
+                    if (dimension, pattern) not in seen:
+                        seen.add((dimension, pattern))
+                        spread[dimension] += 1
+        rest: list[Rule] = []
+        for rule, dimensions in zip(rules, keys, strict=True):
+            if not dimensions:
+                rest.append(rule)
+                continue
+            best = max(dimensions, key=lambda dimension: (spread[dimension], dimension))
+            filed = self._filed.setdefault(best, _Filed())
+            for matcher in dimensions[best]:
+                filed.add(rule, matcher)
+        for filed in self._filed.values():
+            filed.close()
+        self._rest = tuple(rest)
+
+
+def _patterns(matcher: StringMatcher) -> Iterable[str]:
+    yield from matcher.exact
+    yield from (f"{prefix}*" for prefix in matcher.prefixes)
+    yield from (f"*{suffix}" for suffix in matcher.suffixes)
+
+
+def _keys(rule: Rule) -> dict[Dimension, list[StringMatcher]]:
+    """Return the attributes that `rule` cannot match without, and the patterns one of which must fit."""
+    found = _required([*rule.when])
+    for alternatives in (rule.operations, rule.sources):
+        each = [_required(alternative.conditions) for alternative in alternatives]
+        for dimension in set(each[0]).intersection(*each[1:]) if each else ():
+            found[dimension] = [matcher for required in each for matcher in required[dimension]]
+    return found
+
+
+def _required(conditions: Sequence[Condition]) -> dict[Dimension, list[StringMatcher]]:
+    return {
+        (condition.attribute, condition.argument): [condition.matcher]
+        for condition in conditions
+        if not condition.negated
+        and isinstance(condition.matcher, StringMatcher)
+        and not condition.matcher.present
+    }
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stage:
+    """Rules that are looked at together; `allow` is None where nothing has to allow."""
+
+    custom: RuleIndex
+    audit: RuleIndex
+    deny: RuleIndex
+    allow: RuleIndex | None
+    shadow_deny: RuleIndex
+    shadow_allow: RuleIndex | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DestinationPolicies:
     """Everything that applies to one destination.
 
-    `rules` holds all of them in their order. The three groups after it hold those that are bound to somebody,
-    so that a call looks only at the rules whose exact path or exact caller it has, and at the rest.
-    `not_enforced` is the decision where the configuration switches roles off.
+    `by_roles` tells whether roles have to allow, not AuthorizationPolicies; `not_enforced` is the decision
+    where the configuration switches roles off.
     """
 
     destination: Destination
     tokens: tuple[JwtRule, ...]
+    http: Stage
+    tcp: Stage
+    by_roles: bool
     not_enforced: Decision | None
-    rules: tuple[Rule, ...]
-    by_path: Mapping[str, tuple[Rule, ...]]
-    by_principal: Mapping[str, tuple[Rule, ...]]
-    rest: tuple[Rule, ...]
-
-    def candidates(self, path: str | None, principal: str | None) -> Iterable[Rule]:
-        """Return the rules that can match a call with this path and this peer."""
-        found = self.rest
-        if self.by_path and path is not None:
-            found = self.by_path.get(path, ()) + found
-        if self.by_principal and principal is not None:
-            found = self.by_principal.get(principal, ()) + found
-        return found
 
 
 class PolicyIndex:
@@ -48,68 +170,115 @@ class PolicyIndex:
 
     def __init__(self, policies: PolicySet) -> None:
         self._policies = policies
-        self._by_service: dict[tuple[str, str], list[Rule]] = defaultdict(list)
-        self._by_pattern: dict[str, list[Rule]] = defaultdict(list)
-        for rule in policies.rules:
-            if rule.services is not None and _is_exact(rule.services):
-                for service in rule.services.exact:
-                    self._by_service[rule.namespace, service].append(rule)
+        self._roles_in: set[str] = set()
+        self._by_service: dict[tuple[str, str], list[Policy]] = defaultdict(list)
+        self._by_namespace: dict[str, list[Policy]] = defaultdict(list)
+        self._anywhere: list[Policy] = []
+        for policy in policies.policies:
+            selector = policy.selector
+            if policy.is_role:
+                self._roles_in.add(selector.namespace)
+            if selector.any_namespace:
+                self._anywhere.append(policy)
+            elif selector.services is not None and not any("*" in service for service in selector.services):
+                for service in dict.fromkeys(selector.services):
+                    self._by_service[selector.namespace, service].append(policy)
             else:
-                self._by_pattern[rule.namespace].append(rule)
+                self._by_namespace[selector.namespace].append(policy)
 
     def policies_for(self, destination: Destination) -> DestinationPolicies:
-        """Return what applies to `destination`; only roles of its own namespace do."""
+        """Return what applies to `destination`."""
         namespace, service = destination.namespace, destination.service
-        found = list(self._by_service.get((namespace, service), ()))
-        found += [
-            rule
-            for rule in self._by_pattern.get(namespace, ())
-            if rule.services is None or rule.services.matches(service)
+        found = [
+            policy
+            for policy in (
+                *self._by_service.get((namespace, service), ()),
+                *self._by_namespace.get(namespace, ()),
+                *self._anywhere,
+            )
+            if selects(policy.selector, destination)
         ]
-        rules = sorted(
-            (rule for rule in found if _fits_workload(rule, destination)),
-            key=lambda rule: (rule.policy, rule.index),
-        )
-        by_path, by_principal, rest = _group(rules)
+        found.sort(key=lambda policy: (policy.title, policy.rules[0].index if policy.rules else -1))
+        authorization = [policy for policy in found if not policy.is_role]
+        # Istio 1.4: where an AuthorizationPolicy is enforced, roles are not looked at.
+        enforced = any(not policy.shadow for policy in authorization)
         return DestinationPolicies(
             destination=destination,
-            tokens=tuple(self._tokens(destination)),
-            not_enforced=_not_enforced(self._policies.enforcement, destination),
-            rules=tuple(rules),
-            by_path=by_path,
-            by_principal=by_principal,
-            rest=rest,
+            tokens=tuple(
+                rule
+                for policy in self._policies.tokens
+                if selects(policy.selector, destination)
+                for rule in policy.rules
+            ),
+            http=self._stage(found, enforced=enforced, tcp=False),
+            tcp=self._stage(found, enforced=enforced, tcp=True),
+            by_roles=not enforced,
+            not_enforced=None if enforced else not_enforced(self._policies.enforcement, destination),
         )
 
-    def _tokens(self, destination: Destination) -> Iterable[JwtRule]:
-        for policy in self._policies.tokens:
-            in_scope = policy.namespace in {destination.namespace, self._policies.root_namespace}
-            if in_scope and all(destination.labels.get(name) == value for name, value in policy.labels):
-                yield from policy.rules
+    def _stage(self, found: Sequence[Policy], *, enforced: bool, tcp: bool) -> Stage:
+        def rules(action: Action, *, shadow: bool, role: bool = False) -> list[Rule]:
+            return [
+                rule
+                for policy in found
+                if (policy.action, policy.shadow, policy.is_role) == (action, shadow, role)
+                for rule in (policy.tcp if tcp else policy.rules)
+            ]
+
+        def has(*, shadow: bool) -> bool:
+            return any(
+                policy.action is Action.ALLOW and policy.shadow is shadow and not policy.is_role
+                for policy in found
+            )
+
+        if enforced:
+            allow_rules = RuleIndex(rules(Action.ALLOW, shadow=False)) if has(shadow=False) else None
+        else:
+            allow_rules = RuleIndex(rules(Action.ALLOW, shadow=False, role=True))
+        shadow_allow = rules(Action.ALLOW, shadow=True) + rules(Action.ALLOW, shadow=True, role=True)
+        if self._policies.enforcement.permissive:  # "global permissive" tries every binding
+            shadow_allow += rules(Action.ALLOW, shadow=False, role=True)
+        return Stage(
+            custom=RuleIndex(rules(Action.CUSTOM, shadow=False)),
+            audit=RuleIndex(rules(Action.AUDIT, shadow=False)),
+            deny=RuleIndex(rules(Action.DENY, shadow=False)),
+            allow=allow_rules,
+            shadow_deny=RuleIndex(rules(Action.DENY, shadow=True)),
+            shadow_allow=RuleIndex(shadow_allow) if shadow_allow else None,
+        )
 
 
-def _not_enforced(enforcement: Enforcement, destination: Destination) -> Decision | None:
-    """Return the allowing decision where the operator switched roles off; absence never does."""
-    listed = destination.service in enforcement.services or destination.namespace in enforcement.namespaces
-    enforced = {
-        "OFF": False,
-        "ON": True,
-        "ON_WITH_INCLUSION": listed,
-        "ON_WITH_EXCLUSION": not listed,
-    }[enforcement.mode]
-    if enforced and not enforcement.permissive:
-        return None
-    why = "enforcement_mode PERMISSIVE" if enforced else f"mode {enforcement.mode}"
-    reason = f"{enforcement.policy} does not enforce roles here: {why}"
-    return allow(ReasonCode.NOT_ENFORCED, reason, policy=enforcement.policy, field_path="spec.mode")
+def selects(selector: Selector, destination: Destination) -> bool:
+    """Return whether a policy with `selector` is for `destination` (Istio: policyattachment.go)."""
+    if not selector.any_namespace and selector.namespace != destination.namespace:
+        return False
+    gateway = destination.labels.get(_GATEWAY_LABEL)
+    if selector.targets:
+        return gateway is not None and any(
+            _is_target(kind, name, gateway, selector, destination) for kind, name in selector.targets
+        )
+    if selector.services is not None and not _fits_service(selector.services, destination.service):
+        return False
+    if any(destination.labels.get(name) != value for name, value in selector.labels):
+        return False
+    return all(
+        condition.matches(_workload_values(condition, destination)) for condition in selector.conditions
+    )
 
 
-def _fits_workload(rule: Rule, destination: Destination) -> bool:
-    return all(condition.matches(workload_values(condition, destination)) for condition in rule.destination)
+def _is_target(kind: str, name: str, gateway: str, selector: Selector, destination: Destination) -> bool:
+    if kind == "Gateway":
+        return selector.namespace == destination.namespace and name == gateway
+    if kind == "GatewayClass":
+        return name == "istio-waypoint" and selector.any_namespace
+    return selector.namespace == destination.namespace and name in {destination.name, destination.service}
 
 
-def workload_values(condition: Condition, destination: Destination) -> Sequence[str]:
-    """Return what `destination` has for one of the `destination.*` conditions."""
+def _fits_service(patterns: Sequence[str], service: str) -> bool:
+    return StringMatcher.of(patterns).matches(service)
+
+
+def _workload_values(condition: Condition, destination: Destination) -> Sequence[str]:
     if condition.attribute == "destination.labels":
         value = destination.labels.get(condition.argument)
         return () if value is None else (value,)
@@ -121,52 +290,17 @@ def workload_values(condition: Condition, destination: Destination) -> Sequence[
     return (value,) if value else ()
 
 
-Groups = tuple[dict[str, tuple[Rule, ...]], dict[str, tuple[Rule, ...]], tuple[Rule, ...]]
-
-
-def _group(rules: Sequence[Rule]) -> Groups:
-    bound = [rule for rule in rules if rule.subjects]
-    if len(bound) < _WORTH_INDEXING:
-        return {}, {}, tuple(bound)
-    by_path: dict[str, list[Rule]] = defaultdict(list)
-    by_principal: dict[str, list[Rule]] = defaultdict(list)
-    rest: list[Rule] = []
-    for rule in bound:
-        principals = _exact_principals(rule)
-        if rule.paths is not None and _is_exact(rule.paths):
-            for path in rule.paths.exact:
-                by_path[path].append(rule)
-        elif principals is not None:
-            for principal in principals:
-                by_principal[principal].append(rule)
-        else:
-            rest.append(rule)
-    return (
-        {path: tuple(found) for path, found in by_path.items()},
-        {principal: tuple(found) for principal, found in by_principal.items()},
-        tuple(rest),
-    )
-
-
-def _is_exact(matcher: StringMatcher) -> bool:
-    return not (matcher.prefixes or matcher.suffixes or matcher.present)
-
-
-def _exact_principals(rule: Rule) -> set[str] | None:
-    """Return the principals that alone can satisfy a subject of `rule`; None when others could."""
-    principals: set[str] = set()
-    for subject in rule.subjects:
-        exact = next(
-            (
-                condition.matcher.exact
-                for condition in subject.conditions
-                if condition.attribute == "source.principal"
-                and isinstance(condition.matcher, StringMatcher)
-                and _is_exact(condition.matcher)
-            ),
-            None,
-        )
-        if exact is None:
-            return None
-        principals |= exact
-    return principals
+def not_enforced(enforcement: Enforcement, destination: Destination) -> Decision | None:
+    """Return the allowing decision where the operator switched roles off; absence never does."""
+    listed = destination.service in enforcement.services or destination.namespace in enforcement.namespaces
+    enforced: Mapping[str, bool] = {
+        "OFF": False,
+        "ON": True,
+        "ON_WITH_INCLUSION": listed,
+        "ON_WITH_EXCLUSION": not listed,
+    }
+    if enforced[enforcement.mode] and not enforcement.permissive:
+        return None
+    why = "enforcement_mode PERMISSIVE" if enforced[enforcement.mode] else f"mode {enforcement.mode}"
+    reason = f"{enforcement.policy} does not enforce roles here: {why}"
+    return allow(ReasonCode.NOT_ENFORCED, reason, policy=enforcement.policy, field_path="spec.mode")

@@ -1,4 +1,4 @@
-"""The compiled form: what documents become once they are checked.
+"""The compiled form: what documents of every kind become once they are checked.
 
 Plain data without closures, so that something other than `evaluate` can read it too.
 """
@@ -6,53 +6,98 @@ Plain data without closures, so that something other than `evaluate` can read it
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from authz.authn.jwt import JwtRule
 from authz.decision import Decision
-from authz.policy.matchers import Condition, StringMatcher
+from authz.policy.matchers import Condition
+
+
+class Action(StrEnum):
+    """What a matching rule does."""
+
+    ALLOW = "ALLOW"
+    DENY = "DENY"
+    AUDIT = "AUDIT"
+    CUSTOM = "CUSTOM"
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
-    """Someone whom a binding names: every condition must hold; none at all means anyone."""
+class Alternative:
+    """Conditions that must all hold; one of a rule's alternatives suffices. No conditions: anything."""
 
-    binding: str
     field: str
     conditions: tuple[Condition, ...]
+    origin: str = ""  # the other document that it comes from, such as the binding
+
+
+# "Anything", for rules that do not restrict what is done or who does it.
+ANYTHING = (Alternative("", ()),)
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One rule of a role, joined with the subjects of all bindings that grant the role.
+    """One rule: some operation, some source and all of `when` must match.
 
-    None for `services`, `methods` or `paths` means any. `decisions` holds the allowing decision for each
-    subject, ready to be returned.
+    No sources at all means nobody (a role that is not bound), so a rule for anybody has `ANYTHING`.
+    `decisions` holds the decision for each source, ready to be returned.
     """
 
     policy: str
-    namespace: str
     index: int
-    services: StringMatcher | None
-    destination: tuple[Condition, ...]
-    methods: StringMatcher | None
-    paths: StringMatcher | None
-    constraints: tuple[Condition, ...]
-    subjects: tuple[Subject, ...]
+    action: Action
+    operations: tuple[Alternative, ...]
+    sources: tuple[Alternative, ...]
+    when: tuple[Condition, ...]
     decisions: tuple[Decision, ...]
+    provider: str = ""  # of CUSTOM
+
+
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """The workloads that a policy is for.
+
+    `services` are patterns of `destination.service` (roles), `labels` the destination's labels, `conditions`
+    read its other attributes; `targets` are gateway-style references `(kind, name)`. `any_namespace` is for
+    policies of the root namespace.
+    """
+
+    namespace: str
+    any_namespace: bool = False
+    services: tuple[str, ...] | None = None
+    labels: tuple[tuple[str, str], ...] = ()
+    conditions: tuple[Condition, ...] = ()
+    targets: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A compiled document, or one rule of a role: a selector and what is enforced where it selects.
+
+    `tcp` holds the rules as they are for connections that are not HTTP. `shadow` rules are evaluated and
+    reported, never enforced.
+    """
+
+    title: str
+    selector: Selector
+    action: Action
+    rules: tuple[Rule, ...]
+    tcp: tuple[Rule, ...]
+    shadow: bool = False
+    is_role: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class TokenPolicy:
     """The token rules of one `RequestAuthentication` and the workloads that they are for."""
 
-    namespace: str
-    labels: tuple[tuple[str, str], ...]
+    selector: Selector
     rules: tuple[JwtRule, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Enforcement:
-    """Where roles are enforced: a `ClusterRbacConfig`, or everywhere when there is none."""
+    """Where roles are enforced. Without a `ClusterRbacConfig` (`policy` is empty): wherever there are any."""
 
     policy: str = ""
     mode: str = "ON"
@@ -65,7 +110,6 @@ class Enforcement:
 class PolicySet:
     """Everything that was loaded, compiled."""
 
-    rules: tuple[Rule, ...]
+    policies: tuple[Policy, ...]
     tokens: tuple[TokenPolicy, ...]
     enforcement: Enforcement
-    root_namespace: str

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.checks import check_request, decide_on, principal, role, snapshot
+
+
+@pytest.fixture(autouse=True, scope="module")
+def always_indexed() -> Iterator[None]:
+    """File rules even where there are few: the index is what is under test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("authz.policy.index._WORTH_INDEXING", 1)
+        yield
+
 
 SERVICES = ["a.default.svc.cluster.local", "b.default.svc.cluster.local", "a.other.svc.cluster.local"]
 PATHS = ["/", "/x", "/x/y", "/xy", "/y/x"]

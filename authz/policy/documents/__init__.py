@@ -8,19 +8,22 @@ from __future__ import annotations
 
 from authz.policy.documents.kubernetes import Metadata, Resource
 from authz.policy.documents.rbac import ClusterRbacConfig, RbacConfig, ServiceRole, ServiceRoleBinding
-from authz.policy.documents.security import RequestAuthentication
+from authz.policy.documents.security import AuthorizationPolicy, RequestAuthentication
 
 KINDS: dict[tuple[str, str], type[Resource]] = {
     ("rbac.istio.io/v1alpha1", "ServiceRole"): ServiceRole,
     ("rbac.istio.io/v1alpha1", "ServiceRoleBinding"): ServiceRoleBinding,
     ("rbac.istio.io/v1alpha1", "RbacConfig"): RbacConfig,
     ("rbac.istio.io/v1alpha1", "ClusterRbacConfig"): ClusterRbacConfig,
+    ("security.istio.io/v1", "AuthorizationPolicy"): AuthorizationPolicy,
+    ("security.istio.io/v1beta1", "AuthorizationPolicy"): AuthorizationPolicy,
     ("security.istio.io/v1", "RequestAuthentication"): RequestAuthentication,
     ("security.istio.io/v1beta1", "RequestAuthentication"): RequestAuthentication,
 }
 
 __all__ = [
     "KINDS",
+    "AuthorizationPolicy",
     "ClusterRbacConfig",
     "Metadata",
     "RbacConfig",

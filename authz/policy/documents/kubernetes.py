@@ -17,8 +17,8 @@ class Metadata(BaseModel):
     model_config = STRICT
     name: NonEmpty
     namespace: NonEmpty = "default"
-    labels: dict[str, str] = {}
-    annotations: dict[str, str] = {}
+    labels: dict[str, str] = Field(default_factory=dict)
+    annotations: dict[str, str] = Field(default_factory=dict)
     uid: str | None = None
     resourceVersion: str | None = None  # noqa: N815
     generation: int | None = None

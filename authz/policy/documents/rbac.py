@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 from authz.policy.documents.kubernetes import STRICT, NonEmpty, Resource
 
 Patterns = list[NonEmpty]
+Port = Annotated[int, Field(ge=0, le=65535)]
 
 
 class Constraint(BaseModel):
@@ -23,10 +24,16 @@ class AccessRule(BaseModel):
     """What may be done: all fields must hold; one value of a list suffices; an absent list means any."""
 
     model_config = STRICT
-    services: Patterns = []
-    methods: Patterns = []
-    paths: Patterns = []
-    constraints: list[Constraint] = []
+    services: Patterns = Field(default_factory=list)
+    methods: Patterns = Field(default_factory=list)
+    not_methods: Patterns = Field(default_factory=list)
+    paths: Patterns = Field(default_factory=list)
+    not_paths: Patterns = Field(default_factory=list)
+    hosts: Patterns = Field(default_factory=list)
+    not_hosts: Patterns = Field(default_factory=list)
+    ports: list[Port] = Field(default_factory=list)
+    not_ports: list[Port] = Field(default_factory=list)
+    constraints: list[Constraint] = Field(default_factory=list)
 
 
 class ServiceRoleSpec(BaseModel):
@@ -49,7 +56,15 @@ class Subject(BaseModel):
     model_config = STRICT
     user: NonEmpty | None = None
     group: NonEmpty | None = None
-    properties: dict[NonEmpty, str] = {}
+    properties: dict[NonEmpty, str] = Field(default_factory=dict)
+    names: Patterns = Field(default_factory=list)
+    not_names: Patterns = Field(default_factory=list)
+    groups: Patterns = Field(default_factory=list)
+    not_groups: Patterns = Field(default_factory=list)
+    namespaces: Patterns = Field(default_factory=list)
+    not_namespaces: Patterns = Field(default_factory=list)
+    ips: Patterns = Field(default_factory=list)
+    not_ips: Patterns = Field(default_factory=list)
 
 
 class RoleRef(BaseModel):
@@ -81,8 +96,8 @@ class Target(BaseModel):
     """Services and namespaces, compared as they are written."""
 
     model_config = STRICT
-    services: Patterns = []
-    namespaces: Patterns = []
+    services: Patterns = Field(default_factory=list)
+    namespaces: Patterns = Field(default_factory=list)
 
 
 class RbacConfigSpec(BaseModel):

@@ -112,7 +112,7 @@ def test_every_answer_says_why_in_its_metadata() -> None:
     assert allowed["snapshot"] == authorization.snapshot.version
     denied = metadata(answer(authorization, check_request(method="PUT").SerializeToString()))
     assert denied["decision"] == "deny"
-    assert "request.method `PUT` is none of `GET`" in denied["reason"]
+    assert "request.method `PUT` is not `GET`" in denied["reason"]
 
 
 def test_what_the_caller_sees() -> None:

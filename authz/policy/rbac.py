@@ -1,0 +1,353 @@
+"""`rbac.istio.io/v1alpha1`: roles, bindings and the switch, with the semantics of Istio 1.4."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+from authz.decision import ReasonCode, allow
+from authz.policy.compile import Compiler, Loaded, place
+from authz.policy.documents import ClusterRbacConfig, RbacConfig, ServiceRole, ServiceRoleBinding
+from authz.policy.documents import rbac as shape
+from authz.policy.matchers import Condition, Matcher, StringMatcher
+from authz.policy.rules import Action, Alternative, Enforcement, Policy, Rule, Selector
+from garrison.documents import Field
+
+# Constraint keys that speak of the workload, and so choose whether a rule applies at all.
+_DESTINATION_KEYS = frozenset(
+    {"destination.labels", "destination.name", "destination.namespace", "destination.user"}
+)
+_CONSTRAINT_KEYS = _DESTINATION_KEYS | {
+    "destination.ip",
+    "destination.port",
+    "request.headers",
+    "connection.sni",
+    "experimental.envoy.filters",
+}
+_PROPERTY_KEYS = frozenset(
+    {
+        "source.ip",
+        "source.namespace",
+        "source.principal",
+        "source.user",
+        "request.auth.principal",
+        "request.auth.audiences",
+        "request.auth.presenter",
+        "request.auth.claims",
+        "request.headers",
+    }
+)
+_WITH_ARGUMENT = frozenset({"destination.labels", "request.headers", "request.auth.claims"})
+_EVERYBODY = frozenset({"allUsers", "*"})
+_AUTHENTICATED = "allAuthenticatedUsers"
+
+Key = tuple[str, str]  # (namespace, role)
+
+
+def compile_roles(compiler: Compiler, loaded: Sequence[Loaded]) -> Iterable[Policy]:
+    """Return a policy for each rule of each role, with the subjects of every binding that grants the role."""
+    enforced: dict[Key, list[Alternative]] = defaultdict(list)
+    shadow: dict[Key, list[Alternative]] = defaultdict(list)
+    bindings: dict[Key, list[Loaded]] = defaultdict(list)
+    roles: dict[Key, Loaded] = {}
+    for one in loaded:
+        namespace = one.resource.metadata.namespace
+        if isinstance(one.resource, ServiceRole):
+            roles[namespace, one.resource.metadata.name] = one
+        elif isinstance(one.resource, ServiceRoleBinding):
+            key = (namespace, one.resource.spec.roleRef.name)
+            bindings[key].append(one)
+            granted = shadow if one.resource.spec.mode == "PERMISSIVE" else enforced
+            granted[key] += _subjects(compiler, one, one.resource)
+    policies: list[Policy] = []
+    for key, one in roles.items():
+        policies += _role(compiler, one, tuple(enforced.get(key, ())), shadow=False)
+        if key in shadow:
+            policies += _role(compiler, one, tuple(shadow[key]), shadow=True)
+    if not compiler.problems:  # a role that could not be read is not missing
+        _warn_of_missing_roles(compiler, bindings, roles)
+    return policies
+
+
+def _warn_of_missing_roles(
+    compiler: Compiler, bindings: Mapping[Key, Sequence[Loaded]], roles: Mapping[Key, Loaded]
+) -> None:
+    for (namespace, name), granting in bindings.items():
+        if (namespace, name) not in roles:
+            message = f"namespace `{namespace}` has no ServiceRole `{name}`: nothing is granted"
+            for one in granting:
+                compiler.warn(one, ("spec", "roleRef", "name"), "missing_role", message)
+
+
+def _role(
+    compiler: Compiler, loaded: Loaded, subjects: tuple[Alternative, ...], *, shadow: bool
+) -> Iterable[Policy]:
+    role = loaded.resource
+    assert isinstance(role, ServiceRole)  # noqa: S101 - narrows the type; the caller sorted by kind
+    for index, rule in enumerate(role.spec.rules):
+        where: Field = ("spec", "rules", index)
+        conditions = [*_operation(compiler, loaded, where, rule)]
+        for position, constraint in enumerate(rule.constraints):
+            at = (*where, "constraints", position)
+            condition = _constraint(compiler, loaded, at, constraint)
+            if condition is not None:
+                conditions.append(condition)
+        compiled = Rule(
+            policy=role.title,
+            index=index,
+            action=Action.ALLOW,
+            operations=(
+                Alternative(
+                    place(where), tuple(one for one in conditions if one.attribute not in _DESTINATION_KEYS)
+                ),
+            ),
+            sources=subjects,
+            when=(),
+            decisions=tuple(
+                allow(
+                    ReasonCode.ROLE_MATCHED,
+                    f"{role.title} rule {index} is granted by {subject.origin} {subject.field}",
+                    policy=role.title,
+                    rule=index,
+                    field_path=place(where),
+                )
+                for subject in subjects
+            ),
+        )
+        selector = Selector(
+            role.metadata.namespace,
+            services=tuple(pattern.lower() for pattern in rule.services) or None,
+            conditions=tuple(one for one in conditions if one.attribute in _DESTINATION_KEYS),
+        )
+        # Nothing needs to change for TCP: what a connection does not have, no condition of a role matches,
+        # except a negative one, and those drop the rule.
+        tcp = () if any(one.negated and _is_http(one) for one in conditions) else (compiled,)
+        yield Policy(role.title, selector, Action.ALLOW, (compiled,), tcp, shadow=shadow, is_role=True)
+
+
+def _is_http(condition: Condition) -> bool:
+    return condition.attribute.startswith("request.")
+
+
+def _operation(
+    compiler: Compiler, loaded: Loaded, where: Field, rule: shape.AccessRule
+) -> Iterable[Condition]:
+    both = (("methods", "request.method"), ("paths", "request.path"), ("hosts", "request.host"))
+    for name, attribute in both:
+        for spelled, negated in ((name, False), (f"not_{name}", True)):
+            values = getattr(rule, spelled)
+            if not values:
+                continue
+            # Hosts compare without case; a denied host also with and without its port.
+            patterns = [value.lower() for value in values] if name == "hosts" else values
+            source = f"{attribute}.any" if negated and name != "methods" else attribute
+            yield Condition(
+                source,
+                "",
+                compiler.strings(patterns),
+                every=not negated,
+                field=place((*where, spelled)),
+                negated=negated,
+                name=attribute,
+            )
+    for spelled, negated in (("ports", False), ("not_ports", True)):
+        ports = getattr(rule, spelled)
+        if ports:
+            yield Condition(
+                "destination.port",
+                "",
+                compiler.strings(str(port) for port in ports),
+                every=not negated,
+                field=place((*where, spelled)),
+                negated=negated,
+                name="destination.port",
+            )
+    if rule.methods and rule.not_methods:
+        compiler.report(loaded, where, "exclusive", "`methods` and `not_methods` exclude each other")
+    if rule.ports and rule.not_ports:
+        compiler.report(loaded, where, "exclusive", "`ports` and `not_ports` exclude each other")
+
+
+def _constraint(
+    compiler: Compiler, loaded: Loaded, where: Field, constraint: shape.Constraint
+) -> Condition | None:
+    key = _pseudo_header(constraint.key) or compiler.split_key(
+        loaded, (*where, "key"), constraint.key, _CONSTRAINT_KEYS, _WITH_ARGUMENT
+    )
+    if key is None:
+        return None
+    return _condition(compiler, loaded, (*where, "values"), key, constraint.values, constraint.key)
+
+
+def _pseudo_header(key: str) -> tuple[str, str] | None:
+    """Istio took these as constraint keys without documenting them."""
+    attribute = {":path": "request.path", ":method": "request.method", ":authority": "request.host"}.get(key)
+    return (attribute, "") if attribute else None
+
+
+def _subjects(compiler: Compiler, loaded: Loaded, binding: ServiceRoleBinding) -> Iterable[Alternative]:
+    for index, subject in enumerate(binding.spec.subjects):
+        where: Field = ("spec", "subjects", index)
+        if subject == shape.Subject():
+            hint = 'for everybody, write `user: "*"`'
+            compiler.report(loaded, where, "empty_subject", "the subject names nobody", hint)
+            continue
+        conditions = [
+            *_user(compiler, loaded, where, subject),
+            *_names(compiler, loaded, where, subject),
+            *_groups(compiler, where, subject),
+            *_lists(compiler, loaded, where, subject),
+        ]
+        for name, value in subject.properties.items():
+            at = (*where, "properties", name)
+            key = compiler.split_key(loaded, at, name, _PROPERTY_KEYS, _WITH_ARGUMENT)
+            condition = _condition(compiler, loaded, at, key, (value,), name) if key else None
+            if condition is not None:
+                conditions.append(condition)
+        yield Alternative(place(where), tuple(conditions), binding.title)
+
+
+def _user(compiler: Compiler, loaded: Loaded, where: Field, subject: shape.Subject) -> Iterable[Condition]:
+    user, at = subject.user, (*where, "user")
+    if user is None or user == "*":
+        return
+    if "/" in user or "*" in user:
+        matcher = compiler.principals(loaded, at, (user,))
+    else:
+        namespace = loaded.resource.metadata.namespace
+        matcher = compiler.strings(f"{name}/ns/{namespace}/sa/{user}" for name in compiler.mesh.trust_domains)
+    yield Condition("source.principal", "", matcher, every=True, field=place(at), name="source.principal")
+
+
+def _names(compiler: Compiler, loaded: Loaded, where: Field, subject: shape.Subject) -> Iterable[Condition]:
+    """`names` and `not_names` (1.2 and later): principals, `allUsers` and `allAuthenticatedUsers`."""
+    for spelled, values, negated in (
+        ("names", subject.names, False),
+        ("not_names", subject.not_names, True),
+    ):
+        at = (*where, spelled)
+        if "*" in values:
+            compiler.report(loaded, at, "star", f"`*` is not allowed in `{spelled}`", "write `allUsers`")
+            continue
+        if not values:
+            continue
+        if "allUsers" in values:
+            if negated:
+                # Everybody is excluded: a condition that nothing satisfies.
+                yield Condition(
+                    "source.any", "", compiler.strings(("*",)), every=False, field=place(at), negated=True
+                )
+            continue
+        patterns = ["*" if value == _AUTHENTICATED else value for value in values]
+        matcher = compiler.principals(loaded, at, patterns)
+        yield Condition(
+            "source.principal",
+            "",
+            matcher,
+            every=not negated,
+            field=place(at),
+            negated=negated,
+            name="source.principal",
+        )
+
+
+def _groups(compiler: Compiler, where: Field, subject: shape.Subject) -> Iterable[Condition]:
+    for spelled, values, negated in (
+        ("group", [subject.group] if subject.group else [], False),
+        ("groups", subject.groups, False),
+        ("not_groups", subject.not_groups, True),
+    ):
+        if values:
+            yield Condition(
+                "request.auth.claims",
+                "groups",
+                compiler.strings(values),
+                every=False,
+                field=place((*where, spelled)),
+                negated=negated,
+                name="request.auth.claims[groups]",
+            )
+
+
+def _lists(compiler: Compiler, loaded: Loaded, where: Field, subject: shape.Subject) -> Iterable[Condition]:
+    for name, attribute in (("namespaces", "source.namespace"), ("ips", "source.ip")):
+        for spelled, negated in ((name, False), (f"not_{name}", True)):
+            values = getattr(subject, spelled)
+            if values:
+                at = (*where, spelled)
+                condition = _condition(
+                    compiler, loaded, at, (attribute, ""), values, attribute, negated=negated
+                )
+                if condition is not None:
+                    yield condition
+
+
+def _condition(  # noqa: PLR0917 - what it is about, then what it says
+    compiler: Compiler,
+    loaded: Loaded,
+    where: Field,
+    key: tuple[str, str],
+    values: Sequence[str],
+    name: str,
+    *,
+    negated: bool = False,
+) -> Condition | None:
+    attribute, argument = key
+    matcher = _matcher(compiler, loaded, where, attribute, values)
+    if matcher is None:
+        return None
+    if attribute == "source.user":
+        attribute = "source.principal"
+    # Claims may be lists, of which one element suffices; of anything else every value must match.
+    every = not negated and not attribute.startswith("request.auth.")
+    return Condition(attribute, argument, matcher, every, place(where), negated, name)
+
+
+def _matcher(
+    compiler: Compiler, loaded: Loaded, where: Field, attribute: str, values: Sequence[str]
+) -> Matcher | None:
+    if attribute in {"source.ip", "destination.ip"}:
+        return compiler.addresses(loaded, where, values)
+    if attribute == "destination.port":
+        return compiler.ports(loaded, where, values)
+    if attribute == "source.namespace":
+        for value in values:
+            if "*" in value[1:-1] or (len(value) > 1 and value[0] == value[-1] == "*"):
+                compiler.report(loaded, where, "pattern", f"`{value}` has a `*` that is not at one end")
+                return None
+    if attribute in {"source.principal", "source.user"}:
+        return compiler.principals(loaded, where, values)
+    if attribute == "request.host":
+        values = [value.lower() for value in values]
+    matcher: StringMatcher = compiler.strings(values)
+    return matcher
+
+
+def compile_enforcement(compiler: Compiler, loaded: Sequence[Loaded]) -> Enforcement:
+    """Return the switch: a ClusterRbacConfig, else a RbacConfig, else none."""
+    configs = [one for one in loaded if isinstance(one.resource, ClusterRbacConfig | RbacConfig)]
+    for one in configs:
+        if one.resource.metadata.name != "default":
+            compiler.report(one, ("metadata", "name"), "singleton_name", "the name must be `default`")
+    cluster = [one for one in configs if isinstance(one.resource, ClusterRbacConfig)]
+    # 1.1: a ClusterRbacConfig replaces the RbacConfig as a whole.
+    chosen = cluster or configs
+    if not chosen:
+        return Enforcement()
+    if len(chosen) > 1:
+        compiler.report(chosen[1], ("kind",), "duplicate_name", "there can be only one of these")
+    one = chosen[0]
+    assert isinstance(one.resource, ClusterRbacConfig | RbacConfig)  # noqa: S101 - as above
+    spec = one.resource.spec
+    target = {"ON_WITH_INCLUSION": spec.inclusion, "ON_WITH_EXCLUSION": spec.exclusion}.get(spec.mode)
+    if spec.mode.startswith("ON_WITH") and target is None:
+        name = spec.mode.removeprefix("ON_WITH_").lower()
+        hint = f"use `{name}: {{}}` for none"
+        compiler.report(one, ("spec",), "missing_field", f"`{name}` cannot be absent", hint)
+    return Enforcement(
+        policy=one.resource.title,
+        mode=spec.mode,
+        services=frozenset(service.lower() for service in target.services) if target else frozenset(),
+        namespaces=frozenset(target.namespaces) if target else frozenset(),
+        permissive=spec.enforcement_mode == "PERMISSIVE",
+    )
