@@ -10,8 +10,7 @@ from authz.destination import Destination
 from authz.policy.compile import MeshSettings, compile_policies
 from authz.policy.index import DestinationPolicies, PolicyIndex
 from authz.policy.rules import PolicySet
-from garrison.documents import Diagnostic, Document, find_files, parse
-from garrison.documents.diagnostic import Position
+from garrison.documents import Diagnostic, Document, DocumentCache
 from garrison.errors import ConfigError
 
 # Operators name few destinations; the bound is for `destination_from_host`.
@@ -49,39 +48,28 @@ def build_snapshot(documents: Sequence[Document], mesh: MeshSettings, content: I
         ConfigError: a document is wrong; all problems of all documents are in it.
 
     """
-    policies, problems = compile_policies(documents, mesh)
-    if policies is None:
-        raise ConfigError(problems)
-    digest = hashlib.sha256(repr(mesh).encode())
-    for piece in content:
-        digest.update(hashlib.sha256(piece).digest())
-    return Snapshot(digest.hexdigest()[:12], mesh, policies, problems)
+    return _build(documents, mesh, (hashlib.sha256(piece).digest() for piece in content))
 
 
-def load_snapshot(paths: Sequence[Path], mesh: MeshSettings) -> Snapshot:
-    """Return the snapshot of all policy files below `paths`.
+def load_snapshot(paths: Sequence[Path], mesh: MeshSettings, cache: DocumentCache | None = None) -> Snapshot:
+    """Return the snapshot of all policy files below `paths`; with a `cache` only changed files are parsed.
 
     Raises:
         ConfigError: a file cannot be read or a document is wrong; every problem is in it.
 
     """
-    documents: list[Document] = []
-    problems: list[Diagnostic] = []
-    content: list[bytes] = []
-    for file in find_files(paths):
-        try:
-            text = file.read_bytes()
-        except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            problems.append(
-                Diagnostic(str(file), Position(1, 1), (), "unreadable", f"cannot be read: {reason}")
-            )
-            continue
-        content.append(text)
-        parsed, wrong = parse(text, str(file))
-        documents += parsed
-        problems += wrong
-    if problems:
-        _, more = compile_policies(documents, mesh)
-        raise ConfigError([*problems, *more])
-    return build_snapshot(documents, mesh, content)
+    loaded = (cache or DocumentCache()).load(paths)
+    if loaded.diagnostics:
+        _, more = compile_policies(loaded.documents, mesh)
+        raise ConfigError([*loaded.diagnostics, *more])
+    return _build(loaded.documents, mesh, loaded.digests)
+
+
+def _build(documents: Sequence[Document], mesh: MeshSettings, digests: Iterable[bytes]) -> Snapshot:
+    policies, problems = compile_policies(documents, mesh)
+    if policies is None:
+        raise ConfigError(problems)
+    digest = hashlib.sha256(repr(mesh).encode())
+    for piece in digests:
+        digest.update(piece)
+    return Snapshot(digest.hexdigest()[:12], mesh, policies, problems)

@@ -6,18 +6,22 @@ stopping at the first. Used by policies, rate limits and the process settings al
 
 from garrison.documents.diagnostic import Diagnostic, Field, Position, Severity, format_field
 from garrison.documents.document import Document
-from garrison.documents.files import find_files, load
+from garrison.documents.files import DocumentCache, Listing, Loaded, find_files, list_files, load
 from garrison.documents.validation import validate
 from garrison.documents.yaml import parse
 
 __all__ = [
     "Diagnostic",
     "Document",
+    "DocumentCache",
     "Field",
+    "Listing",
+    "Loaded",
     "Position",
     "Severity",
     "find_files",
     "format_field",
+    "list_files",
     "load",
     "parse",
     "validate",

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from garrison.documents.diagnostic import Diagnostic, Field, Position
-
-if TYPE_CHECKING:
-    from garrison.documents.document import Document
+from garrison.documents.document import Document
 
 Model = TypeVar("Model", bound=BaseModel)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -60,7 +60,7 @@ def parse(text: bytes, file: str) -> tuple[list[Document], list[Diagnostic]]:
     """
     documents: list[Document] = []
     if len(text) > MAX_FILE_BYTES:
-        message = f"the file has {len(text)} bytes, more than the {MAX_FILE_BYTES} that are read"
+        message = f"the file is larger than the {MAX_FILE_BYTES} bytes that are read"
         return documents, [Diagnostic(file, Position(1, 1), (), "file_too_large", message)]
     try:
         decoded = _decode(text)
@@ -228,7 +228,7 @@ class _Passage:
 
     text: str
     line: int
-    _children: dict[Field, Children] = field(default_factory=dict)
+    _children: dict[Field, Children] | None = None
 
     def positions(self) -> Positions:
         """Return where everything stands, by reading the text again."""
@@ -242,10 +242,11 @@ class _Passage:
 
     def cut(self, path: Field) -> _Passage:
         """Return the passage of the value at `path`; one reading finds all its neighbours too."""
-        children = self._children.get(path[:-1])
-        if children is None:
-            children = self._children[path[:-1]] = _find_children(self.text, path[:-1])
-        begin, end, line, column = children[path[-1]]
+        if self._children is None:
+            self._children = {}
+        if path[:-1] not in self._children:
+            self._children[path[:-1]] = _find_children(self.text, path[:-1])
+        begin, end, line, column = self._children[path[:-1]][path[-1]]
         return _Passage(" " * column + self.text[begin:end], self.line + line)
 
 
