@@ -17,8 +17,8 @@ from garrison.identity import SpiffeId
 
 Claims = Mapping[str, Any]
 _NOTHING: tuple[str, ...] = ()
-# Claims whose string value is a list in disguise (RFC 8693, section 4.2; Istio splits these two always).
 _MATRIX_PARAMETERS = re.compile(r";[^/]*")
+# Claims whose string value is a list in disguise (RFC 8693, section 4.2; Istio splits these two always).
 _SPACE_DELIMITED = frozenset({"scope", "permission"})
 
 
@@ -29,15 +29,28 @@ class Attributes:
         "_context",
         "_http",
         "_lines",
+        "_lower",
+        "_message",
         "_mode",
         "_path",
+        "_scanned",
         "claims",
         "destination",
         "peer",
         "principal",
     )
 
-    def __init__(self, context: Any, mode: PathNormalization, destination: Destination | None) -> None:
+    def __init__(
+        self,
+        context: Any,
+        mode: PathNormalization,
+        destination: Destination | None,
+        message: bytes | None = None,
+    ) -> None:
+        """`message`, the serialised request, makes looking for absent headers cheap."""
+        self._message = message
+        self._lower: bytes | None = None
+        self._scanned = False
         self._context = context
         self._http = context.request.http
         self._mode = mode
@@ -69,8 +82,7 @@ class Attributes:
     @property
     def is_tcp(self) -> bool:
         """Whether this is a connection of Envoy's network filter: no request at all."""
-        context = self._context
-        return not context.HasField("request") or self._extension("protocol") == ("tcp",)
+        return not self._http.method and not self._context.HasField("request")
 
     @property
     def target(self) -> str:
@@ -89,18 +101,34 @@ class Attributes:
         Envoy joins repeated lines with `,` unless the filter says `encode_raw_headers`; then each line is a
         value of its own.
         """
+        if self._message is not None:
+            # Most headers that policies ask for are not there; this finds out fastest.
+            if self._lower is None:
+                self._lower = self._message.lower()
+            if name.encode() not in self._lower:
+                return _NOTHING
         http = self._http
         if self._lines is None:
-            # Lines are decoded when asked for: most policies look at one or two of some fifteen.
+            lines = http.header_map.headers
+            if not self._scanned:
+                # One header is found sooner than all are sorted; who asks for a second may ask for more.
+                self._scanned = True
+                found = [_text(line) for line in lines if line.key.lower() == name]
+                return found or self._joined(name)
             self._lines = {}
-            for line in http.header_map.headers:
+            for line in lines:
                 self._lines.setdefault(line.key.lower(), []).append(line)
         if self._lines:
             return [_text(line) for line in self._lines.get(name, _NOTHING)]
-        if name in http.headers:
-            return (http.headers[name],)
+        return self._joined(name)
+
+    def _joined(self, name: str) -> Sequence[str]:
+        """Return a header from the map in which Envoy has joined repeated lines."""
+        headers = self._http.headers
+        if name in headers:
+            return (headers[name],)
         # Envoy writes names in lower case; others may not, and a header must not hide behind its spelling.
-        return [value for spelled, value in http.headers.items() if spelled.lower() == name]
+        return [value for spelled, value in headers.items() if spelled.lower() == name]
 
     def header(self, name: str) -> str | None:
         """Return the first value of a header, for those that cannot be repeated."""

@@ -15,10 +15,11 @@ from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
 from google.protobuf import json_format
 
 from authz.attributes import Attributes
-from authz.decision import Decision, Explanation
+from authz.decision import Decision, Explanation, Outcome
 from authz.paths import PathNormalization
-from authz.pipeline import decide, explain
+from authz.pipeline import decide, delegated_offline, explain
 from authz.policy.compile import MeshSettings, compile_policies
+from authz.policy.index import DestinationPolicies
 from authz.service import DestinationResolver
 from authz.snapshot import Snapshot, load_snapshot
 from garrison.documents import Diagnostic, Document, load
@@ -110,11 +111,11 @@ def check(
         request = _parse_request(json.loads(text.decode()))
     except (OSError, ValueError, RecursionError) as error:
         _fail(f"{request_file}: {_one_line(error)}")
-    attributes = _attributes(snapshot, request)
+    applying, attributes = _prepare(snapshot, request)
     if explained:
-        explanation = explain(snapshot, attributes, time.time())
+        explanation = explain(applying, attributes, time.time)
     else:
-        explanation = Explanation(decide(snapshot, attributes, time.time())[0])
+        explanation = Explanation(_decide(applying, attributes, time.time()))
     decision = explanation.decision
     click.echo(json.dumps(_check_json(explanation)) if as_json else _check_text(explanation))
     sys.exit(ALLOWED if decision.allowed else DENIED)
@@ -206,7 +207,7 @@ def _answer_line(snapshot: Snapshot, line: bytes) -> dict[str, Any]:
             raise ValueError(f"unknown field `{unknown[0]}`; known: id, request, at")  # noqa: TRY301
         now = _parse_time(entry["at"]) if "at" in entry else time.time()
         request = _parse_request(entry.get("request"))
-        decision, _ = decide(snapshot, _attributes(snapshot, request), now)
+        decision = _decide(*_prepare(snapshot, request), now)
     except (ValueError, RecursionError, OverflowError) as error:
         return {"id": identifier, "error": _one_line(error)}
     except Exception as error:  # noqa: BLE001 - a bug must not cost the lines after it; it is no verdict
@@ -237,11 +238,17 @@ def _parse_time(value: Any) -> float:
     return moment.timestamp()
 
 
-def _attributes(snapshot: Snapshot, request: Any) -> Attributes:
+def _prepare(snapshot: Snapshot, request: Any) -> tuple[DestinationPolicies | None, Attributes]:
     context = request.attributes
     call = Call(Peer("offline"), ())
     destination = DestinationResolver().resolve(context.context_extensions, context.request.http.host, call)
-    return Attributes(context, snapshot.mesh.path_normalization, destination)
+    policies = snapshot.policies_for(destination) if destination is not None else None
+    return policies, Attributes(context, snapshot.mesh.path_normalization, destination)
+
+
+def _decide(policies: DestinationPolicies | None, attributes: Attributes, now: float) -> Decision:
+    result = decide(policies, attributes, lambda: now)
+    return result.decision if isinstance(result, Outcome) else delegated_offline(result)
 
 
 def _decision_json(decision: Decision) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -83,6 +84,48 @@ def deny(
     return Decision(
         Verdict.DENY, code, http_status, reason, public, policy, rule, field_path, challenge=challenge
     )
+
+
+class HeaderAction(StrEnum):
+    """What happens to a header."""
+
+    REPLACE = "REPLACE"
+    APPEND = "APPEND"
+    REMOVE = "REMOVE"
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderMutation:
+    """A change to a header of the request (towards the upstream) or of the response (towards the caller)."""
+
+    name: str
+    value: str = ""
+    action: HeaderAction = HeaderAction.REPLACE
+
+
+@dataclass(frozen=True, slots=True)
+class Mutations:
+    """What an answer changes besides allowing or denying."""
+
+    request_headers: tuple[HeaderMutation, ...] = ()
+    response_headers: tuple[HeaderMutation, ...] = ()
+    remove_parameters: tuple[str, ...] = ()
+
+
+NO_MUTATIONS = Mutations()
+
+
+@dataclass(slots=True)
+class Outcome:
+    """Everything that one call comes to: the decision, what is changed, what is only remarked.
+
+    `marks` holds results of rules that never decide (AUDIT, tried ones), by the names of the metadata that
+    Envoy's access log shows.
+    """
+
+    decision: Decision
+    mutations: Mutations = NO_MUTATIONS
+    marks: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,41 +1,103 @@
-"""One call, from attributes to decision: destination, authentication, policy."""
+"""One call, from attributes to outcome: CUSTOM, authentication, policy.
+
+The order is Istio's: CUSTOM first, without identities from tokens; then tokens; then what never decides, what
+denies, what allows. Everything here is a function of its arguments; asking an external authorizer, the one
+step that waits, is left to the caller (`Delegation`).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 from authz.attributes import Attributes
 from authz.authn import jwt
-from authz.authn.jwt import NO_TOKEN, TokenResult
-from authz.decision import Decision, Explanation, ReasonCode, deny
-from authz.policy.evaluate import evaluate, explained
-from authz.snapshot import Snapshot
+from authz.decision import (
+    NO_MUTATIONS,
+    Decision,
+    Explanation,
+    HeaderAction,
+    HeaderMutation,
+    Mutations,
+    Outcome,
+    ReasonCode,
+    deny,
+)
+from authz.policy.evaluate import custom_matches, evaluate, explained, marks, stage_of
+from authz.policy.index import DestinationPolicies
 
 UNKNOWN_DESTINATION = deny(
     ReasonCode.UNKNOWN_DESTINATION,
     "the call names no destination: set `destination.service` in the filter's context_extensions",
 )
 
+Clock = Callable[[], float]
 
-def decide(snapshot: Snapshot, attributes: Attributes, now: float) -> tuple[Decision, TokenResult]:
-    """Return the decision for a call, and what its tokens proved; `now` in seconds since the epoch."""
-    if attributes.destination is None:
-        return UNKNOWN_DESTINATION, NO_TOKEN
-    policies = snapshot.policies_for(attributes.destination)
-    tokens = NO_TOKEN
-    if policies.tokens:
-        tokens = jwt.authenticate(policies.tokens, attributes, now)
+
+@dataclass(frozen=True, slots=True)
+class Delegation:
+    """CUSTOM rules matched: each named provider has to allow before anything else is looked at."""
+
+    decisions: tuple[Decision, ...]  # what denies when a provider does not allow
+    providers: tuple[str, ...]
+
+
+def decide(
+    policies: DestinationPolicies | None, attributes: Attributes, clock: Clock
+) -> Outcome | Delegation:
+    """Return what the call comes to, or who has to be asked first; `clock` gives seconds since the epoch."""
+    if policies is None:
+        return Outcome(UNKNOWN_DESTINATION)
+    if stage_of(policies, attributes).custom:
+        matched = custom_matches(policies, attributes)
+        if matched:
+            return Delegation(tuple(decision for _, decision in matched), tuple(name for name, _ in matched))
+    return decide_here(policies, attributes, clock)
+
+
+def decide_here(policies: DestinationPolicies, attributes: Attributes, clock: Clock) -> Outcome:
+    """Return what the call comes to when every external authorizer that matters has allowed it."""
+    mutations = NO_MUTATIONS
+    if policies.tokens is not None:
+        tokens = jwt.authenticate(policies.tokens, attributes, clock)
         if tokens.denial is not None:
-            return tokens.denial, tokens
+            return Outcome(tokens.denial)
         attributes.claims = tokens.claims
-    return evaluate(policies, attributes), tokens
+        if tokens.strip_header or tokens.strip_parameter:
+            mutations = _without_token(tokens.strip_header, tokens.strip_parameter)
+    outcome = Outcome(evaluate(policies, attributes), mutations)
+    if policies.has_marks:
+        outcome.marks = marks(policies, attributes)
+    return outcome
 
 
-def explain(snapshot: Snapshot, attributes: Attributes, now: float) -> Explanation:
+def _without_token(header: str, parameter: str) -> Mutations:
+    return Mutations(
+        request_headers=(HeaderMutation(header, action=HeaderAction.REMOVE),) if header else (),
+        remove_parameters=(parameter,) if parameter else (),
+    )
+
+
+def explain(policies: DestinationPolicies | None, attributes: Attributes, clock: Clock) -> Explanation:
     """Return the decision for a call with every rule that applies to its destination."""
-    decision, _ = decide(snapshot, attributes, now)
+    result = decide(policies, attributes, clock)
+    decision = result.decision if isinstance(result, Outcome) else delegated_offline(result)
     explanation = Explanation(decision, described(attributes))
-    if attributes.destination is not None:
-        explanation.steps += explained(snapshot.policies_for(attributes.destination), attributes)
+    if policies is not None:
+        explanation.steps += explained(policies, attributes)
     return explanation
+
+
+def delegated_offline(delegation: Delegation) -> Decision:
+    """Return the denial of a call whose external authorizers cannot be asked."""
+    first, names = delegation.decisions[0], ", ".join(delegation.providers)
+    return deny(
+        ReasonCode.CUSTOM_DENIED,
+        f"{first.reason}; it is up to {names}, which is not asked offline",
+        policy=first.policy,
+        rule=first.rule,
+        field_path=first.field,
+    )
 
 
 def described(attributes: Attributes) -> dict[str, str]:

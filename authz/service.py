@@ -6,37 +6,45 @@ error, not a denial, and lets the call through where the operator set `failure_m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 import structlog
 from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
 from google.protobuf.message import DecodeError
 
 from authz.attributes import Attributes
-from authz.authn.jwt import NO_TOKEN, TokenResult
-from authz.decision import Decision, ReasonCode, Verdict, deny
+from authz.decision import Decision, Outcome, ReasonCode, Verdict, deny
 from authz.destination import (
     METADATA_KEY,
     Destination,
     attributes_from_metadata,
     destination_from_attributes,
 )
-from authz.pipeline import decide, described
-from authz.response import ResponseWriter
+from authz.pipeline import Delegation, decide, decide_here, described
+from authz.policy.index import DestinationPolicies
+from authz.providers import UNKNOWN_PROVIDER, Provider, ProviderAnswer
+from authz.response import Counts, ResponseWriter
 from authz.snapshot import Snapshot
 from garrison.identity import SpiffeId
 from garrison.transport import Call, Method, Methods
 
 CHECK = "/envoy.service.auth.v3.Authorization/Check"
 
-_MALFORMED = deny(ReasonCode.MALFORMED_REQUEST, "the CheckRequest cannot be decoded")
-_FAULT = deny(ReasonCode.MALFORMED_REQUEST, "the call cannot be read: too large, badly framed or compressed")
-_INTERNAL = deny(
-    ReasonCode.INTERNAL_ERROR, "an internal error; the log has its stack", http_status=500, public=""
+_MALFORMED = Outcome(deny(ReasonCode.MALFORMED_REQUEST, "the CheckRequest cannot be decoded"))
+_FAULT = Outcome(
+    deny(ReasonCode.MALFORMED_REQUEST, "the call cannot be read: too large, badly framed or compressed")
 )
-_NO_SNAPSHOT = deny(ReasonCode.NO_SNAPSHOT, "no policies have been loaded", http_status=503, public="")
+_INTERNAL = Outcome(
+    deny(ReasonCode.INTERNAL_ERROR, "an internal error; the log has its stack", http_status=500, public="")
+)
+_NO_SNAPSHOT = Outcome(
+    deny(ReasonCode.NO_SNAPSHOT, "no policies have been loaded", http_status=503, public="")
+)
+# Operators name few destinations; more than this many distinct ones are worked out anew for each call.
+_MAX_KNOWN = 10_000
 
 log = structlog.get_logger()
 
@@ -93,57 +101,71 @@ class DecisionLog(StrEnum):
 
 
 class Authorization:
-    """The service. `use` swaps the snapshot that the next call is decided on.
-
-    `decisions` counts answers by (verdict, code), for the metrics.
-    """
+    """The service. `use` swaps the snapshot that the next call is decided on."""
 
     def __init__(
         self,
         resolver: DestinationResolver,
         clock: Callable[[], float],
         decision_log: DecisionLog = DecisionLog.DENIED,
+        decision_log_lines: int = 100,
+        providers: Mapping[str, Provider] | None = None,
     ) -> None:
-        """`clock` gives seconds since the epoch."""
+        """Serve decisions.
+
+        `clock` gives seconds since the epoch; at most `decision_log_lines` decisions are logged in a second,
+        `unlogged` counts the others; `providers` are who CUSTOM policies may ask.
+        """
         self._resolver = resolver
         self._clock = clock
+        self._providers = providers or {}
         self._logged = {DecisionLog.NONE: (), DecisionLog.DENIED: (False,), DecisionLog.ALL: (False, True)}[
             decision_log
         ]
+        # A flood of denials must not take the CPU: a line costs more than a decision.
+        self._lines_per_second = decision_log_lines
+        self._second, self._lines = 0, 0
+        self.unlogged = 0
+        self._counts: Counts = {}
         self._snapshot: Snapshot | None = None
-        self._writer = ResponseWriter("")
-        self._last_resort = self._writer.write(_INTERNAL)
-        self.decisions: dict[tuple[Verdict, ReasonCode], int] = {}
+        self._writer = ResponseWriter("", self._counts)
+        self._last_resort: bytes = self._writer.build(_INTERNAL).SerializeToString()
+        # What applies to the destinations that routes name, by the operator's own words.
+        self._known: dict[tuple[tuple[str, ...], tuple[str, ...]], DestinationPolicies] = {}
 
     def use(self, snapshot: Snapshot) -> None:
         """Decide on `snapshot` from the next call on."""
-        self._snapshot, self._writer = snapshot, ResponseWriter(snapshot.version)
+        self._snapshot, self._known = snapshot, {}
+        self._writer = ResponseWriter(snapshot.version, self._counts)
 
     @property
     def snapshot(self) -> Snapshot | None:
         """The snapshot in force."""
         return self._snapshot
 
+    @property
+    def decisions(self) -> dict[tuple[Verdict, ReasonCode], int]:
+        """How many calls were answered, by verdict and code."""
+        return {key: count[0] for key, count in list(self._counts.items()) if count[0]}
+
     def methods(self) -> Methods:
         """Return the service's methods for a transport."""
         return {CHECK: Method(self.check, self.on_fault)}
 
-    def check(self, message: bytes, call: Call) -> bytes:
+    def check(self, message: bytes, call: Call) -> bytes | Awaitable[bytes]:
         """Return the serialised CheckResponse for a serialised CheckRequest; never raises."""
         try:
             return self._check(message, call)
         except Exception:
             log.exception("check_failed")
-            self._count(_INTERNAL)
-            return self._last_resort
+            return self._internal_error()
 
     def on_fault(self, error: Exception) -> bytes:
         """Return the denial for a call that `check` could not be given."""
         log.warning("check_unreadable", error=type(error).__name__)
-        self._count(_FAULT)
         return self._writer.write(_FAULT)
 
-    def _check(self, message: bytes, call: Call) -> bytes:
+    def _check(self, message: bytes, call: Call) -> bytes | Awaitable[bytes]:
         snapshot, writer = self._snapshot, self._writer
         try:
             context = CheckRequest.FromString(message).attributes
@@ -151,28 +173,110 @@ class Authorization:
             return self._answer(writer, _MALFORMED)
         if snapshot is None:
             return self._answer(writer, _NO_SNAPSHOT)
-        destination = self._resolver.resolve(context.context_extensions, context.request.http.host, call)
-        attributes = Attributes(context, snapshot.mesh.path_normalization, destination)
-        decision, tokens = decide(snapshot, attributes, self._clock())
-        return self._answer(writer, decision, tokens, attributes)
+        extensions = context.context_extensions
+        names = tuple(extensions)
+        known = (names, tuple(map(extensions.__getitem__, names)))
+        policies = self._known.get(known)
+        if policies is None:
+            policies = self._find(snapshot, known, context, call)
+        mode = snapshot.mesh.path_normalization
+        destination = policies.destination if policies is not None else None
+        attributes = Attributes(context, mode, destination, message)
+        outcome = decide(policies, attributes, self._clock)
+        if isinstance(outcome, Delegation):
+            assert policies is not None  # noqa: S101 - without policies nothing is delegated
+            return self._delegate(message, outcome, policies, attributes)
+        return self._answer(writer, outcome, attributes)
 
-    def _answer(
+    def _find(
+        self, snapshot: Snapshot, known: tuple[tuple[str, ...], tuple[str, ...]], context: Any, call: Call
+    ) -> DestinationPolicies | None:
+        extensions = dict(zip(*known, strict=True))
+        destination = self._resolver.resolve(extensions, context.request.http.host, call)
+        if destination is None:
+            return None
+        policies = snapshot.policies_for(destination)
+        # Only what the route itself names is the same for every call with these extensions.
+        if extensions.get("destination.service") and len(self._known) < _MAX_KNOWN:
+            self._known[known] = policies
+        return policies
+
+    async def _delegate(
+        self, message: bytes, delegation: Delegation, policies: DestinationPolicies, attributes: Attributes
+    ) -> bytes:
+        writer = self._writer
+        try:
+            allowed: list[Any] = []
+            for name, decision in zip(delegation.providers, delegation.decisions, strict=True):
+                provider = self._providers.get(name, UNKNOWN_PROVIDER)
+                answer = await provider.ask(message)
+                if answer.denial is not None:
+                    return self._denied_by(writer, name, decision, answer, attributes)
+                allowed.append(answer.response)
+            outcome = decide_here(policies, attributes, self._clock)
+            if not outcome.decision.allowed or not any(allowed):
+                return self._answer(writer, outcome, attributes)
+            return self._merged(writer, outcome, allowed)
+        except Exception:
+            log.exception("check_failed")
+            return self._internal_error()
+
+    def _denied_by(
         self,
         writer: ResponseWriter,
+        name: str,
         decision: Decision,
-        tokens: TokenResult = NO_TOKEN,
-        attributes: Attributes | None = None,
+        answer: ProviderAnswer,
+        attributes: Attributes,
     ) -> bytes:
-        self._count(decision)
-        if decision.allowed in self._logged:
-            self._log(decision, attributes)
-        return writer.write(decision, tokens)
+        """Return the provider's own denial, with our metadata."""
+        outcome = Outcome(
+            deny(
+                ReasonCode.CUSTOM_DENIED,
+                f"{decision.reason}: {name} {answer.denial}",
+                http_status=answer.http_status,
+                policy=decision.policy,
+                rule=decision.rule,
+                field_path=decision.field,
+            )
+        )
+        response = writer.build(outcome)
+        if answer.response is not None and answer.response.HasField("denied_response"):
+            response.denied_response.CopyFrom(answer.response.denied_response)
+            response.denied_response.status.code = answer.http_status
+        self._answer(writer, outcome, attributes)
+        serialized: bytes = response.SerializeToString()
+        return serialized
 
-    def _count(self, decision: Decision) -> None:
-        key = (decision.verdict, decision.code)
-        self.decisions[key] = self.decisions.get(key, 0) + 1
+    def _merged(self, writer: ResponseWriter, outcome: Outcome, allowed: list[Any]) -> bytes:
+        """Return our answer with the headers that the providers set."""
+        writer.write(outcome)
+        response = writer.build(outcome)
+        for theirs in allowed:
+            if theirs is not None:
+                response.ok_response.MergeFrom(theirs.ok_response)
+        serialized: bytes = response.SerializeToString()
+        return serialized
+
+    def _answer(
+        self, writer: ResponseWriter, outcome: Outcome, attributes: Attributes | None = None
+    ) -> bytes:
+        if outcome.decision.allowed in self._logged:
+            self._log(outcome.decision, attributes)
+        return writer.write(outcome)
+
+    def _internal_error(self) -> bytes:
+        self._counts.setdefault((Verdict.DENY, ReasonCode.INTERNAL_ERROR), [0])[0] += 1
+        return self._last_resort
 
     def _log(self, decision: Decision, attributes: Attributes | None) -> None:
+        now = int(self._clock())
+        if now != self._second:
+            self._second, self._lines = now, 0
+        self._lines += 1
+        if self._lines > self._lines_per_second:
+            self.unlogged += 1
+            return
         log.info(
             "check",
             decision=decision.verdict.value,
@@ -181,5 +285,6 @@ class Authorization:
             rule=decision.rule,
             reason=decision.reason,
             snapshot=self._snapshot.version if self._snapshot else "",
+            unlogged=self.unlogged,
             **(described(attributes) if attributes is not None else {}),
         )

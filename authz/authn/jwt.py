@@ -11,7 +11,7 @@ import base64
 import binascii
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeGuard
 from urllib.parse import parse_qsl, urlsplit
@@ -145,6 +145,28 @@ class JwtRule:
     verified: dict[str, Claims] = field(default_factory=dict, repr=False)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenRules:
+    """The rules for one destination, by the places where they look for tokens."""
+
+    headers: tuple[tuple[TokenHeader, tuple[JwtRule, ...]], ...]
+    parameters: Mapping[str, tuple[JwtRule, ...]]
+    policy: str  # the first rule's, for what concerns all of them
+
+    @classmethod
+    def of(cls, rules: Sequence[JwtRule]) -> TokenRules | None:
+        """Return `rules` by place; None when there are none."""
+        if not rules:
+            return None
+        headers = dict.fromkeys(header for rule in rules for header in rule.headers)
+        parameters = dict.fromkeys(name for rule in rules for name in rule.parameters)
+        return cls(
+            tuple((header, tuple(rule for rule in rules if header in rule.headers)) for header in headers),
+            {name: tuple(rule for rule in rules if name in rule.parameters) for name in parameters},
+            rules[0].policy,
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Token:
     """A token, where it was found, and the rules that look there."""
@@ -172,8 +194,8 @@ class _Invalid(Exception):  # noqa: N818 - flow inside this module, never seen o
     """The token proves nothing; the text is for operators and holds nothing of the token."""
 
 
-def authenticate(rules: Sequence[JwtRule], attributes: Attributes, now: float) -> TokenResult:
-    """Return what the call's tokens prove under `rules`; `now` in seconds since the epoch.
+def authenticate(rules: TokenRules, attributes: Attributes, clock: Callable[[], float]) -> TokenResult:
+    """Return what the call's tokens prove under `rules`; `clock` gives seconds since the epoch.
 
     Several different tokens are refused: which of them speaks for the caller would be a guess (RFC 6750,
     section 2, allows one).
@@ -181,12 +203,13 @@ def authenticate(rules: Sequence[JwtRule], attributes: Attributes, now: float) -
     tokens = find_tokens(rules, attributes)
     if not tokens:
         return NO_TOKEN
-    if len({token.text for token in tokens}) > 1:
-        return TokenResult(_unauthorized("more than one token was sent", rules[0].policy))
-    token = tokens[0]
-    candidates = tuple(dict.fromkeys(rule for found in tokens for rule in found.rules))
+    token, candidates = tokens[0], tokens[0].rules
+    if len(tokens) > 1:
+        if any(other.text != token.text for other in tokens):
+            return TokenResult(_unauthorized("more than one token was sent", rules.policy))
+        candidates = tuple(dict.fromkeys(rule for found in tokens for rule in found.rules))
     try:
-        rule, claims = _verify(token.text, candidates, now)
+        rule, claims = _verify(token.text, candidates, clock())
     except _Invalid as error:
         return TokenResult(_unauthorized(str(error), candidates[0].policy))
     if rule.audiences and rule.audiences.isdisjoint(_audiences(claims)):
@@ -204,20 +227,20 @@ def authenticate(rules: Sequence[JwtRule], attributes: Attributes, now: float) -
     return TokenResult(claims=claims, strip_header=token.header, strip_parameter=token.parameter)
 
 
-def find_tokens(rules: Sequence[JwtRule], attributes: Attributes) -> list[Token]:
+def find_tokens(rules: TokenRules, attributes: Attributes) -> list[Token]:
     """Return the tokens at the places that `rules` name; a token elsewhere is no token (Istio)."""
     tokens: list[Token] = []
-    for header in dict.fromkeys(header for rule in rules for header in rule.headers):
-        looking = tuple(rule for rule in rules if header in rule.headers)
+    for header, looking in rules.headers:
+        prefix = header.prefix
         for value in attributes.headers(header.name):
-            start = value[: len(header.prefix)]
-            if start == header.prefix or (header.ignore_case and start.lower() == header.prefix.lower()):
-                tokens.append(Token(value[len(header.prefix) :].strip(" "), header.name, "", looking))
-    if "?" in attributes.target:
-        query = urlsplit(attributes.target).query
-        for name, value in parse_qsl(query, keep_blank_values=True):
-            if asking := tuple(rule for rule in rules if name in rule.parameters):
-                tokens.append(Token(value, "", name, asking))
+            start = value[: len(prefix)]
+            if start == prefix or (header.ignore_case and start.lower() == prefix.lower()):
+                tokens.append(Token(value[len(prefix) :].strip(" "), header.name, "", looking))
+    target = attributes.target
+    if "?" in target and ("%" in target or any(name in target for name in rules.parameters)):
+        for name, value in parse_qsl(urlsplit(target).query, keep_blank_values=True):
+            if name in rules.parameters:
+                tokens.append(Token(value, "", name, rules.parameters[name]))
     return tokens
 
 

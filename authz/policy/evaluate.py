@@ -77,6 +77,18 @@ def _hold(conditions: tuple[Condition, ...], attributes: Attributes) -> bool:
     return True
 
 
+def custom_matches(policies: DestinationPolicies, attributes: Attributes) -> list[tuple[str, Decision]]:
+    """Return each provider that has to allow the call, by name, with the decision that denies otherwise.
+
+    Istio asks one provider at most; with several, each has to allow.
+    """
+    found: dict[str, Decision] = {}
+    for rule in stage_of(policies, attributes).custom.candidates(attributes):
+        if rule.provider not in found and (decision := match(rule, attributes)) is not None:
+            found[rule.provider] = decision
+    return sorted(found.items(), key=lambda item: item[0])
+
+
 def marks(policies: DestinationPolicies, attributes: Attributes) -> Mapping[str, str]:
     """Return what rules say that never decide: AUDIT, and those that are only tried (dry run, PERMISSIVE).
 

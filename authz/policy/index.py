@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from authz.attributes import Attributes
-from authz.authn.jwt import JwtRule
+from authz.authn.jwt import TokenRules
 from authz.decision import Decision, ReasonCode, allow
 from authz.destination import Destination
 from authz.policy.matchers import Condition, StringMatcher
@@ -158,11 +158,12 @@ class DestinationPolicies:
     """
 
     destination: Destination
-    tokens: tuple[JwtRule, ...]
+    tokens: TokenRules | None
     http: Stage
     tcp: Stage
     by_roles: bool
     not_enforced: Decision | None
+    has_marks: bool  # whether rules apply that never decide
 
 
 class PolicyIndex:
@@ -202,17 +203,21 @@ class PolicyIndex:
         authorization = [policy for policy in found if not policy.is_role]
         # Istio 1.4: where an AuthorizationPolicy is enforced, roles are not looked at.
         enforced = any(not policy.shadow for policy in authorization)
+        http = self._stage(found, enforced=enforced, tcp=False)
         return DestinationPolicies(
             destination=destination,
-            tokens=tuple(
-                rule
-                for policy in self._policies.tokens
-                if selects(policy.selector, destination)
-                for rule in policy.rules
+            tokens=TokenRules.of(
+                [
+                    rule
+                    for policy in self._policies.tokens
+                    if selects(policy.selector, destination)
+                    for rule in policy.rules
+                ]
             ),
-            http=self._stage(found, enforced=enforced, tcp=False),
+            http=http,
             tcp=self._stage(found, enforced=enforced, tcp=True),
             by_roles=not enforced,
+            has_marks=bool(http.audit or http.shadow_deny or http.shadow_allow is not None),
             not_enforced=None if enforced else not_enforced(self._policies.enforcement, destination),
         )
 

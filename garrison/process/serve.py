@@ -56,6 +56,8 @@ class Server:
             DestinationResolver(settings.destinations(), settings.destination_from_host),
             time.time,
             settings.log.decisions,
+            settings.log.decisions_per_second,
+            settings.providers(),
         )
         self._policies: Reloader[Snapshot] = Reloader(
             "policies",

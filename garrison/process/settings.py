@@ -27,6 +27,7 @@ from pydantic import (
 from authz.destination import Destination, destination_from_attributes
 from authz.paths import PathNormalization
 from authz.policy.compile import MeshSettings
+from authz.providers import GrpcProvider
 from authz.service import DecisionLog
 from ca.registration import Registration, Selector
 from garrison.documents import Diagnostic, Document, parse, validate
@@ -142,6 +143,9 @@ class LogSettings(BaseModel):
         default="auto", description="auto: console on a terminal, else JSON lines"
     )
     decisions: Decisions = Field(default=DecisionLog.DENIED, description="which decisions get a line")
+    decisions_per_second: int = Field(
+        default=100, ge=0, description="most decisions that get a line in one second; the rest are counted"
+    )
 
 
 class WorkloadSettings(BaseModel):
@@ -155,6 +159,17 @@ class WorkloadSettings(BaseModel):
     service: str = ""
     namespace: str = ""
     labels: dict[str, str] = {}
+
+
+class ProviderSettings(BaseModel):
+    """An external authorizer that CUSTOM policies may name: another ext_authz gRPC server."""
+
+    model_config = _STRICT
+    name: Annotated[str, Field(pattern="^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+    address: ListenAddress
+    timeout: Duration = timedelta(milliseconds=200)
+    fail_open: bool = False
+    status_on_error: int = Field(default=403, ge=400, le=599)
 
 
 class Settings(BaseModel):
@@ -181,6 +196,9 @@ class Settings(BaseModel):
     ca: CaSettings = CaSettings()
     log: LogSettings = LogSettings()
     workloads: list[WorkloadSettings] = Field(default=[], description="who gets which identity")
+    ext_authz_providers: list[ProviderSettings] = Field(
+        default=[], description="who CUSTOM policies may delegate to"
+    )
 
     @field_validator("workloads")
     @classmethod
@@ -202,8 +220,25 @@ class Settings(BaseModel):
     def mesh(self) -> MeshSettings:
         """The part that policies are compiled with."""
         return MeshSettings(
-            self.trust_domain, tuple(self.trust_domain_aliases), self.root_namespace, self.path_normalization
+            self.trust_domain,
+            tuple(self.trust_domain_aliases),
+            self.root_namespace,
+            self.path_normalization,
+            frozenset(provider.name for provider in self.ext_authz_providers),
         )
+
+    def providers(self) -> dict[str, GrpcProvider]:
+        """Return the external authorizers, by name."""
+        return {
+            provider.name: GrpcProvider(
+                provider.name,
+                _grpc_target(provider.address),
+                timeout_seconds=provider.timeout.total_seconds(),
+                fail_open=provider.fail_open,
+                status_on_error=provider.status_on_error,
+            )
+            for provider in self.ext_authz_providers
+        }
 
     def registrations(self) -> list[Registration]:
         """Return who gets which SVID over SDS."""
@@ -228,6 +263,10 @@ class Settings(BaseModel):
             if destination := destination_from_attributes(attributes):
                 found[workload.spiffe_id] = destination
         return found
+
+
+def _grpc_target(address: Address) -> str:
+    return f"unix:{address.path}" if address.scheme is Scheme.UNIX else f"{address.host}:{address.port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +305,7 @@ def leaves(model: type[BaseModel] = Settings, path: tuple[str, ...] = ()) -> Ite
         annotation = info.annotation
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             yield from leaves(annotation, (*path, name))
-        elif annotation != list[WorkloadSettings]:
+        elif annotation not in {list[WorkloadSettings], list[ProviderSettings]}:
             yield Leaf((*path, name), annotation, info.description or "", info.default)
 
 

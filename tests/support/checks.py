@@ -8,8 +8,8 @@ from typing import Any
 from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
 
 from authz.attributes import Attributes
-from authz.decision import Decision
-from authz.pipeline import decide
+from authz.decision import Decision, Outcome
+from authz.pipeline import decide, delegated_offline
 from authz.policy.compile import MeshSettings
 from authz.service import DestinationResolver
 from authz.snapshot import Snapshot, build_snapshot
@@ -71,8 +71,12 @@ def decide_on(policies: Snapshot | str, request: Any, now: float = NOW) -> Decis
     compiled = snapshot(policies) if isinstance(policies, str) else policies
     context = request.attributes
     destination = DestinationResolver().resolve(context.context_extensions, context.request.http.host, CALL)
-    attributes = Attributes(context, compiled.mesh.path_normalization, destination)
-    return decide(compiled, attributes, now)[0]
+    attributes = Attributes(
+        context, compiled.mesh.path_normalization, destination, request.SerializeToString()
+    )
+    applying = compiled.policies_for(destination) if destination is not None else None
+    result = decide(applying, attributes, lambda: now)
+    return result.decision if isinstance(result, Outcome) else delegated_offline(result)
 
 
 def role(rules: str, subjects: str = '[{user: "*"}]', name: str = "r", namespace: str = "default") -> str:

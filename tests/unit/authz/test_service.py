@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from support.checks import CALL, NOW, SERVICE, check_request, principal, role, snapshot
 from support.tokens import Authentication, rsa_signer
 
-from authz.decision import ReasonCode, Verdict, deny
+from authz.decision import Outcome, ReasonCode, Verdict, deny
 from authz.destination import destination_from_attributes
 from authz.response import ResponseWriter
 from authz.service import CHECK, Authorization, DecisionLog, DestinationResolver
@@ -145,7 +145,7 @@ def test_tokens_are_removed_unless_forwarded(forward: str, removed: list[str]) -
 def test_header_values_hold_no_control_characters() -> None:
     """Envoy emits CR and LF as given, so none may get into a header value."""
     decision = deny(ReasonCode.INVALID_TOKEN, "r", http_status=401, challenge="a\r\nset-cookie: x\x00\x7f")
-    response = CheckResponse.FromString(ResponseWriter("v").write(decision))
+    response = CheckResponse.FromString(ResponseWriter("v", {}).write(Outcome(decision)))
     assert response.denied_response.headers[1].header.value == "aset-cookie: x"
 
 
