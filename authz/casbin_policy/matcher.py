@@ -31,6 +31,8 @@ Condition = Callable[[Names], bool]
 Text = Callable[[Names], str]
 
 MAX_MATCHER_CHARACTERS = 10_000
+# Conditions nest as Python calls when they are decided.
+MAX_MATCHER_DEPTH = 50
 
 _LITERAL = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|\'[^\'\\]*(?:\\.[^\'\\]*)*\'')
 # What pycasbin rewrites wherever it stands, in quotes too.
@@ -172,7 +174,16 @@ def _parse(expression: str) -> ast.expr:
     # pycasbin would take the first of several statements and leave out the rest.
     if len(module.body) != 1 or not isinstance(module.body[0], ast.Expr):
         raise MatcherError(f"`{expression.strip()}` is not one expression")
+    _refuse_deep(module.body[0].value)
     return module.body[0].value
+
+
+def _refuse_deep(node: ast.expr) -> None:
+    level: list[ast.AST] = [node]
+    for _ in range(MAX_MATCHER_DEPTH):
+        level = [child for one in level for child in ast.iter_child_nodes(one)]
+    if level:
+        raise MatcherError(f"the expression is nested more than {MAX_MATCHER_DEPTH} levels deep")
 
 
 @dataclass(slots=True)

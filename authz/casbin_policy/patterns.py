@@ -200,20 +200,20 @@ _VISIBLE = "[^./][^/]*"
 
 
 def _glob_regex(pattern: str) -> str:
-    segments = pattern.split("/")
+    if not pattern or "//" in pattern:
+        raise PatternError(f"`{pattern}` has an empty segment")
+    segments = re.sub(r"(?:(?<=/)|^)\*\*(?:/\*\*)+(?=/|$)", "**", pattern).split("/")
     regex = ""
     for index, segment in enumerate(segments):
         last = index == len(segments) - 1
-        if segment == "**":
-            if last:
-                # `/a/**` is `/a` too.
-                head = regex.removesuffix("/+")
-                return f"{head}(?:(?:^|/+){_VISIBLE})*/*" if head else f"/*(?:{_VISIBLE}(?:/+|$))*"
-            regex += f"(?:{_VISIBLE}/+)*"
-            continue
-        regex += _glob_segment(segment)
-        if not last:
-            regex += "/+"
+        if segment != "**":
+            regex += _glob_segment(segment) + ("" if last else "/+")
+        elif not last:
+            regex += f"{'' if index else '/*'}(?:{_VISIBLE}/+)*"
+        elif regex in {"", "/+"}:
+            return f"{regex or '/*'}(?:{_VISIBLE}(?:/+|$))*"
+        else:  # `/a/**` is `/a` too
+            return f"{regex.removesuffix('/+')}(?:/+{_VISIBLE})*/*"
     return regex + "/*"
 
 
