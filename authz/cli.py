@@ -290,7 +290,7 @@ def _check_text(explanation: Explanation) -> str:
     where = f"{decision.policy}{rule}{' ' + decision.field if decision.field else ''}"
     lines = [
         f"{decision.verdict.value.upper()} (HTTP {decision.http_status})",
-        f"decided by: {where or 'nothing allowed it: denied by default'}",
+        f"decided by: {where or ('no policy denies it' if decision.allowed else 'nothing allows it')}",
         f"reason: {decision.reason}",
     ]
     if explanation.attributes:

@@ -14,8 +14,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl
 
-from garrison.identity import SpiffeId
-
 METADATA_KEY = b"garrison-destination"
 _LABEL_PREFIX = "destination.labels["
 
@@ -32,14 +30,6 @@ class Destination:
     name: str = ""
     user: str = ""
     labels: Mapping[str, str] = field(default_factory=dict, hash=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Workload:
-    """What the settings say about the workload that holds an SVID."""
-
-    spiffe_id: SpiffeId
-    destination: Destination
 
 
 def destination_from_attributes(attributes: Mapping[str, str]) -> Destination | None:
@@ -78,7 +68,7 @@ def _labels(attributes: Mapping[str, str]) -> dict[str, str]:
 def attributes_from_metadata(value: bytes) -> dict[str, str]:
     """Return the attributes in a `garrison-destination` value, written as a URL query string.
 
-    `destination.service=a.b.svc.cluster.local&destination.labels%5Bapp%5D=a`. An unreadable value names
+    `destination.service=a.b.svc.cluster.local&destination.labels[app]=a`. An unreadable value names
     nothing.
     """
     try:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from authz.attributes import Attributes
 from authz.authn import jwt
+from authz.authn.jwt import TokenResult
 from authz.decision import (
     NO_MUTATIONS,
     Decision,
@@ -63,18 +64,20 @@ def decide_here(policies: DestinationPolicies, attributes: Attributes, clock: Cl
         if tokens.denial is not None:
             return Outcome(tokens.denial)
         attributes.claims = tokens.claims
-        if tokens.strip_header or tokens.strip_parameter:
-            mutations = _without_token(tokens.strip_header, tokens.strip_parameter)
+        if tokens.strip_headers or tokens.strip_parameters:
+            mutations = _without_tokens(tokens)
     outcome = Outcome(evaluate(policies, attributes), mutations)
     if policies.has_marks:
         outcome.marks = marks(policies, attributes)
     return outcome
 
 
-def _without_token(header: str, parameter: str) -> Mutations:
+def _without_tokens(tokens: TokenResult) -> Mutations:
     return Mutations(
-        request_headers=(HeaderMutation(header, action=HeaderAction.REMOVE),) if header else (),
-        remove_parameters=(parameter,) if parameter else (),
+        request_headers=tuple(
+            HeaderMutation(name, action=HeaderAction.REMOVE) for name in tokens.strip_headers
+        ),
+        remove_parameters=tokens.strip_parameters,
     )
 
 

@@ -183,8 +183,8 @@ class TokenResult:
 
     denial: Decision | None = None
     claims: Claims | None = None
-    strip_header: str = ""
-    strip_parameter: str = ""
+    strip_headers: tuple[str, ...] = ()
+    strip_parameters: tuple[str, ...] = ()
 
 
 NO_TOKEN = TokenResult()
@@ -212,7 +212,7 @@ def authenticate(rules: TokenRules, attributes: Attributes, clock: Callable[[], 
         rule, claims = _verify(token.text, candidates, clock())
     except _Invalid as error:
         return TokenResult(_unauthorized(str(error), candidates[0].policy))
-    if rule.audiences and rule.audiences.isdisjoint(_audiences(claims)):
+    if not _is_audience(rule, claims):
         reason = f"the token's audience is none of {', '.join(sorted(rule.audiences))}"
         return TokenResult(
             deny(
@@ -224,7 +224,15 @@ def authenticate(rules: TokenRules, attributes: Attributes, clock: Callable[[], 
         )
     if rule.forward:
         return TokenResult(claims=claims)
-    return TokenResult(claims=claims, strip_header=token.header, strip_parameter=token.parameter)
+    return TokenResult(
+        claims=claims,
+        strip_headers=tuple(found.header for found in tokens if found.header),
+        strip_parameters=tuple(found.parameter for found in tokens if found.parameter),
+    )
+
+
+def _is_audience(rule: JwtRule, claims: Claims) -> bool:
+    return not rule.audiences or not rule.audiences.isdisjoint(_audiences(claims))
 
 
 def find_tokens(rules: TokenRules, attributes: Attributes) -> list[Token]:
@@ -245,22 +253,34 @@ def find_tokens(rules: TokenRules, attributes: Attributes) -> list[Token]:
 
 
 def _verify(text: str, rules: Sequence[JwtRule], now: float) -> tuple[JwtRule, Claims]:
+    """Return the rule that verifies the token and is meant by it; several rules may share an issuer."""
     for rule in rules:
         claims = rule.verified.get(text)
-        if claims is not None:
+        if claims is not None and (len(rules) == 1 or _is_audience(rule, claims)):
             _check_times(claims, now)
             return rule, claims
     header, claims = _decode(text)
     issuer = claims.get("iss")
+    failure = _Invalid("the token's issuer is not one that is configured here")
+    verified: JwtRule | None = None
     for rule in rules:
-        if rule.issuer == issuer:
+        if rule.issuer != issuer:
+            continue
+        try:
             _verify_signature(text, header, rule.keys)
-            _check_times(claims, now)
-            if len(rule.verified) >= MAX_CACHED_TOKENS:
-                del rule.verified[next(iter(rule.verified))]
-            rule.verified[text] = claims
+        except _Invalid as error:
+            failure = error
+            continue
+        _check_times(claims, now)
+        if len(rule.verified) >= MAX_CACHED_TOKENS:
+            del rule.verified[next(iter(rule.verified))]
+        rule.verified[text] = claims
+        if _is_audience(rule, claims):
             return rule, claims
-    raise _Invalid("the token's issuer is not one that is configured here")
+        verified = verified or rule
+    if verified is not None:
+        return verified, claims
+    raise failure
 
 
 def _decode(text: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -158,6 +158,7 @@ def compile_policies(
         policies=(*rbac.compile_roles(compiler, loaded), *security.compile_authorization(compiler, loaded)),
         tokens=tuple(security.compile_tokens(compiler, loaded)),
         enforcement=rbac.compile_enforcement(compiler, loaded),
+        has_roles=any(one.resource.apiVersion.startswith("rbac.istio.io/") for one in loaded),
     )
     failed = any(problem.severity is Severity.ERROR for problem in compiler.problems)
     return (None if failed else policies), compiler.problems

@@ -9,6 +9,7 @@ take the place of ALLOW where no AuthorizationPolicy is enforced, and then nothi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 
 from authz.attributes import Attributes
@@ -19,8 +20,8 @@ from authz.policy.rules import Alternative, Rule
 
 # A denial looks at this many rules for its nearest miss; `garrison check --explain` looks at all.
 MAX_EXPLAINED_RULES = 16
-# Values of these headers are credentials; reasons and logs never hold them.
-_SECRET_HEADERS = frozenset({"authorization", "cookie", "proxy-authorization", "set-cookie", "x-api-key"})
+# Headers that are called like this hold credentials; reasons, and so logs and metadata, never show them.
+_SECRET_HEADERS = re.compile("auth|cookie|credential|key|passw|secret|session|signature|token")
 
 _NO_ALLOW_POLICY = allow(
     ReasonCode.NO_ALLOW_POLICY, "no policy denies it and no ALLOW policy applies here", policy=""
@@ -175,7 +176,7 @@ def _failure(condition: Condition, attributes: Attributes) -> str:
     name = condition.name or condition.attribute
     if not values:
         return f"{name} is absent"
-    if condition.attribute == "request.headers" and condition.argument in _SECRET_HEADERS:
+    if condition.attribute == "request.headers" and _SECRET_HEADERS.search(condition.argument):
         return f"{name} does not fit"
     shown = ", ".join(_shown("/".join(value) if isinstance(value, tuple) else value) for value in values)
     wanted = str(condition.matcher)

@@ -171,14 +171,13 @@ class PolicyIndex:
 
     def __init__(self, policies: PolicySet) -> None:
         self._policies = policies
-        self._roles_in: set[str] = set()
+        self._has_roles = policies.has_roles
+        self._has_authorization = any(not policy.is_role for policy in policies.policies)
         self._by_service: dict[tuple[str, str], list[Policy]] = defaultdict(list)
         self._by_namespace: dict[str, list[Policy]] = defaultdict(list)
         self._anywhere: list[Policy] = []
         for policy in policies.policies:
             selector = policy.selector
-            if policy.is_role:
-                self._roles_in.add(selector.namespace)
             if selector.any_namespace:
                 self._anywhere.append(policy)
             elif selector.services is not None and not any("*" in service for service in selector.services):
@@ -201,8 +200,12 @@ class PolicyIndex:
         ]
         found.sort(key=lambda policy: (policy.title, policy.rules[0].index if policy.rules else -1))
         authorization = [policy for policy in found if not policy.is_role]
-        # Istio 1.4: where an AuthorizationPolicy is enforced, roles are not looked at.
-        enforced = any(not policy.shadow for policy in authorization)
+        # Istio 1.4: where an ALLOW policy is enforced, roles are not looked at. Elsewhere roles have to
+        # allow, unless this mesh has only AuthorizationPolicies: then what none denies is allowed.
+        enforced = not self._has_roles and self._has_authorization
+        enforced = enforced or any(
+            policy.action is Action.ALLOW and not policy.shadow for policy in authorization
+        )
         http = self._stage(found, enforced=enforced, tcp=False)
         return DestinationPolicies(
             destination=destination,

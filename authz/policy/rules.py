@@ -113,3 +113,4 @@ class PolicySet:
     policies: tuple[Policy, ...]
     tokens: tuple[TokenPolicy, ...]
     enforcement: Enforcement
+    has_roles: bool = False  # whether there is any role, binding or switch: `rbac.istio.io` is in use

@@ -72,6 +72,8 @@ def _diagnostic(model: type[BaseModel], document: Document, problem: Any) -> Dia
             hint = "put the value in quotes"
     elif code in {"literal_error", "enum"}:
         message, hint = f"`{value}` is not known here", f"expected {context['expected']}"
+        if isinstance(value, bool):
+            hint += "; in quotes: without, YAML takes on, off, yes and no for true and false"
     elif code in {"value_error", "assertion_error"}:
         message = str(context.get("error", problem["msg"]))
     elif code in {"union_tag_invalid", "union_tag_not_found"}:

@@ -12,7 +12,7 @@ import uvloop
 
 from garrison.errors import ConfigError, GarrisonError
 from garrison.process.serve import Server
-from garrison.process.settings import ENVIRONMENT_PREFIX, Leaf, leaves, load_settings
+from garrison.process.settings import ENVIRONMENT_PREFIX, Leaf, Settings, leaves, load_settings
 from garrison.telemetry import log as telemetry_log
 
 CONFIG_ERROR, FAILED = 2, 1
@@ -32,8 +32,8 @@ def _serve(config: Path | None, **flags: Any) -> None:
     given = {name.replace("__", "."): value for name, value in flags.items() if value not in (None, ())}
     try:
         settings = load_settings(config, os.environ, given)
-        telemetry_log.configure(settings.log.level, settings.log.format)
-        uvloop.run(_run(settings))
+        lines = telemetry_log.configure(settings.log.level, settings.log.format)
+        uvloop.run(_run(settings, lines))
     except ConfigError as error:
         click.echo("\n".join(f"error: {diagnostic}" for diagnostic in error.diagnostics), err=True)
         sys.exit(CONFIG_ERROR)
@@ -42,8 +42,8 @@ def _serve(config: Path | None, **flags: Any) -> None:
         sys.exit(FAILED)
 
 
-async def _run(settings: Any) -> None:
-    await Server(settings).run()
+async def _run(settings: Settings, lines: telemetry_log.LineWriter) -> None:
+    await Server(settings, lines).run()
 
 
 serve = click.Command(

@@ -18,11 +18,11 @@ from garrison.transport.unix_peer import PeerCredentialListener, PeerCredentials
 class ControlServer:
     """Serves `handlers` on `addresses`; `credentials` tells who is behind a connection of a Unix socket."""
 
-    def __init__(self, addresses: Sequence[Address], tls: TlsFiles | None) -> None:
+    def __init__(self, addresses: Sequence[Address], tls: TlsFiles | None, unix_mode: int) -> None:
         self.addresses = tuple(addresses)
         self._tls = tls
         self._listeners = {
-            address: PeerCredentialListener(Path(address.path))
+            address: PeerCredentialListener(Path(address.path), mode=unix_mode)
             for address in addresses
             if address.scheme is Scheme.UNIX
         }

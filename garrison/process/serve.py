@@ -18,10 +18,13 @@ from authz.snapshot import Snapshot, load_snapshot
 from ca.api.sds import SERVICE as SDS
 from ca.api.sds import SecretDiscovery
 from ca.authority import Authority
+from garrison.documents import Diagnostic, Position
+from garrison.errors import ConfigError
 from garrison.process.admin import AdminServer
 from garrison.process.control import ControlServer
 from garrison.process.reload import Reloader, watch
 from garrison.process.settings import Settings
+from garrison.telemetry.log import LineWriter
 from garrison.telemetry.metrics import ServerCollector
 from garrison.transport.h2 import Limits
 from garrison.transport.health import SERVICE as HEALTH
@@ -41,7 +44,7 @@ log = structlog.get_logger()
 class Server:
     """Builds every part from the settings, starts them in order, and stops them in reverse."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, log_lines: LineWriter) -> None:
         """Load policies, limits and the CA.
 
         Raises:
@@ -49,6 +52,10 @@ class Server:
 
         """
         self._settings = settings
+        self._log_lines = log_lines
+        self._sds: SecretDiscovery | None = None
+        self._providers = settings.providers()
+        self._store = MemoryStore()
         self._stop = asyncio.Event()
         self._ready = False
         self.health = Health([AUTHORIZATION, RATE_LIMIT])
@@ -57,7 +64,7 @@ class Server:
             time.time,
             settings.log.decisions,
             settings.log.decisions_per_second,
-            settings.providers(),
+            self._providers,
         )
         self._policies: Reloader[Snapshot] = Reloader(
             "policies",
@@ -71,8 +78,8 @@ class Server:
         )
         self._policies.load()
         self._limits.load()
-        self._rate_limit = RateLimitService(lambda: self._limits_in_force, MemoryStore(), time.time_ns)
-        self._authority = Authority.load(settings.ca.dir) if settings.ca.dir else None
+        self._rate_limit = RateLimitService(lambda: self._limits_in_force, self._store, time.time_ns)
+        self._authority = _load_authority(settings) if settings.ca.dir else None
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT, then drain."""
@@ -87,14 +94,17 @@ class Server:
             limits=Limits(max_message_bytes=self._settings.request.max_message_bytes),
             unix_mode=self._settings.request.unix_mode,
         )
-        control = ControlServer(self._settings.control.listen, self._settings.control.tls.files())
+        control = ControlServer(
+            self._settings.control.listen,
+            self._settings.control.tls.files(),
+            self._settings.control.unix_mode,
+        )
         handlers, services = [self.health.handler], [HEALTH]
-        sds: SecretDiscovery | None = None
         if self._authority is not None:
-            sds = SecretDiscovery(
+            self._sds = SecretDiscovery(
                 self._authority, self._settings.registrations(), peer_credentials=control.credentials
             )
-            handlers += sds.handlers()
+            handlers += self._sds.handlers()
             services.append(SDS)
         admin = AdminServer(self._settings.admin.listen, self._registry(), lambda: self._ready, _version())
         watching = asyncio.create_task(watch((self._policies, self._limits), self._stop))  # type: ignore[arg-type]
@@ -107,13 +117,15 @@ class Server:
             log.info("draining", grace_seconds=self._settings.drain_grace.total_seconds())
             self._set_ready(ready=False)
             self.health.close()
-            if sds is not None:
-                sds.close()
+            if self._sds is not None:
+                self._sds.close()
             grace = self._settings.drain_grace.total_seconds()
             await asyncio.gather(request.drain(grace), control.drain(grace))
         finally:
             self._stop.set()
             await watching
+            for provider in self._providers.values():
+                await provider.close()
             admin.close()
         log.info("stopped")
 
@@ -155,10 +167,22 @@ class Server:
                     for reloader in (self._policies, self._limits)
                     if reloader.current is not None
                 },
+                left_out=lambda: {
+                    ("decisions_per_second",): self._authorization.unlogged,
+                    ("nobody_reads",): self._log_lines.dropped,
+                },
+                sds=self._sds_counts,
+                refused_buckets=lambda: self._store.refused,
                 ready=lambda: self._ready,
             )
         )
         return registry
+
+    def _sds_counts(self) -> dict[tuple[str, ...], int]:
+        if self._sds is None:
+            return {}
+        counted = asdict(self._sds.counters)
+        return {(name,): count for name, count in counted.items() if name != "streams"}
 
     def _rate_limit_counts(self) -> dict[tuple[str, ...], int]:
         return {
@@ -166,6 +190,16 @@ class Server:
             for domain, counters in list(self._rate_limit.counters().items())
             for outcome, count in asdict(counters).items()
         }
+
+
+def _load_authority(settings: Settings) -> Authority:
+    assert settings.ca.dir is not None  # noqa: S101 - the caller looked
+    authority = Authority.load(settings.ca.dir)
+    if authority.trust_domain != settings.trust_domain:
+        message = f"this CA is for `{authority.trust_domain}`, the settings say `{settings.trust_domain}`"
+        where = Diagnostic(str(settings.ca.dir), Position(1, 1), ("trust_domain",), "trust_domain", message)
+        raise ConfigError([where])
+    return authority
 
 
 def _version() -> dict[str, Any]:

@@ -108,6 +108,9 @@ class ControlSettings(BaseModel):
         default=[Address.parse("tcp://127.0.0.1:9192")],
         description="where SDS, health and reflection are; SDS gives identities on unix:// only",
     )
+    unix_mode: FileMode = Field(
+        default=0o600, description="permissions of Unix sockets; 0666 for Envoys of other users"
+    )
     tls: TlsSettings = TlsSettings()
 
 
@@ -159,6 +162,22 @@ class WorkloadSettings(BaseModel):
     service: str = ""
     namespace: str = ""
     labels: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _registers(self) -> Self:
+        self.registration()
+        return self
+
+    def registration(self) -> Registration | None:
+        """Return who gets the SVID, None without selectors.
+
+        Raises:
+            ValueError: the CA would refuse it.
+
+        """
+        if not self.selectors:
+            return None
+        return Registration(self.spiffe_id, tuple(self.selectors), self.svid_ttl, tuple(self.dns_names))
 
 
 class ProviderSettings(BaseModel):
@@ -242,13 +261,8 @@ class Settings(BaseModel):
 
     def registrations(self) -> list[Registration]:
         """Return who gets which SVID over SDS."""
-        return [
-            Registration(
-                workload.spiffe_id, tuple(workload.selectors), workload.svid_ttl, tuple(workload.dns_names)
-            )
-            for workload in self.workloads
-            if workload.selectors
-        ]
+        found = [workload.registration() for workload in self.workloads]
+        return [registration for registration in found if registration is not None]
 
     def destinations(self) -> dict[SpiffeId, Destination]:
         """Return the destination that each workload's SVID stands for."""

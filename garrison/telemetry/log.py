@@ -1,10 +1,18 @@
-"""Logging: structlog, configured here and nowhere else; one JSON object a line unless a person is looking."""
+"""Logging: structlog, configured here and nowhere else; one JSON object a line unless a person is looking.
+
+Lines are written by a thread of their own. Whoever reads them may stall (a full pipe, a slow disk); calls
+must be answered all the same. What does not fit into the queue is dropped and counted.
+"""
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import json
 import logging
+import queue
 import sys
+import threading
 from typing import Any, TextIO
 
 import structlog
@@ -12,12 +20,57 @@ import structlog
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
-def configure(level: str, format_: str, stream: TextIO | None = None) -> None:
-    """Send the process's log lines to `stream` (standard error by default).
+# About 10 MB of lines at most.
+_MAX_WAITING_LINES = 20_000
+# How long the end of the process waits for lines that are still to be written.
+_FLUSH_SECONDS = 2.0
+
+_encode = json.JSONEncoder(default=str, separators=(",", ":")).encode
+
+
+class LineWriter:
+    """Writes lines to a stream without making the caller wait; `dropped` counts those that did not fit."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._waiting: queue.Queue[str | None] = queue.Queue(_MAX_WAITING_LINES)
+        self.dropped = 0
+        self._thread = threading.Thread(target=self._write, name="log", daemon=True)
+        self._thread.start()
+
+    def msg(self, line: str) -> None:
+        """Queue one line."""
+        try:
+            self._waiting.put_nowait(line)
+        except queue.Full:
+            self.dropped += 1
+
+    # structlog calls the method that is named like the level.
+    log = debug = info = warning = error = critical = exception = msg
+
+    def close(self) -> None:
+        """Write what is waiting, for a short while, and stop."""
+        with contextlib.suppress(queue.Full):
+            self._waiting.put(None, timeout=_FLUSH_SECONDS)
+            self._thread.join(_FLUSH_SECONDS)
+
+    def _write(self) -> None:
+        while (line := self._waiting.get()) is not None:
+            # A reader that went away must not end the thread.
+            with contextlib.suppress(OSError, ValueError):
+                self._stream.write(line + "\n")
+                if self._waiting.empty():
+                    self._stream.flush()
+
+
+def configure(level: str, format_: str, stream: TextIO | None = None) -> LineWriter:
+    """Send the process's log lines to `stream` (standard error by default); return their writer.
 
     `format_` is `json`, `console`, or `auto`: console on a terminal, JSON elsewhere.
     """
     target = stream or sys.stderr
+    writer = LineWriter(target)
+    atexit.register(writer.close)
     console = format_ == "console" or (format_ == "auto" and target.isatty())
     processors: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -27,14 +80,15 @@ def configure(level: str, format_: str, stream: TextIO | None = None) -> None:
     if console:
         processors.append(structlog.dev.ConsoleRenderer(colors=target.isatty()))
     else:
-        processors += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_dumps)]
+        processors += [structlog.processors.format_exc_info, _render]
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
-        logger_factory=structlog.PrintLoggerFactory(target),
+        logger_factory=lambda *_: writer,
         cache_logger_on_first_use=True,
     )
+    return writer
 
 
-def _dumps(event: Any, **_: Any) -> str:
-    return json.dumps(event, default=str, separators=(",", ":"))
+def _render(_logger: Any, _method: str, event: Any) -> str:
+    return _encode(event)

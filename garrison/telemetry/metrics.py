@@ -21,9 +21,15 @@ class ServerCollector(Collector):
         decisions: Callable[[], Counts],
         rate_limits: Callable[[], Counts],
         reloads: Callable[[], Counts],
+        left_out: Callable[[], Counts],
+        sds: Callable[[], Counts],
+        refused_buckets: Callable[[], int],
         snapshots: Callable[[], Mapping[str, str]],
         ready: Callable[[], bool],
     ) -> None:
+        self._left_out = left_out
+        self._sds = sds
+        self._refused_buckets = refused_buckets
         self._decisions = decisions
         self._rate_limits = rate_limits
         self._reloads = reloads
@@ -40,6 +46,16 @@ class ServerCollector(Collector):
             self._rate_limits(),
         )
         yield _counter(names.RELOADS, names.RELOADS_HELP, names.RELOADS_LABELS, self._reloads())
+        yield _counter(
+            names.LOG_LINES_LEFT_OUT,
+            names.LOG_LINES_LEFT_OUT_HELP,
+            names.LOG_LINES_LEFT_OUT_LABELS,
+            self._left_out(),
+        )
+        yield _counter(names.SDS, names.SDS_HELP, names.SDS_LABELS, self._sds())
+        yield CounterMetricFamily(
+            names.RATE_LIMIT_REFUSED, names.RATE_LIMIT_REFUSED_HELP, value=self._refused_buckets()
+        )
         snapshots = GaugeMetricFamily(names.SNAPSHOT, names.SNAPSHOT_HELP, labels=names.SNAPSHOT_LABELS)
         for kind, version in self._snapshots().items():
             snapshots.add_metric((kind, version), 1)

@@ -20,3 +20,16 @@ SNAPSHOT_LABELS = ("kind", "version")
 
 READY = "garrison_ready"
 READY_HELP = "1 when the server takes calls, 0 before and while it drains"
+
+LOG_LINES_LEFT_OUT = "garrison_log_lines_left_out"
+LOG_LINES_LEFT_OUT_HELP = (
+    "Log lines not written: decisions above the limit a second, lines nobody read in time"
+)
+LOG_LINES_LEFT_OUT_LABELS = ("reason",)
+
+SDS = "garrison_sds_events"
+SDS_HELP = "What happened on SDS streams"
+SDS_LABELS = ("event",)
+
+RATE_LIMIT_REFUSED = "garrison_rate_limit_buckets_refused"
+RATE_LIMIT_REFUSED_HELP = "New rate-limit counters refused because the store was full"

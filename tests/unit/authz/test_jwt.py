@@ -199,3 +199,24 @@ def test_forged_tokens_carry_nothing_into_reasons() -> None:
     decision = ask(forge({"alg": "RS256", "kid": "evil-kid"}, {"iss": ISSUER, "exp": NOW + 1, "x": "evil"}))
     assert decision.http_status == 401
     assert "evil" not in decision.reason + decision.challenge + decision.public
+
+
+def test_two_rules_for_one_issuer_are_both_tried() -> None:
+    """Keys and audiences of every rule with the token's issuer count, in whatever order they stand."""
+    first = Authentication(ec_signer("one").jwks(), audiences=("a",), name="one")
+    second = Authentication(rsa_signer().jwks(), audiences=("b",), name="two")
+    third = Authentication(rsa_signer().jwks(), audiences=("c",), name="three")
+    for order in ((first, second, third), (third, second, first)):
+        policies = "".join(map(str, order)) + EMAIL
+        assert ask(rsa_signer().token({"aud": "b"}), policies).allowed
+        assert ask(rsa_signer().token({"aud": "c"}), policies).allowed
+        assert ask(rsa_signer().token({"aud": "a"}), policies).http_status == 403
+        assert ask(ec_signer("one").token({"aud": "a"}), policies).allowed
+
+
+def test_reasons_do_not_show_credentials() -> None:
+    """A header that is called like a credential is named in a reason, its values are not."""
+    policies = role('[{constraints: [{key: "request.headers[x-token]", values: ["right-secret"]}]}]')
+    decision = decide_on(policies, check_request(headers={"x-token": "wrong-secret"}))
+    assert "request.headers[x-token] does not fit" in decision.reason
+    assert "secret" not in decision.reason

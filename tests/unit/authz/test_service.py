@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable
 from typing import Any
 
 import pytest
@@ -13,6 +15,8 @@ from support.tokens import Authentication, rsa_signer
 
 from authz.decision import Outcome, ReasonCode, Verdict, deny
 from authz.destination import destination_from_attributes
+from authz.policy.compile import MeshSettings
+from authz.providers import ProviderAnswer
 from authz.response import ResponseWriter
 from authz.service import CHECK, Authorization, DecisionLog, DestinationResolver
 from garrison.identity import SpiffeId
@@ -199,3 +203,103 @@ def test_a_swap_changes_the_next_answer() -> None:
     assert answer(authorization, message).status.code == 0
     authorization.use(snapshot(""))
     assert answer(authorization, message).status.code == 7
+
+
+def test_a_token_is_removed_wherever_it_stood() -> None:
+    """The same token in header and query: neither copy reaches the upstream."""
+    token = rsa_signer().token()
+    text = str(Authentication(rsa_signer().jwks())) + role("[{}]")
+    request = check_request(headers={"authorization": f"Bearer {token}"}, path=f"/?access_token={token}")
+    response = answer(service(text), request.SerializeToString())
+    assert list(response.ok_response.headers_to_remove) == ["authorization"]
+    assert list(response.ok_response.query_parameters_to_remove) == ["access_token"]
+
+
+AUTHORIZATION = """
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {{name: p, namespace: default}}
+spec: {{action: {action}, rules: [{{to: [{{operation: {{methods: [{method}]}}}}]}}]{more}}}
+---
+"""
+
+
+@pytest.mark.parametrize("action", ["DENY", "AUDIT"])
+def test_a_policy_that_does_not_allow_leaves_roles_in_force(action: str) -> None:
+    """Only an ALLOW policy takes the place of roles; DENY and AUDIT never let anybody in."""
+    text = AUTHORIZATION.format(action=action, method="PUT", more="")
+    authorization = service(role("[{methods: [HEAD]}]") + text)
+    assert answer(authorization, check_request(method="GET").SerializeToString()).status.code == 7
+    assert answer(authorization, check_request(method="HEAD").SerializeToString()).status.code == 0
+    alone = service(text)
+    assert answer(alone, check_request(method="GET").SerializeToString()).status.code == 0
+
+
+def test_audit_is_remarked() -> None:
+    """AUDIT shows in the metadata and changes nothing."""
+    text = role("[{}]") + AUTHORIZATION.format(action="AUDIT", method="GET", more="")
+    response = answer(service(text), check_request().SerializeToString())
+    assert (response.status.code, metadata(response)["audit"]) == (0, "AuthorizationPolicy default/p")
+
+
+class Asked:
+    """A provider that answers what it is told to."""
+
+    def __init__(self, provider_answer: ProviderAnswer) -> None:
+        self.answer = provider_answer
+        self.messages: list[bytes] = []
+
+    async def ask(self, message: bytes) -> ProviderAnswer:
+        """Return the answer."""
+        self.messages.append(message)
+        return self.answer
+
+
+def delegated(provider: Asked | None, text: str, message: bytes) -> Any:
+    """Return the answer of a service whose provider `ext` is `provider`."""
+    providers = {"ext": provider} if provider is not None else {}
+    authorization = Authorization(DestinationResolver(), lambda: NOW, DecisionLog.NONE, providers=providers)
+    authorization.use(snapshot(text, MeshSettings(providers=frozenset({"ext"}))))
+    result = authorization.check(message, CALL)
+    if not isinstance(result, bytes):
+        result = asyncio.run(_wait(result))
+    return CheckResponse.FromString(result)
+
+
+async def _wait(awaitable: Awaitable[bytes]) -> bytes:
+    return await awaitable
+
+
+CUSTOM = AUTHORIZATION.format(action="CUSTOM", method="GET", more=", provider: {name: ext}")
+
+
+def test_custom_asks_the_provider_first() -> None:
+    """Where a CUSTOM rule matches, the provider must allow, and then everything else must, too."""
+    message = check_request().SerializeToString()
+    theirs = CheckResponse()
+    theirs.status.code = 0
+    theirs.ok_response.headers.add().header.key = "x-added"
+    allows = Asked(ProviderAnswer(None, response=theirs))
+    response = delegated(allows, CUSTOM + role("[{}]"), message)
+    assert response.status.code == 0
+    assert [header.header.key for header in response.ok_response.headers] == ["x-added"]
+    assert allows.messages == [message]
+    assert delegated(allows, CUSTOM + role("[{methods: [PUT]}]"), message).status.code == 7
+
+
+def test_custom_denials_keep_the_providers_words() -> None:
+    """The provider's status, headers and body reach the caller; the metadata is ours."""
+    theirs = CheckResponse()
+    theirs.status.code = 7
+    theirs.denied_response.body = "log in first"
+    denies = Asked(ProviderAnswer("denies it", 302, theirs))
+    response = delegated(denies, CUSTOM + role("[{}]"), check_request().SerializeToString())
+    assert (response.denied_response.status.code, response.denied_response.body) == (302, "log in first")
+    assert metadata(response)["code"] == "custom_denied"
+
+
+def test_custom_without_its_provider_denies_what_matches() -> None:
+    """An undefined provider denies what matches, and nothing else."""
+    text = CUSTOM + role("[{}]")
+    assert delegated(None, text, check_request().SerializeToString()).status.code == 7
+    assert delegated(None, text, check_request(method="PUT").SerializeToString()).status.code == 0
