@@ -28,7 +28,9 @@ _OPTIONS.max_mem = 1 << 20
 
 _SEGMENT = "[^/]+"
 _REGEX_ONLY = frozenset("()[]{}+?|^$\\")
+_NOT_PLAIN = frozenset("()[]{}+?|^$\\.*")
 _COLON_NAME = re.compile(r":[^/]+")
+_KEY_WILDCARD = re.compile(r"[:{*]")
 _BRACE_NAME = re.compile(r"\{[^/{}]+\}")
 _TOP_LEVEL = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|[()|]", re.DOTALL)
 
@@ -51,19 +53,19 @@ def key_match2(pattern: str) -> TextMatcher:
     """Match segments: `:name` is one segment, `/*` is any rest; `*` alone is anything."""
     if pattern == "*":
         return _matcher(".*")
-    return _matcher(_key_regex(pattern, _COLON_NAME, pattern))
+    return _matcher(_key_regex(pattern, _COLON_NAME), pattern, _KEY_WILDCARD.split(pattern, maxsplit=1)[0])
 
 
 def key_match3(pattern: str) -> TextMatcher:
     """Match segments: `{name}` is one segment or a part of one, `/*` is any rest."""
-    return _matcher(_key_regex(pattern, _BRACE_NAME, pattern))
+    return _matcher(_key_regex(pattern, _BRACE_NAME), pattern, _KEY_WILDCARD.split(pattern, maxsplit=1)[0])
 
 
 def key_match4(pattern: str) -> TextMatcher:
     """Match like `key_match3`; names that stand twice must have the same value."""
     _one_name_a_segment(pattern)
     names = [name[1:-1] for name in _BRACE_NAME.findall(pattern)]
-    compiled = _compiled(_key_regex(pattern, _BRACE_NAME, pattern, f"({_SEGMENT})"), pattern)
+    compiled = _compiled(_key_regex(pattern, _BRACE_NAME, f"({_SEGMENT})"), pattern)
 
     def match(text: str) -> bool:
         found = compiled.fullmatch(text)
@@ -80,7 +82,7 @@ def key_match4(pattern: str) -> TextMatcher:
 def key_match5(pattern: str) -> TextMatcher:
     """Match like `key_match3`, leaving out the text's query string."""
     _one_name_a_segment(pattern)
-    match = _matcher(_key_regex(pattern, _BRACE_NAME, pattern))
+    match = _matcher(_key_regex(pattern, _BRACE_NAME), pattern, _KEY_WILDCARD.split(pattern, maxsplit=1)[0])
     return lambda text: match(text.partition("?")[0])
 
 
@@ -94,7 +96,7 @@ def regex_match(pattern: str) -> TextMatcher:
         raise PatternError(f"`{pattern}` is not anchored at both ends: write `^…$`, with `.*` for any rest")
     if _has_top_level_choice(pattern):
         raise PatternError(f"`{pattern}` anchors only parts of itself: write `^(…|…)$`")
-    return _matcher(pattern)
+    return _matcher(pattern, pattern, _regex_prefix(pattern))
 
 
 def glob_match(pattern: str) -> TextMatcher:
@@ -148,18 +150,19 @@ def _compiled(regex: str, shown: str) -> Any:
         raise PatternError(f"`{shown}` is not a pattern of RE2: {reason}") from error
 
 
-def _matcher(regex: str) -> TextMatcher:
-    compiled = _compiled(regex, regex)
-    return lambda text: compiled.fullmatch(text) is not None
+def _matcher(regex: str, shown: str = "", prefix: str = "") -> TextMatcher:
+    """Match `regex`; `prefix` is what all its texts start with, to pass over the others cheaply."""
+    compiled = _compiled(regex, shown or regex)
+    return lambda text: text.startswith(prefix) and compiled.fullmatch(text) is not None
 
 
-def _key_regex(pattern: str, name: re.Pattern[str], shown: str, segment: str = _SEGMENT) -> str:
+def _key_regex(pattern: str, name: re.Pattern[str], segment: str = _SEGMENT) -> str:
     regex = ""
     at = 0
     for found in name.finditer(pattern):
-        regex += _literal(pattern[at : found.start()], shown) + segment
+        regex += _literal(pattern[at : found.start()], pattern) + segment
         at = found.end()
-    return regex + _literal(pattern[at:], shown)
+    return regex + _literal(pattern[at:], pattern)
 
 
 def _literal(text: str, shown: str) -> str:
@@ -175,6 +178,14 @@ def _one_name_a_segment(pattern: str) -> None:
     for segment in pattern.split("/"):
         if segment.count("{") > 1:
             raise PatternError(f"`{pattern}` has two names in one segment, which Casbin reads as one")
+
+
+def _regex_prefix(pattern: str) -> str:
+    """Return the plain characters behind `^`, without one that a quantifier makes optional."""
+    at = 1
+    while pattern[at] not in _NOT_PLAIN:
+        at += 1
+    return pattern[1 : at - 1 if pattern[at] in "*?{" else at]
 
 
 def _ends_escaped(pattern: str) -> bool:
