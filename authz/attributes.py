@@ -31,6 +31,7 @@ class Attributes:
         "_lines",
         "_lower",
         "_message",
+        "_method",
         "_mode",
         "_path",
         "_scanned",
@@ -54,6 +55,7 @@ class Attributes:
         self._context = context
         self._http = context.request.http
         self._mode = mode
+        self._method: str | None = None
         self._path: str | None = None
         self._lines: dict[str, list[Any]] | None = None
         self.destination = destination
@@ -65,7 +67,9 @@ class Attributes:
     @property
     def method(self) -> str | None:
         """`request.method`; None for what is not HTTP."""
-        return self._http.method or self.header(":method")
+        if self._method is None:
+            self._method = self._http.method or self.header(":method") or ""
+        return self._method or None
 
     @property
     def path(self) -> str | None:

@@ -24,7 +24,7 @@ from authz.decision import (
     ReasonCode,
     deny,
 )
-from authz.policy.evaluate import custom_matches, evaluate, explained, marks, stage_of
+from authz.policy.evaluate import custom_matches, evaluate, explained, marks
 from authz.policy.index import DestinationPolicies
 
 UNKNOWN_DESTINATION = deny(
@@ -49,7 +49,7 @@ def decide(
     """Return what the call comes to, or who has to be asked first; `clock` gives seconds since the epoch."""
     if policies is None:
         return Outcome(UNKNOWN_DESTINATION)
-    if stage_of(policies, attributes).custom:
+    if policies.http.custom is not None or policies.tcp.custom is not None:
         matched = custom_matches(policies, attributes)
         if matched:
             return Delegation(tuple(decision for _, decision in matched), tuple(name for name, _ in matched))

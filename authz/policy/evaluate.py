@@ -20,6 +20,8 @@ from authz.policy.rules import Alternative, Rule
 
 # A denial looks at this many rules for its nearest miss; `garrison check --explain` looks at all.
 MAX_EXPLAINED_RULES = 16
+# Decisions that a snapshot remembers; about 10 MB when their paths are long.
+MAX_REMEMBERED = 20_000
 # Headers that are called like this hold credentials; reasons, and so logs and metadata, never show them.
 _SECRET_HEADERS = re.compile("auth|cookie|credential|key|passw|secret|session|signature|token")
 
@@ -35,8 +37,22 @@ def stage_of(policies: DestinationPolicies, attributes: Attributes) -> Stage:
 
 def evaluate(policies: DestinationPolicies, attributes: Attributes) -> Decision:
     """Return the decision for a call whose tokens, if any, have been verified into `attributes.claims`."""
+    memo = policies.memo
+    if memo is None or not attributes.method:
+        return _evaluate(policies, attributes)
+    key = (policies, attributes.method, attributes.path, attributes.principal)
+    decision = memo.get(key)
+    if decision is None:
+        decision = _evaluate(policies, attributes)
+        if len(memo) >= MAX_REMEMBERED:
+            memo.clear()
+        memo[key] = decision
+    return decision
+
+
+def _evaluate(policies: DestinationPolicies, attributes: Attributes) -> Decision:
     stage = stage_of(policies, attributes)
-    if stage.deny:
+    if stage.deny is not None:
         denied = first_match(stage.deny, attributes)
         if denied is not None:
             return denied
@@ -84,7 +100,8 @@ def custom_matches(policies: DestinationPolicies, attributes: Attributes) -> lis
     Istio asks one provider at most; with several, each has to allow.
     """
     found: dict[str, Decision] = {}
-    for rule in stage_of(policies, attributes).custom.candidates(attributes):
+    custom = stage_of(policies, attributes).custom
+    for rule in custom.candidates(attributes) if custom is not None else ():
         if rule.provider not in found and (decision := match(rule, attributes)) is not None:
             found[rule.provider] = decision
     return sorted(found.items(), key=lambda item: item[0])
@@ -99,10 +116,10 @@ def marks(policies: DestinationPolicies, attributes: Attributes) -> Mapping[str,
     if not (stage.audit or stage.shadow_deny or stage.shadow_allow):
         return {}
     found: dict[str, str] = {}
-    if stage.audit and (audited := first_match(stage.audit, attributes)) is not None:
+    if stage.audit is not None and (audited := first_match(stage.audit, attributes)) is not None:
         found["audit"] = audited.policy
     if stage.shadow_deny or stage.shadow_allow:
-        tried = first_match(stage.shadow_deny, attributes)
+        tried = first_match(stage.shadow_deny, attributes) if stage.shadow_deny is not None else None
         result = "denied" if tried is not None else "allowed"
         if tried is None and stage.shadow_allow is not None:
             tried = first_match(stage.shadow_allow, attributes)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from authz.attributes import Attributes
 from authz.authn.jwt import TokenRules
@@ -83,9 +84,6 @@ class RuleIndex:
         found += self._rest
         return found
 
-    def __bool__(self) -> bool:
-        return bool(self.rules)
-
     def _file(self, rules: Sequence[Rule]) -> None:
         keys = [_keys(rule) for rule in rules]
         # The attribute with the most different patterns tells rules apart best.
@@ -139,14 +137,47 @@ def _required(conditions: Sequence[Condition]) -> dict[Dimension, list[StringMat
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stage:
-    """Rules that are looked at together; `allow` is None where nothing has to allow."""
+    """Rules that are looked at together, None where there are none.
 
-    custom: RuleIndex
-    audit: RuleIndex
-    deny: RuleIndex
+    `allow` is None where nothing has to allow; where something has to and nothing does, it has no rules.
+    """
+
+    custom: RuleIndex | None
+    audit: RuleIndex | None
+    deny: RuleIndex | None
     allow: RuleIndex | None
-    shadow_deny: RuleIndex
+    shadow_deny: RuleIndex | None
     shadow_allow: RuleIndex | None
+
+
+# What a remembered decision may depend on; all of it follows from the method, the path and the principal.
+_MEMORABLE = frozenset(
+    {
+        "request.method",
+        "request.path",
+        "request.path.any",
+        "source.any",
+        "source.principal",
+        "source.namespace",
+        "source.namespace.any",
+        "source.serviceAccount",
+        "source.serviceAccount.any",
+        "source.trustDomain",
+    }
+)
+
+
+def _is_memorable(stage: Stage) -> bool:
+    rules = [rule for index in (stage.deny, stage.allow) if index is not None for rule in index.rules]
+    return all(
+        condition.attribute in _MEMORABLE
+        for rule in rules
+        for conditions in (
+            rule.when,
+            *(alternative.conditions for alternative in (*rule.operations, *rule.sources)),
+        )
+        for condition in conditions
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -164,6 +195,8 @@ class DestinationPolicies:
     by_roles: bool
     not_enforced: Decision | None
     has_marks: bool  # whether rules apply that never decide
+    # Decisions by (these policies, method, path, principal), where nothing else can matter to them.
+    memo: dict[Any, Decision] | None
 
 
 class PolicyIndex:
@@ -176,6 +209,7 @@ class PolicyIndex:
         self._by_service: dict[tuple[str, str], list[Policy]] = defaultdict(list)
         self._by_namespace: dict[str, list[Policy]] = defaultdict(list)
         self._anywhere: list[Policy] = []
+        self._memo: dict[Any, Decision] = {}
         for policy in policies.policies:
             selector = policy.selector
             if selector.any_namespace:
@@ -220,11 +254,15 @@ class PolicyIndex:
             http=http,
             tcp=self._stage(found, enforced=enforced, tcp=True),
             by_roles=not enforced,
-            has_marks=bool(http.audit or http.shadow_deny or http.shadow_allow is not None),
+            has_marks=bool(http.audit or http.shadow_deny or http.shadow_allow),
+            memo=self._memo if _is_memorable(http) else None,
             not_enforced=None if enforced else not_enforced(self._policies.enforcement, destination),
         )
 
     def _stage(self, found: Sequence[Policy], *, enforced: bool, tcp: bool) -> Stage:
+        def index(rules: Sequence[Rule]) -> RuleIndex | None:
+            return RuleIndex(rules) if rules else None
+
         def rules(action: Action, *, shadow: bool, role: bool = False) -> list[Rule]:
             return [
                 rule
@@ -247,12 +285,12 @@ class PolicyIndex:
         if self._policies.enforcement.permissive:  # "global permissive" tries every binding
             shadow_allow += rules(Action.ALLOW, shadow=False, role=True)
         return Stage(
-            custom=RuleIndex(rules(Action.CUSTOM, shadow=False)),
-            audit=RuleIndex(rules(Action.AUDIT, shadow=False)),
-            deny=RuleIndex(rules(Action.DENY, shadow=False)),
+            custom=index(rules(Action.CUSTOM, shadow=False)),
+            audit=index(rules(Action.AUDIT, shadow=False)),
+            deny=index(rules(Action.DENY, shadow=False)),
             allow=allow_rules,
-            shadow_deny=RuleIndex(rules(Action.DENY, shadow=True)),
-            shadow_allow=RuleIndex(shadow_allow) if shadow_allow else None,
+            shadow_deny=index(rules(Action.DENY, shadow=True)),
+            shadow_allow=index(shadow_allow),
         )
 
 
