@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import os
+import signal
 import stat
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -174,8 +177,17 @@ class DocumentCache:
             loaded.documents.extend(file.documents)
             loaded.diagnostics.extend(file.diagnostics)
             loaded.digests.append(file.digest)
-        self._files = files
+        self._forget(files)
         return loaded
+
+    def _forget(self, files: dict[Path, _File]) -> None:
+        """Keep only `files`. Documents go one by one: freeing a long list in one step stops other threads."""
+        kept = {id(file.documents) for file in files.values()}
+        gone = [file for file in self._files.values() if id(file.documents) not in kept]
+        self._files = files
+        for file in gone:
+            while file.documents:
+                file.documents.pop()
 
     def _is_known(self, path: Path, state: FileState) -> bool:
         known = self._files.get(path)
@@ -214,3 +226,48 @@ def _read(path: Path, state: FileState) -> bytes | str | None:
 
 def _unreadable(file: str, reason: str) -> Diagnostic:
     return Diagnostic(file, Position(1, 1), (), "unreadable", f"cannot be read: {reason}")
+
+
+def is_settled(listing: Listing, now_ns: int) -> bool:
+    """Return whether an equal listing will mean that nothing changed since."""
+    return all(isinstance(state, str) or state.is_settled(now_ns) for state in listing.values())
+
+
+def is_replaced_whole(before: Listing, after: Listing) -> bool:
+    """Return whether all that changed is files that were each replaced by another file of that name.
+
+    That is how to change a file while others read it: whoever opens it finds the old or the new one, never a
+    part. A file that grows, comes or goes may be one step of many.
+    """
+    return before.keys() == after.keys() and all(
+        isinstance(state, FileState)
+        and isinstance(was, FileState)
+        and (was.device, was.inode) != (state.device, state.inode)
+        for was, state in zip(before.values(), (after[path] for path in before), strict=True)
+        if was != state
+    )
+
+
+def is_being_written(path: Path) -> bool:
+    """Return whether some process has the file open for writing; False where the system does not tell.
+
+    Linux grants a read lease only on a file that nobody can write to (fcntl(2), "Leases"), and only to its
+    owner.
+    """
+    if not hasattr(fcntl, "F_SETLEASE"):
+        return False
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        # Whoever opens the file for writing while we hold the lease waits for us to give it back, and we get
+        # a signal: not SIGIO, which would end the process, but one that is ignored.
+        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError as error:
+        return error.errno == errno.EAGAIN
+    finally:
+        os.close(descriptor)
+    return False

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, Self, TypeVar
 
 import structlog
 import watchfiles
 
-from garrison.documents import Diagnostic
+from garrison.documents import Diagnostic, Listing, list_files
+from garrison.documents.files import is_being_written, is_replaced_whole, is_settled
 from garrison.errors import ConfigError
+from garrison.process.heap import quiet_build, release
 
 log = structlog.get_logger()
 
-# Editors and `kubectl` touch several files in one go; wait this long for the rest of them.
-_DEBOUNCE_MS = 200
-_STEP_MS = 50
+# Changes come in groups: wait until there was none for so long.
+_QUIET_SECONDS = 0.1
+# After this long without quiet, take files that are replaced again and again; see `_settled`.
+_PATIENCE_SECONDS = 0.6
+# Notifications get lost: folders and links are replaced, network file systems send none. So look ourselves,
+# but spend no more than a fiftieth of the time on it.
+_LOOK_SECONDS = 0.5
+_LOOK_SHARE = 0.02
+_STEP_MS = 25
 
 
 class Versioned(Protocol):
@@ -56,6 +66,9 @@ class Reloader(Generic[Generation]):
         self.current: Generation | None = None
         self.results = {"ok": 0, "refused": 0}
         self._refused = False
+        self._listing: Listing = {}
+        self._trusted = False
+        self._postponed = False
 
     def load(self) -> None:
         """Load for the first time.
@@ -64,12 +77,12 @@ class Reloader(Generic[Generation]):
             ConfigError: the files cannot be used, and there is nothing to fall back to.
 
         """
-        self._swap(self._build(self.paths))
+        self._swap(self._load())
 
     async def reload(self) -> None:
         """Load what the files hold now; when they are wrong, what is in force stays."""
         try:
-            built = await asyncio.to_thread(self._build, self.paths)
+            built = await asyncio.to_thread(self._load)
         except ConfigError as error:
             self._refused = True
             self.results["refused"] += 1
@@ -80,11 +93,45 @@ class Reloader(Generic[Generation]):
                 diagnostics=[diagnostic.as_json() for diagnostic in error.diagnostics],
             )
             return
+        retired: list[object] = []
         if self.current is None or built.version != self.current.version:
+            retired.append(self.current)
             self._swap(built)
-        elif self._refused:
-            log.info("snapshot_restored", kind=self.kind, version=built.version)
+        else:
+            retired.append(built)
+            if self._refused:
+                log.info("snapshot_restored", kind=self.kind, version=built.version)
         self._refused = False
+        del built
+        await asyncio.to_thread(release, retired)
+
+    def has_changed(self, listing: Listing, *, told: bool) -> bool:
+        """Return whether `listing` shows that the files are not those that were loaded last.
+
+        `told` is whether there was a notification: right after a change, a second one may not show in the
+        time stamps of a file.
+        """
+        return listing != self._listing or (told and not self._trusted)
+
+    def postpone(self) -> None:
+        """Note that the files keep changing, so that what is in force stays for now; log it once."""
+        if not self._postponed:
+            self._postponed = True
+            log.warning("configuration_unsettled", kind=self.kind)
+
+    def is_being_written(self, listing: Listing) -> bool:
+        """Return whether a file that is not as it was loaded is still open for writing."""
+        return any(
+            is_being_written(path) for path, state in listing.items() if state != self._listing.get(path)
+        )
+
+    def _load(self) -> Generation:
+        # Looked at before reading: what changes meanwhile shows as a change from this.
+        self._listing = list_files(self.paths)
+        self._postponed = False
+        self._trusted = is_settled(self._listing, time.time_ns())
+        with quiet_build():
+            return self._build(self.paths)
 
     def _swap(self, generation: Generation) -> None:
         previous = self.current.version if self.current else ""
@@ -97,29 +144,125 @@ class Reloader(Generic[Generation]):
 
 
 async def watch(reloaders: Iterable[Reloader[Versioned]], stop: asyncio.Event) -> None:
-    """Reload whenever something below the reloaders' paths changes, until `stop` is set.
-
-    Files are watched through their folder: editors and Kubernetes replace files instead of writing them.
-    """
+    """Reload whenever files of the reloaders' paths change, until `stop` is set."""
     watched = [reloader for reloader in reloaders if reloader.paths]
-    folders = {_folder(path) for reloader in watched for path in reloader.paths}
-    if not folders:
+    if not watched:
         await stop.wait()
         return
-    changes = watchfiles.awatch(
-        *folders, stop_event=stop, debounce=_DEBOUNCE_MS, step=_STEP_MS, watch_filter=None, recursive=True
-    )
-    async for _ in changes:
-        for reloader in watched:
-            try:
-                await reloader.reload()
-            except Exception:
-                log.exception("reload_failed", kind=reloader.kind)
+    async with _Notifications([path for reloader in watched for path in reloader.paths], stop) as notified:
+        pause = _LOOK_SECONDS
+        while not stop.is_set():
+            told = await notified.wait(pause)
+            begin = time.monotonic()
+            await notified.renew()
+            changed = [
+                reloader
+                for reloader in watched
+                if reloader.has_changed(await asyncio.to_thread(list_files, reloader.paths), told=told)
+            ]
+            pause = max(_LOOK_SECONDS, (time.monotonic() - begin) / _LOOK_SHARE)
+            for reloader in changed:
+                try:
+                    await _follow(reloader, stop)
+                except Exception:
+                    log.exception("reload_failed", kind=reloader.kind)
 
 
-def _folder(path: Path) -> Path:
-    """Return the existing folder that shows changes of `path`."""
-    folder = path if path.is_dir() else path.parent
-    while not folder.is_dir():
-        folder = folder.parent
-    return folder
+async def _follow(reloader: Reloader[Versioned], stop: asyncio.Event) -> None:
+    """Reload once whoever changes the files has finished; leave it for later if that takes long.
+
+    That is when nothing changed for a while and no changed file is open for writing. Files that are replaced
+    without end, each by a whole one, are taken as they are in the end; files that grow, come and go are not.
+    """
+    begin = time.monotonic()
+    listing = await asyncio.to_thread(list_files, reloader.paths)
+    while not await _is_set(stop, _QUIET_SECONDS):
+        before, listing = listing, await asyncio.to_thread(list_files, reloader.paths)
+        late = time.monotonic() - begin > _PATIENCE_SECONDS
+        quiet = listing == before or (late and is_replaced_whole(before, listing))
+        if quiet and not await asyncio.to_thread(reloader.is_being_written, listing):
+            await reloader.reload()
+            return
+        if late:
+            reloader.postpone()
+            return
+
+
+async def _is_set(event: asyncio.Event, seconds: float) -> bool:
+    """Return whether `event` is set, waiting for it no longer than that."""
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True
+
+
+class _Notifications:
+    """What the operating system tells of changes in folders; a hint to look at once, nothing more."""
+
+    def __init__(self, paths: Sequence[Path], stop: asyncio.Event) -> None:
+        self._paths = paths
+        self._stop = stop
+        self._told = asyncio.Event()
+        self._folders: dict[Path, tuple[int, int]] = {}
+        self._listeners: list[asyncio.Task[None]] = []
+        self._ended = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        await self.renew()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._end()
+
+    async def wait(self, seconds: float) -> bool:
+        """Return whether there was a notification, as soon as there is one or `stop` is set."""
+        told = asyncio.create_task(self._told.wait())
+        stopped = asyncio.create_task(self._stop.wait())
+        await asyncio.wait((told, stopped), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        told.cancel()
+        stopped.cancel()
+        was_told = self._told.is_set()
+        self._told.clear()
+        return was_told
+
+    async def renew(self) -> None:
+        """Listen to the folders that are there now: a new folder of the same name is another folder."""
+        folders = {}
+        for path in self._paths:
+            # A file is watched through its folder: editors and Kubernetes replace files, not their content.
+            folder = path if path.is_dir() else path.parent
+            with suppress(OSError):
+                status = folder.stat()
+                folders[folder] = (status.st_dev, status.st_ino)
+        if folders == self._folders:
+            return
+        await self._end()
+        self._folders = folders
+        self._ended = asyncio.Event()
+        for recursive in (True, False):
+            found = [folder for folder in folders if (folder in self._paths) is recursive]
+            if found:
+                self._listeners.append(asyncio.create_task(self._listen(found, self._ended, recursive)))
+
+    async def _listen(self, folders: Sequence[Path], ended: asyncio.Event, recursive: bool) -> None:  # noqa: FBT001 - passed on
+        changes = watchfiles.awatch(
+            *folders,
+            stop_event=ended,
+            debounce=_STEP_MS,
+            step=_STEP_MS,
+            watch_filter=None,
+            recursive=recursive,
+        )
+        try:
+            async for _ in changes:
+                self._told.set()
+        except (OSError, RuntimeError) as error:  # it is gone again, or the system has no watch left
+            log.warning("watch_failed", error=str(error), look_seconds=_LOOK_SECONDS)
+
+    async def _end(self) -> None:
+        self._ended.set()
+        for listener in self._listeners:
+            await listener
+        self._listeners.clear()

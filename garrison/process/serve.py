@@ -18,7 +18,7 @@ from authz.snapshot import Snapshot, load_snapshot
 from ca.api.sds import SERVICE as SDS
 from ca.api.sds import SecretDiscovery
 from ca.authority import Authority
-from garrison.documents import Diagnostic, Position
+from garrison.documents import Diagnostic, DocumentCache, Position
 from garrison.errors import ConfigError
 from garrison.process.admin import AdminServer
 from garrison.process.control import ControlServer
@@ -66,10 +66,11 @@ class Server:
             settings.log.decisions_per_second,
             self._providers,
         )
+        cache = DocumentCache()
         self._policies: Reloader[Snapshot] = Reloader(
             "policies",
             settings.policies,
-            lambda paths: load_snapshot(paths, settings.mesh),
+            lambda paths: load_snapshot(paths, settings.mesh, cache),
             self._authorization.use,
         )
         self._limits_in_force: RateLimits
