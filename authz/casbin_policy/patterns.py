@@ -12,6 +12,7 @@ those for which pycasbin's answer is not what their author reads in them:
 from __future__ import annotations
 
 import ipaddress
+import itertools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -213,7 +214,9 @@ _VISIBLE = "[^./][^/]*"
 def _glob_regex(pattern: str) -> str:
     if not pattern or "//" in pattern:
         raise PatternError(f"`{pattern}` has an empty segment")
-    segments = re.sub(r"(?:(?<=/)|^)\*\*(?:/\*\*)+(?=/|$)", "**", pattern).split("/")
+    segments = pattern.split("/")
+    if ("**", "**") in itertools.pairwise(segments):
+        raise PatternError(f"`{pattern}` has `**` twice in a row: one is enough")
     regex = ""
     for index, segment in enumerate(segments):
         last = index == len(segments) - 1

@@ -207,8 +207,8 @@ def test_patterns_match_what_casbin_matches(name: str) -> None:
             text += "?a=/b"
         if name == "globMatch":
             pattern = pattern[1:] if query else pattern
-            if not pattern or "//" in pattern:
-                return
+            if not pattern or "//" in pattern or "**/**" in pattern:
+                return  # refused: a test of the compiler says so
         assert FUNCTIONS[name](pattern)(text) == PLAIN[name](text, pattern), (pattern, text)
 
     check()

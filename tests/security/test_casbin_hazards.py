@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 import tracemalloc
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from support.casbin_policy import (
     THREE_TERMS,
     attributes,
     call_of,
+    compiled,
     decide,
     document,
     model,
@@ -25,9 +27,12 @@ from support.casbin_policy import (
 from support.checks import principal
 
 from authz.attributes import Attributes
-from authz.casbin_policy import CasbinCode, CasbinPolicies
-from authz.casbin_policy.engine import Engine
+from authz.casbin_policy import CasbinCode, CasbinPolicies, CasbinPolicy, Sources, compile_casbin
+from authz.casbin_policy.definition import Row
+from authz.casbin_policy.engine import Engine, Ruling
+from authz.casbin_policy.matcher import Names
 from authz.paths import PathNormalization
+from garrison.documents import parse, validate
 
 PREFIXED = '[{attribute: "request.auth.claims[sub]", prefix: "user:"}, request.path, request.method]'
 RBAC = model("g(r.sub, p.sub) && keyMatch2(r.obj, p.obj) && r.act == p.act", roles="g = _, _")
@@ -80,6 +85,25 @@ def test_fast_enforcer_races_false_allows() -> None:
     finally:
         sys.setswitchinterval(interval)
     assert wrong == []
+
+
+def test_fast_enforcer_decides_on_the_rows_of_another_call() -> None:
+    """A call that is decided in the middle of another leaves the other's rows alone."""
+    text = model(policy="sub, obj, act, eft", effect=ALLOW_AND_DENY)
+    rows = "p, a, /x, GET, allow\np, b, /x, GET, allow\np, b, /x, GET, deny"
+    engine = engine_of(policies_of(document(text, rows)))
+    ((expression, matcher),) = engine._enforcer._matchers.items()
+    inner: list[Ruling] = []
+
+    def interrupted(names: Names) -> bool:
+        engine._enforcer._matchers = {expression: matcher}
+        inner.append(engine.decide(["b", "/x", "GET"]))
+        return matcher.eval(names)
+
+    engine._enforcer._matchers = {expression: replace(matcher, condition=interrupted)}
+    outer = engine.decide(["a", "/x", "GET"])
+    assert (outer.allowed, str(outer.row)) == (True, "p, a, /x, GET, allow")
+    assert [(one.allowed, str(one.row)) for one in inner] == [(False, "p, b, /x, GET, deny")]
 
 
 def test_enable_enforce_false_allows_everything() -> None:
@@ -272,8 +296,6 @@ def test_an_empty_policy_is_matched_with_empty_values() -> None:
         policy = policies_of(document(text, "p, zz, b, c"))
         assert decide(policy, call_of(["a", "b", "GET"])).allowed
         empty = document(text, "# none")
-        from support.casbin_policy import compiled  # noqa: PLC0415 - the warning is part of the test
-
         policies, problems = compiled(empty)
         assert policies is not None
         assert "[no_rows]" in problems[0]
@@ -369,6 +391,17 @@ def test_a_rule_in_a_row_cannot_close_the_matchers_brackets() -> None:
     for rule in ('r.sub == "a") || (True', "True; True", "nobody()", "eval(p.rule)"):
         problems = problems_of(document(text, f"p, {rule}, GET"))
         assert "[row_" in problems[0]
+    closing = Row(['r.sub == "a") || (True', "GET"], "p", 0, 0)
+    # Rows of a store are not split at brackets, so nothing else would notice.
+    head = document(text, "").partition("  policy: |")[0]
+    documents, _ = parse(f"{head}  adapter: {{name: s}}\n".encode(), "p.yaml")
+    policy = validate(CasbinPolicy, documents[0])
+    assert isinstance(policy, CasbinPolicy)
+    compiled_policies, diagnostics = compile_casbin(
+        [(policy, documents[0])], "istio-system", Sources(rows={"s": (closing,)})
+    )
+    assert compiled_policies is None
+    assert "[row_rule]" in str(diagnostics[0])
 
 
 def test_time_match_reads_the_clock() -> None:
@@ -435,6 +468,7 @@ def test_names_that_callers_choose_fill_no_memory() -> None:
         for number in numbers:
             decide(policies, call_of([f"n{number}", "/x", f"d{number}"]))
             decide(policies, call_of(["ann", "/x", f"d{number}"]))
+            decide(policies, call_of([f"n{number}", "/x", "d"]))
 
     ask(range(200))
     tracemalloc.start()

@@ -115,6 +115,7 @@ def test_mistakes_in_models(text: str, expected: str) -> None:
         ("globMatch(r.obj, p.obj)", "p, a, /[ab], c", "has a `[`: of globs"),
         ("globMatch(r.obj, p.obj)", "p, a, /a//b, c", "has an empty segment"),
         ("globMatch(r.obj, p.obj)", "p, a, /*?, c", "write `?*`"),
+        ("globMatch(r.obj, p.obj)", "p, a, /x/**/**, c", "has `**` twice in a row"),
         ("ipMatch(r.obj, p.obj)", "p, a, ::ffff:10.0.0.1, c", "is IPv4 in IPv6: write it as IPv4"),
         ("eval(p.obj)", "p, a, r.sub ==, c", "p.yaml:17:5: spec.policy: `p, a, r.sub ==, c`:"),
     ],
