@@ -8,9 +8,9 @@ import click
 
 _COMMANDS = {
     "serve": ("garrison.process.cli", "serve"),
-    "check": ("authz.cli", "check"),
-    "eval": ("authz.cli", "evaluate_lines"),
-    "lint": ("authz.cli", "lint"),
+    "check": ("authz.tools.check", "check"),
+    "eval": ("authz.tools.check", "evaluate_lines"),
+    "lint": ("authz.tools.lint", "lint"),
     "ca": ("ca.cli", "ca"),
     "demo": ("garrison.demo.cli", "demo"),
     "envoy-config": ("garrison.envoy_config", "envoy_config"),
@@ -36,9 +36,9 @@ class _Commands(click.Group):
 
 def _lint_limits_too() -> None:
     """Let `lint` understand rate-limit files; `authz` and `ratelimit` do not know each other."""
-    authz_cli, limits = import_module("authz.cli"), import_module("ratelimit.compile")
-    if not authz_cli.other_linters:
-        authz_cli.other_linters.append(
+    policies, limits = import_module("authz.tools.lint"), import_module("ratelimit.compile")
+    if not policies.other_linters:
+        policies.other_linters.append(
             lambda documents: (
                 [document for document in documents if not limits.is_limits(document)],
                 limits.lint([document for document in documents if limits.is_limits(document)]),

@@ -1,0 +1,163 @@
+"""docs/lint.md explains every code, and its examples yield just that code."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from authz.policy.compile import MeshSettings
+from authz.policy.documents import KINDS
+from authz.tools.lint import find_problems, other_linters
+from garrison.cli import main
+from garrison.documents.yaml import MAX_DEPTH, MAX_FILE_BYTES
+from ratelimit.documents import LimitsDocument
+
+ROOT = Path(__file__).resolve().parents[3]
+PAGE = (ROOT / "docs/lint.md").read_text()
+# Who makes diagnostics, and which argument is the code.
+_MAKERS = {
+    "error": 1,
+    "_error": 1,
+    "_warn": 1,
+    "_report": 1,
+    "report": 2,
+    "warn": 2,
+    "add": 2,
+    "at": 2,
+    "_refusal": 2,
+    "Diagnostic": 3,
+    "_diagnostic": 1,
+    "PydanticCustomError": 0,
+}
+# What pydantic calls mistakes, by what its core schema checks.
+_OF_SCHEMA: dict[str, set[str]] = {
+    "str": {"string_type"},
+    "int": {"int_type"},
+    "bool": {"bool_type"},
+    "list": {"list_type"},
+    "dict": {"dict_type"},
+    "model": {"model_type"},
+    "model-fields": {"unknown_field", "missing_field"},
+    "literal": {"literal_error"},
+}
+_OF_LIMIT = {
+    ("str", "min_length"): "string_too_short",
+    ("list", "min_length"): "too_short",
+    ("list", "max_length"): "too_long",
+    ("int", "ge"): "greater_than_equal",
+    ("int", "le"): "less_than_equal",
+}
+# Checks that make no code of their own.
+_SILENT = {"any", "nullable", "default", "model-field", "definitions", "definition-ref"}
+_SILENT |= {"function-before", "function-wrap", "function-after"}
+
+
+def sections() -> dict[str, list[str]]:
+    """Return the examples below each heading of a code."""
+    found: dict[str, list[str]] = {}
+    for part in re.split(r"^### ", PAGE, flags=re.MULTILINE)[1:]:
+        code, _, body = part.partition("\n")
+        body = body.split("\n## ")[0]
+        found[code] = [dedent(text) for text in re.findall(r"```yml\n(.*?)```", body, re.DOTALL)]
+    return found
+
+
+SECTIONS = sections()
+EXAMPLES = [(code, text) for code, texts in SECTIONS.items() for text in texts]
+
+
+def made(code: str, folder: Path) -> Path:
+    """Return a file with a problem that cannot be shown on a page."""
+    file = folder / "made.yaml"
+    content = {
+        "too_deep": b"[" * (MAX_DEPTH + 1) + b"]" * (MAX_DEPTH + 1),
+        "encoding": b"kind: \xff",
+        "file_too_large": b"#" * (MAX_FILE_BYTES + 1),
+        "too_long": (
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: a}\n"
+            f"spec: {{rules: [{', '.join(['{}'] * 513)}]}}\n"
+        ).encode(),
+    }.get(code)
+    if content is not None:
+        file.write_bytes(content)
+    return file  # of `unreadable` there is none
+
+
+def codes_of(path: Path) -> set[str]:
+    """Return the codes that `garrison lint` finds."""
+    main.get_command(None, "lint")  # type: ignore[arg-type] # so that limits are linted, too
+    assert other_linters
+    return {problem.code for problem in find_problems([path], MeshSettings(providers=frozenset({"opa"})))}
+
+
+@pytest.mark.parametrize(("code", "text"), EXAMPLES, ids=[code for code, _ in EXAMPLES])
+def test_each_example_yields_its_code(code: str, text: str, tmp_path: Path) -> None:
+    """What the page shows below a code is linted to that code and no other."""
+    file = tmp_path / "example.yaml"
+    file.write_text(text)
+    assert codes_of(file) == {code}
+
+
+@pytest.mark.parametrize("code", sorted(code for code, texts in SECTIONS.items() if not texts))
+def test_codes_without_an_example_can_be_made(code: str, tmp_path: Path) -> None:
+    """A heading without example is of a problem that a page cannot show."""
+    assert codes_of(made(code, tmp_path)) == {code}
+
+
+def literal_codes(file: Path) -> Iterator[str]:
+    """Yield the codes that a module passes to what makes diagnostics, or yields as remarks."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Call):
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            at = _MAKERS.get(name, len(node.args))
+            candidates = node.args[at : at + 1]
+        elif isinstance(node, ast.Yield) and isinstance(node.value, ast.Tuple) and len(node.value.elts) == 3:
+            candidates = node.value.elts[:1]
+        else:
+            continue
+        for one in candidates:
+            if isinstance(one, ast.Constant) and isinstance(one.value, str):
+                yield one.value
+
+
+def schema_codes(schema: Any) -> Iterator[str]:
+    """Yield the codes that pydantic can give for a core schema."""
+    if isinstance(schema, list | tuple):
+        for one in schema:
+            yield from schema_codes(one)
+        return
+    if not isinstance(schema, dict):
+        return
+    kind = schema.get("type")
+    if isinstance(kind, str) and ("schema" in schema or kind in _OF_SCHEMA or kind in _SILENT):
+        assert kind in _OF_SCHEMA or kind in _SILENT, f"which codes does pydantic's `{kind}` give?"
+        yield from _OF_SCHEMA.get(kind, ())
+        for limit in ("min_length", "max_length", "ge", "le", "gt", "lt", "pattern"):
+            if schema.get(limit) is not None:
+                yield _OF_LIMIT[kind, limit]
+    for name, value in schema.items():
+        if name not in {"metadata", "config", "serialization", "default"}:
+            yield from schema_codes(value)
+
+
+def packages() -> set[str]:
+    """Return the folders that hold what `garrison lint` runs: the shared ones and those of every kind."""
+    kinds = {"/".join(model.__module__.split(".")[:2]) for model in KINDS.values()}
+    return kinds | {"garrison/documents", "authz/lint", "ratelimit"}
+
+
+def test_every_code_is_explained() -> None:
+    """Whatever code the source can give has a heading, and no heading is left over."""
+    models: list[type[BaseModel]] = [*KINDS.values(), LimitsDocument]
+    emitted = {code for model in models for code in schema_codes(model.__pydantic_core_schema__)}
+    for package in packages():
+        for file in sorted((ROOT / package).rglob("*.py")):
+            emitted |= set(literal_codes(file))
+    assert set(SECTIONS) == emitted
