@@ -13,13 +13,21 @@ from typing import Any
 from authz.authn.mtls import peer_identity, peer_principal
 from authz.destination import Destination
 from authz.paths import PathNormalization, normalize_path
-from garrison.identity import SpiffeId
+from garrison.identity import SCHEME, SpiffeId
 
 Claims = Mapping[str, Any]
 _NOTHING: tuple[str, ...] = ()
 _MATRIX_PARAMETERS = re.compile(r";[^/]*")
 # Claims whose string value is a list in disguise (RFC 8693, section 4.2; Istio splits these two always).
 _SPACE_DELIMITED = frozenset({"scope", "permission"})
+# Headers that Envoy also has as fields of their own; a filter's `allowed_headers` can leave the headers out.
+_HTTP_FIELDS = {
+    ":authority": "host",
+    ":method": "method",
+    ":path": "path",
+    ":scheme": "scheme",
+    "host": "host",  # another name of `:authority` in Envoy
+}
 
 
 class Attributes:
@@ -39,6 +47,7 @@ class Attributes:
         "destination",
         "peer",
         "principal",
+        "reported",
     )
 
     def __init__(
@@ -59,7 +68,9 @@ class Attributes:
         self._path: str | None = None
         self._lines: dict[str, list[Any]] | None = None
         self.destination = destination
-        reported = context.source.principal
+        # What Envoy says of the peer's certificate, of which `peer` and `principal` are made.
+        self.reported: str = context.source.principal
+        reported = self.reported
         self.peer: SpiffeId | None = peer_identity(reported)
         self.principal = peer_principal(reported)
         self.claims: Claims | None = None
@@ -89,6 +100,11 @@ class Attributes:
         return not self._http.method and not self._context.HasField("request")
 
     @property
+    def is_grpc(self) -> bool:
+        """Whether the caller speaks gRPC: its content type starts with `application/grpc`."""
+        return any(value.startswith("application/grpc") for value in self.headers("content-type"))
+
+    @property
     def target(self) -> str:
         """The request target as it was sent, with its query string."""
         target: str = self._http.path
@@ -105,6 +121,12 @@ class Attributes:
         Envoy joins repeated lines with `,` unless the filter says `encode_raw_headers`; then each line is a
         value of its own.
         """
+        found = self._sent(name)
+        if not found and name in _HTTP_FIELDS:
+            return _one(getattr(self._http, _HTTP_FIELDS[name]))
+        return found
+
+    def _sent(self, name: str) -> Sequence[str]:
         if self._message is not None:
             # Most headers that policies ask for are not there; this finds out fastest.
             if self._lower is None:
@@ -118,7 +140,7 @@ class Attributes:
                 # One header is found sooner than all are sorted; who asks for a second may ask for more.
                 self._scanned = True
                 found = [_text(line) for line in lines if line.key.lower() == name]
-                return found or self._joined(name)
+                return found if lines else self._joined(name)
             self._lines = {}
             for line in lines:
                 self._lines.setdefault(line.key.lower(), []).append(line)
@@ -161,14 +183,14 @@ class Attributes:
         return (value,) if value else _NOTHING
 
     def _claim(self, name: str) -> Sequence[str]:
-        """Return the strings of a claim; `a][b` is claim `b` inside claim `a`."""
+        """Return the strings of a claim that are not empty; `a][b` is claim `b` inside claim `a`."""
         value: Any = self.claims
         for part in name.split("]["):
             value = value.get(part) if isinstance(value, Mapping) else None
         if isinstance(value, str):
-            return value.split() if name in _SPACE_DELIMITED else (value,)
+            return value.split() if name in _SPACE_DELIMITED else _one(value)
         if isinstance(value, list):
-            return [item for item in value if isinstance(item, str)]
+            return [item for item in value if item and isinstance(item, str)]
         return _NOTHING
 
     def _issuer_and_subject(self, _: str) -> Sequence[tuple[str, str]]:
@@ -180,31 +202,70 @@ class Attributes:
         return ()
 
     def _hosts(self, _: str) -> Sequence[str]:
-        """Return the host and what else an upstream may take for it: without port, user and final dot."""
+        """Return the host and what else an upstream may take for it: without port, user and final dots.
+
+        Envoy joins two Host lines with a comma and forwards them so; each counts.
+        """
         host = self.host
         if host is None:
             return _NOTHING
-        name = host.rpartition("@")[2]
-        before, colon, port = name.rpartition(":")
-        if colon and (port.isdigit() or not port):
-            name = before
-        return tuple(dict.fromkeys((host, name, name.removesuffix("."))))
+        found = [host]
+        for one in host.split(","):
+            name = one.strip().rpartition("@")[2]
+            found += (one.strip(), name)
+            before, colon, port = name.rpartition(":")
+            if colon and (port.isdigit() or not port):
+                name = before
+            found += (name, name.rstrip("."))
+        return tuple(dict.fromkeys(found))
 
     def _paths(self, _: str) -> Sequence[str]:
-        """Return the path and the path without matrix parameters, which some upstreams drop."""
-        path = self.path
-        if path is None:
+        """Return the path, also when Envoy shows only part of its bytes, and without matrix parameters.
+
+        Some upstreams drop those, and resolve the dot segments that are then left (`/..;/`).
+        """
+        target = self._http.path
+        if not target:
             return _NOTHING
-        return (path, _MATRIX_PARAMETERS.sub("", path)) if ";" in path else (path,)
+        path = self.path or normalize_path(target, self._mode)
+        if ";" not in path:
+            return (path,)
+        plain = _MATRIX_PARAMETERS.sub("", path)
+        return (path, plain, normalize_path(plain, self._mode))
+
+    def _header_lines(self, name: str) -> Sequence[str]:
+        """Return the values of a header, and each of those that Envoy may have joined into one."""
+        values = self.headers(name)
+        if self._http.header_map.headers or not any("," in value for value in values):
+            return values
+        return [*values, *(piece for value in values for piece in value.split(",") if "," in value)]
+
+    def _principals(self, _: str) -> Sequence[str]:
+        """Return what names the peer, even if it is no SPIFFE ID: a DNS name, a subject, odd characters."""
+        return _one(self.principal or self.reported.removeprefix(SCHEME))
+
+    def _segments(self) -> Sequence[str]:
+        """Return the path of the peer's name, even if it is no SPIFFE ID."""
+        reported = self.reported
+        return reported.removeprefix(SCHEME).split("/")[1:] if reported.startswith(SCHEME) else ()
+
+    def _trust_domains(self, _: str) -> Sequence[str]:
+        reported = self.reported
+        return _one(reported.removeprefix(SCHEME).partition("/")[0] if reported.startswith(SCHEME) else None)
 
     def _namespaces(self, _: str) -> Sequence[str]:
-        """Return what follows `/ns/` anywhere in the peer's ID, as Istio's expression finds it."""
-        segments = self.peer.segments if self.peer else ()
-        return [segments[at + 1] for at in range(len(segments) - 2) if segments[at] == "ns"]
+        """Return what follows `/ns/` anywhere in the peer's ID, up to any later `/`, as Istio does."""
+        segments = self._segments()
+        return [
+            "/".join(segments[at + 1 : to])
+            for at in range(len(segments) - 2)
+            if segments[at] == "ns"
+            for to in range(at + 2, len(segments))
+        ]
 
     def _service_accounts(self, _: str) -> Sequence[str]:
         """Return `<namespace>/<account>` for every reading of the peer's ID that Istio's expression has."""
-        segments = self.peer.segments if self.peer else ()
+        segments = self._segments()
         return [
             f"{segments[at + 1]}/{segments[to + 1]}"
             for at in range(len(segments) - 1)
@@ -213,16 +274,21 @@ class Attributes:
             if segments[to] == "sa"
         ]
 
-    def _filter_metadata(self, argument: str) -> Sequence[str]:
-        """Return dynamic metadata of another filter; elements of a list as `[element]`."""
+    def _server_name(self, _: str) -> Sequence[str]:
+        """Return the SNI in lower case, as Envoy's own filters have it; here it comes as it was sent."""
+        sni: str = self._context.tls_session.sni
+        return _one(sni.lower()) or [name.lower() for name in self._extension("connection.sni")]
+
+    def _filter_metadata(self, argument: str) -> Sequence[str | tuple[str]]:
+        """Return dynamic metadata of another filter: a string, or the elements of a list as 1-tuples."""
         name, _, key = argument[:-1].partition("[")
         known = self._context.metadata_context.filter_metadata
         if name not in known or key not in known[name].fields:
             return _NOTHING
         value = known[name].fields[key]
         if value.HasField("string_value"):
-            return (value.string_value,)
-        return [f"[{item.string_value}]" for item in value.list_value.values if item.HasField("string_value")]
+            return _one(value.string_value)
+        return [(item.string_value,) for item in value.list_value.values if item.string_value]
 
 
 def _text(line: Any) -> str:
@@ -256,6 +322,7 @@ ATTRIBUTES: dict[str, Callable[[Attributes, str], Sequence[Any]]] = {
     "source.any": lambda _attributes, _: ("anybody",),
     "source.ip": lambda attributes, _: attributes._address(attributes._context.source),  # noqa: SLF001
     "source.principal": lambda attributes, _: _one(attributes.principal),
+    "source.principal.any": Attributes._principals,  # noqa: SLF001
     "source.namespace": lambda attributes, _: _one(attributes.peer.namespace if attributes.peer else None),
     "source.namespace.any": Attributes._namespaces,  # noqa: SLF001
     "source.serviceAccount": lambda attributes, _: _one(_service_account(attributes.peer)),
@@ -263,6 +330,7 @@ ATTRIBUTES: dict[str, Callable[[Attributes, str], Sequence[Any]]] = {
     "source.trustDomain": lambda attributes, _: _one(
         attributes.peer.trust_domain.name if attributes.peer else None
     ),
+    "source.trustDomain.any": Attributes._trust_domains,  # noqa: SLF001
     "destination.service": _of_destination(lambda destination: destination.service),
     "destination.namespace": _of_destination(lambda destination: destination.namespace),
     "destination.name": _of_destination(lambda destination: destination.name),
@@ -273,15 +341,18 @@ ATTRIBUTES: dict[str, Callable[[Attributes, str], Sequence[Any]]] = {
     ),
     "destination.port": Attributes._destination_port,  # noqa: SLF001
     "remote.ip": lambda attributes, _: attributes._extension("remote.ip"),  # noqa: SLF001
-    "connection.sni": lambda attributes, _: (
-        _one(attributes._context.tls_session.sni) or attributes._extension("connection.sni")  # noqa: SLF001
+    # Where Envoy has no proxy before it, and for connections, the client is the peer.
+    "remote.ip.any": lambda attributes, _: (
+        attributes._extension("remote.ip") or attributes.values("source.ip")  # noqa: SLF001
     ),
+    "connection.sni": Attributes._server_name,  # noqa: SLF001
     "request.method": lambda attributes, _: _one(attributes.method),
     "request.path": lambda attributes, _: _one(attributes.path),
     "request.host": lambda attributes, _: _one(attributes.host),
     "request.path.any": Attributes._paths,  # noqa: SLF001
     "request.host.any": Attributes._hosts,  # noqa: SLF001
     "request.headers": Attributes.headers,
+    "request.headers.any": Attributes._header_lines,  # noqa: SLF001
     "request.auth.principal": lambda attributes, _: [
         "/".join(pair)
         for pair in attributes._issuer_and_subject("")  # noqa: SLF001

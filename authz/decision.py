@@ -110,7 +110,9 @@ class Mutations:
 
     request_headers: tuple[HeaderMutation, ...] = ()
     response_headers: tuple[HeaderMutation, ...] = ()
+    set_parameters: tuple[tuple[str, str], ...] = ()  # values percent-encoded
     remove_parameters: tuple[str, ...] = ()
+    shaped: bool = False  # holds values of the call, so its answer is not kept for the next one
 
 
 NO_MUTATIONS = Mutations()
@@ -124,7 +126,7 @@ class Outcome:
     Envoy's access log shows. Made once for each call, so it is a plain class: half the cost of a dataclass.
     """
 
-    __slots__ = ("decision", "marks", "mutations")
+    __slots__ = ("decision", "grpc", "marks", "mutations")
 
     def __init__(
         self, decision: Decision, mutations: Mutations = NO_MUTATIONS, marks: Mapping[str, str] = NO_MARKS
@@ -132,6 +134,7 @@ class Outcome:
         self.decision = decision
         self.mutations = mutations
         self.marks = marks
+        self.grpc = False  # of denials: the caller speaks gRPC
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from authz.decision import (
 )
 from authz.policy.evaluate import custom_matches, evaluate, explained, marks
 from authz.policy.index import DestinationPolicies
+from authz.policy.shaping import shaped
 
 UNKNOWN_DESTINATION = deny(
     ReasonCode.UNKNOWN_DESTINATION,
@@ -62,13 +63,22 @@ def decide_here(policies: DestinationPolicies, attributes: Attributes, clock: Cl
     if policies.tokens is not None:
         tokens = jwt.authenticate(policies.tokens, attributes, clock)
         if tokens.denial is not None:
-            return Outcome(tokens.denial)
+            return finish(policies, Outcome(tokens.denial), attributes)
         attributes.claims = tokens.claims
         if tokens.strip_headers or tokens.strip_parameters:
             mutations = _without_tokens(tokens)
     outcome = Outcome(evaluate(policies, attributes), mutations)
     if policies.has_marks:
         outcome.marks = marks(policies, attributes)
+    return finish(policies, outcome, attributes)
+
+
+def finish(policies: DestinationPolicies, outcome: Outcome, attributes: Attributes) -> Outcome:
+    """Return `outcome` as it goes to the caller: shaped, and in the form that its protocol wants."""
+    if policies.shapes:
+        outcome = shaped(policies.shapes, outcome, attributes)
+    if not outcome.decision.allowed and attributes.is_grpc:
+        outcome.grpc = True
     return outcome
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from envoy.config.core.v3.base_pb2 import HeaderValue, HeaderValueOption
+from envoy.config.core.v3.base_pb2 import HeaderValue, HeaderValueOption, QueryParameter
 from envoy.service.auth.v3.external_auth_pb2 import CheckResponse, DeniedHttpResponse, OkHttpResponse
 from envoy.type.v3.http_status_pb2 import HttpStatus
 from google.protobuf.struct_pb2 import Struct
@@ -49,7 +49,7 @@ class ResponseWriter:
     def write(self, outcome: Outcome) -> bytes:
         """Return the serialised CheckResponse for `outcome`, and count it."""
         decision, mutations = outcome.decision, outcome.mutations
-        if outcome.marks or (mutations is not NO_MUTATIONS and mutations.response_headers):
+        if outcome.marks or mutations.shaped or outcome.grpc:
             self._counter(decision)[0] += 1
             written: bytes = self.build(outcome).SerializeToString()
             return written
@@ -85,7 +85,7 @@ class ResponseWriter:
         else:
             code = StatusCode.UNAUTHENTICATED if decision.http_status == 401 else StatusCode.PERMISSION_DENIED
             response.status.CopyFrom(Status(code=code, message=decision.public))
-            response.denied_response.CopyFrom(_denied(decision, outcome.mutations))
+            response.denied_response.CopyFrom(_denied(decision, outcome))
         return response
 
     def _metadata(self, outcome: Outcome) -> Struct:
@@ -113,21 +113,25 @@ def _ok(mutations: Mutations) -> OkHttpResponse:
         headers=[_option(one) for one in mutations.request_headers if one.action is not HeaderAction.REMOVE],
         headers_to_remove=removed,
         response_headers_to_add=[_response_option(one) for one in mutations.response_headers],
+        query_parameters_to_set=[
+            QueryParameter(key=name, value=value) for name, value in mutations.set_parameters
+        ],
         query_parameters_to_remove=mutations.remove_parameters,
     )
 
 
-def _denied(decision: Decision, mutations: Mutations) -> DeniedHttpResponse:
-    headers = [_header("content-type", "text/plain")]
-    if decision.challenge:
-        headers.append(_header("www-authenticate", decision.challenge))
-    headers += [
-        _header(one.name, one.value)
-        for one in mutations.response_headers
-        if one.action is not HeaderAction.REMOVE
-    ]
+def _denied(decision: Decision, outcome: Outcome) -> DeniedHttpResponse:
+    changes = [one for one in outcome.mutations.response_headers if one.action is not HeaderAction.REMOVE]
+    headers = [_header("www-authenticate", decision.challenge)] if decision.challenge else []
+    # A gRPC caller gets status and message in trailers, from Envoy; a content type would be in its way.
+    if outcome.grpc:
+        changes = [one for one in changes if one.name != "content-type"]
+    elif all(one.name != "content-type" for one in changes):
+        headers.append(_header("content-type", "text/plain"))
     return DeniedHttpResponse(
-        status=HttpStatus(code=decision.http_status), headers=headers, body=decision.public
+        status=HttpStatus(code=decision.http_status),
+        headers=headers + [_header(one.name, one.value) for one in changes],
+        body=decision.public,
     )
 
 

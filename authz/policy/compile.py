@@ -77,37 +77,60 @@ class Compiler:
 
     def addresses(self, loaded: Loaded, where: Field, blocks: Sequence[str]) -> Matcher | None:
         """Return the matcher for IP addresses and CIDRs, None after reporting one that is neither."""
-        for block in blocks:
+        for number, block in enumerate(blocks):
             try:
                 AddressMatcher.of((block,))
             except ValueError:
                 message = f"`{block}` is neither an IP address nor a CIDR without host bits"
-                self.report(loaded, where, "address", message)
+                self.report(loaded, item(loaded, where, number), "address", message)
                 return None
         return AddressMatcher.of(blocks)
 
     def ports(self, loaded: Loaded, where: Field, ports: Sequence[str]) -> Matcher | None:
         """Return the matcher for ports, None after reporting one that is none."""
-        for port in ports:
+        for number, port in enumerate(ports):
             if not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535):
-                self.report(loaded, where, "port", f"`{port}` is not a port")
+                self.report(loaded, item(loaded, where, number), "port", f"`{port}` is not a port")
                 return None
         return self.strings(str(int(port)) for port in ports)
 
-    def principals(self, loaded: Loaded, where: Field, values: Iterable[str]) -> StringMatcher:
-        """Return the matcher for principals; our trust domains stand for each other (Istio 1.4 and later)."""
+    def principals(
+        self,
+        loaded: Loaded,
+        where: Field,
+        values: Iterable[str],
+        *,
+        denies: bool = False,
+        patterns: bool = False,
+    ) -> StringMatcher:
+        """Return the matcher for principals; our trust domains stand for each other (Istio 1.4 and later).
+
+        With `patterns` also one with a star that fits one of ours, such as `*-td/ns/n/sa/a`, stands for all.
+        """
         ours = self.mesh.trust_domains
         found: list[str] = []
-        for value in values:
-            if value.startswith(SCHEME):
-                message = f"principals are written without `{SCHEME}`, so this matches nobody"
-                self.warn(loaded, where, "principal_scheme", message)
+        for value in self.without_scheme(loaded, where, values, denies=denies):
             domain, *rest = value.split("/")
             if len(rest) == 4 and (domain in ours or domain == LOCAL_TRUST_DOMAIN):
                 found += ["/".join((name, *rest)) for name in ours]
+            elif len(rest) == 4 and patterns and domain != "*" and _fits_any(domain, ours):
+                # A suffix is kept for those that it fits; a star after the start would be a literal.
+                found += ["/".join((name, *rest)) for name in ours]
+                found += [value] if domain.startswith("*") else []
             else:
                 found.append(value)
         return self.strings(found)
+
+    def without_scheme(
+        self, loaded: Loaded, where: Field, values: Iterable[str], *, denies: bool
+    ) -> Iterable[str]:
+        """Yield principals, after a warning for those with a scheme; what denies takes them without it."""
+        for value in values:
+            if value.startswith(SCHEME):
+                message = f"principals are written without `{SCHEME}`"
+                message += "" if denies else ", so this matches nobody"
+                self.warn(loaded, where, "principal_scheme", message)
+            yield value.removeprefix(SCHEME) if denies else value
 
     def split_key(
         self, loaded: Loaded, where: Field, key: str, known: Iterable[str], with_argument: Iterable[str]
@@ -140,6 +163,19 @@ class Compiler:
         return "experimental.envoy.filters", path
 
 
+def _fits_any(domain: str, names: Iterable[str]) -> bool:
+    matcher = StringMatcher.of((domain,))
+    return any(matcher.matches(name) for name in names)
+
+
+def item(loaded: Loaded, where: Field, number: int) -> Field:
+    """Return the path of a value at `where`: in a list the number-th, else (a property) the value itself."""
+    data = loaded.document.data
+    for step in where:
+        data = data[step]
+    return (*where, number) if isinstance(data, list) else where
+
+
 def place(where: Field) -> str:
     """Return a field path as it stands in decisions."""
     return format_field(where)
@@ -150,7 +186,7 @@ def compile_policies(
 ) -> tuple[PolicySet | None, list[Diagnostic]]:
     """Return the compiled policies and all problems; no policies when one of the problems is an error."""
     # Imported here: both need the `Compiler` above.
-    from authz.policy import rbac, security  # noqa: PLC0415
+    from authz.policy import rbac, security, shaping  # noqa: PLC0415
 
     compiler = Compiler(mesh)
     loaded = _load(compiler, documents)
@@ -158,6 +194,7 @@ def compile_policies(
         policies=(*rbac.compile_roles(compiler, loaded), *security.compile_authorization(compiler, loaded)),
         tokens=tuple(security.compile_tokens(compiler, loaded)),
         enforcement=rbac.compile_enforcement(compiler, loaded),
+        shapes=tuple(sorted(shaping.compile_shapes(compiler, loaded), key=lambda one: one.title)),
         has_roles=any(one.resource.apiVersion.startswith("rbac.istio.io/") for one in loaded),
     )
     failed = any(problem.severity is Severity.ERROR for problem in compiler.problems)

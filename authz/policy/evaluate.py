@@ -20,8 +20,9 @@ from authz.policy.rules import Alternative, Rule
 
 # A denial looks at this many rules for its nearest miss; `garrison check --explain` looks at all.
 MAX_EXPLAINED_RULES = 16
-# Decisions that a snapshot remembers; about 10 MB when their paths are long.
+# Decisions that a snapshot remembers, and how long the method and path of one may be: about 20 MB at most.
 MAX_REMEMBERED = 20_000
+MAX_REMEMBERED_LENGTH = 256
 # Headers that are called like this hold credentials; reasons, and so logs and metadata, never show them.
 _SECRET_HEADERS = re.compile("auth|cookie|credential|key|passw|secret|session|signature|token")
 
@@ -38,9 +39,13 @@ def stage_of(policies: DestinationPolicies, attributes: Attributes) -> Stage:
 def evaluate(policies: DestinationPolicies, attributes: Attributes) -> Decision:
     """Return the decision for a call whose tokens, if any, have been verified into `attributes.claims`."""
     memo = policies.memo
-    if memo is None or not attributes.method:
+    if memo is None:
         return _evaluate(policies, attributes)
-    key = (policies, attributes.method, attributes.path, attributes.principal)
+    method, path = attributes.method, attributes.path
+    # A call without a path may still have bytes of one, which conditions that deny look at.
+    if not method or not path or len(method) + len(path) > MAX_REMEMBERED_LENGTH:
+        return _evaluate(policies, attributes)
+    key = (policies, method, path, attributes.reported)
     decision = memo.get(key)
     if decision is None:
         decision = _evaluate(policies, attributes)

@@ -17,6 +17,7 @@ from authz.decision import Decision, ReasonCode, allow
 from authz.destination import Destination
 from authz.policy.matchers import Condition, StringMatcher
 from authz.policy.rules import Action, Enforcement, Policy, PolicySet, Rule, Selector
+from authz.policy.shaping import Shape
 
 # Fewer rules than this are faster walked than looked up.
 _WORTH_INDEXING = 8
@@ -150,7 +151,7 @@ class Stage:
     shadow_allow: RuleIndex | None
 
 
-# What a remembered decision may depend on; all of it follows from the method, the path and the principal.
+# What a remembered decision may depend on; all of it follows from the method, the path and the peer's name.
 _MEMORABLE = frozenset(
     {
         "request.method",
@@ -158,11 +159,13 @@ _MEMORABLE = frozenset(
         "request.path.any",
         "source.any",
         "source.principal",
+        "source.principal.any",
         "source.namespace",
         "source.namespace.any",
         "source.serviceAccount",
         "source.serviceAccount.any",
         "source.trustDomain",
+        "source.trustDomain.any",
     }
 )
 
@@ -194,8 +197,9 @@ class DestinationPolicies:
     tcp: Stage
     by_roles: bool
     not_enforced: Decision | None
+    shapes: tuple[Shape, ...]
     has_marks: bool  # whether rules apply that never decide
-    # Decisions by (these policies, method, path, principal), where nothing else can matter to them.
+    # Decisions by (these policies, method, path, name of the peer), where nothing else can matter to them.
     memo: dict[Any, Decision] | None
 
 
@@ -254,6 +258,7 @@ class PolicyIndex:
             http=http,
             tcp=self._stage(found, enforced=enforced, tcp=True),
             by_roles=not enforced,
+            shapes=tuple(shape for shape in self._policies.shapes if selects(shape.selector, destination)),
             has_marks=bool(http.audit or http.shadow_deny or http.shadow_allow),
             memo=self._memo if _is_memorable(http) else None,
             not_enforced=None if enforced else not_enforced(self._policies.enforcement, destination),
@@ -281,16 +286,20 @@ class PolicyIndex:
             allow_rules = RuleIndex(rules(Action.ALLOW, shadow=False)) if has(shadow=False) else None
         else:
             allow_rules = RuleIndex(rules(Action.ALLOW, shadow=False, role=True))
-        shadow_allow = rules(Action.ALLOW, shadow=True) + rules(Action.ALLOW, shadow=True, role=True)
-        if self._policies.enforcement.permissive:  # "global permissive" tries every binding
-            shadow_allow += rules(Action.ALLOW, shadow=False, role=True)
+        shadow_allow = rules(Action.ALLOW, shadow=True)
+        tried = has(shadow=True)  # one without rules is tried, too, and allows nothing
+        if not enforced:
+            permissive = self._policies.enforcement.permissive  # "global permissive" tries every binding
+            shadow_allow += rules(Action.ALLOW, shadow=True, role=True)
+            shadow_allow += rules(Action.ALLOW, shadow=False, role=True) if permissive else []
+            tried = tried or permissive
         return Stage(
             custom=index(rules(Action.CUSTOM, shadow=False)),
             audit=index(rules(Action.AUDIT, shadow=False)),
             deny=index(rules(Action.DENY, shadow=False)),
             allow=allow_rules,
             shadow_deny=index(rules(Action.DENY, shadow=True)),
-            shadow_allow=index(shadow_allow),
+            shadow_allow=RuleIndex(shadow_allow) if shadow_allow or tried else None,
         )
 
 

@@ -136,8 +136,10 @@ def _glob(pieces: tuple[str, ...], value: str) -> bool:
     return True
 
 
-# Istio's path templates: what one `{*}` may stand for, and `{**}` adds the slash.
+# Istio's path templates: what one `{*}` may stand for, and `{**}` adds the slash. A template that would deny
+# takes any character, or a path with another one would get past it (CVE-2025-46821 was `*`; `=` still is).
 _TEMPLATE_CHARACTERS = r"[A-Za-z0-9\-._~%!$&'()+,;:@*]"
+_ANY_CHARACTERS = r"[^/]"
 _TEMPLATE_LITERAL = re.compile(r"[a-zA-Z0-9\-._~%!$&'()+,;:@=]+")
 
 
@@ -149,15 +151,16 @@ class TemplateMatcher:
     _expressions: tuple[Any, ...] = field(compare=False, repr=False)
 
     @classmethod
-    def of(cls, templates: Iterable[str]) -> TemplateMatcher:
-        """Return the matcher for `templates`, of which any one suffices.
+    def of(cls, templates: Iterable[str], *, wide: bool = False) -> TemplateMatcher:
+        """Return the matcher for `templates`, of which any one suffices; `wide` takes any character.
 
         Raises:
             ValueError: one of them is no template; the message says why.
 
         """
         texts = tuple(templates)
-        return cls(texts, tuple(_compile_template(text) for text in texts))
+        characters = _ANY_CHARACTERS if wide else _TEMPLATE_CHARACTERS
+        return cls(texts, tuple(_compile_template(text, characters) for text in texts))
 
     def matches(self, value: str | None) -> bool:
         """Return whether `value` is there and one of the templates fits all of it."""
@@ -167,7 +170,7 @@ class TemplateMatcher:
         return ", ".join(f"`{template}`" for template in self.templates)
 
 
-def _compile_template(template: str) -> Any:
+def _compile_template(template: str, characters: str) -> Any:
     if not template.startswith("/"):
         raise ValueError(f"path template `{template}` does not start with `/`")
     expression, segments = "", template.split("/")[1:]
@@ -175,9 +178,9 @@ def _compile_template(template: str) -> Any:
         if segment == "{**}":
             if index != len(segments) - 1 and any("{" in rest for rest in segments[index + 1 :]):
                 raise ValueError(f"in path template `{template}` nothing but literals may follow `{{**}}`")
-            expression += f"/(?:{_TEMPLATE_CHARACTERS}|/)*"
+            expression += f"/(?:{characters}|/)*"
         elif segment == "{*}":
-            expression += f"/{_TEMPLATE_CHARACTERS}+"
+            expression += f"/{characters}+"
         elif segment and not _TEMPLATE_LITERAL.fullmatch(segment):
             raise ValueError(
                 f"segment `{segment}` of path template `{template}` is neither text nor an operator"
@@ -229,12 +232,39 @@ def _principal_pair(pattern: str) -> tuple[StringMatcher, StringMatcher]:
 
 
 @dataclass(frozen=True, slots=True)
+class MetadataMatcher:
+    """Dynamic metadata of another filter: `v` is a string, `[v]` one element of a list (a 1-tuple)."""
+
+    texts: StringMatcher
+    elements: StringMatcher
+
+    @classmethod
+    def of(cls, patterns: Iterable[str]) -> MetadataMatcher:
+        """Return the matcher for `patterns`, of which any one suffices."""
+        texts, elements = [], []
+        for pattern in patterns:
+            if pattern.startswith("[") and pattern.endswith("]"):
+                elements.append(pattern[1:-1])
+            else:
+                texts.append(pattern)
+        return cls(StringMatcher.of(texts), StringMatcher.of(elements))
+
+    def matches(self, value: str | tuple[str] | None) -> bool:
+        """Return whether `value` is there and a pattern of its kind fits it."""
+        return self.elements.matches(value[0]) if isinstance(value, tuple) else self.texts.matches(value)
+
+    def __str__(self) -> str:
+        lists = str(self.elements).replace("`, `", "]`, `[")
+        return ", ".join(filter(None, (str(self.texts), f"`[{lists[1:-1]}]`" if lists else "")))
+
+
+@dataclass(frozen=True, slots=True)
 class EitherMatcher:
     """Any of several matchers of different kinds."""
 
-    matchers: tuple[StringMatcher | TemplateMatcher, ...]
+    matchers: tuple[Matcher, ...]
 
-    def matches(self, value: str | None) -> bool:
+    def matches(self, value: Any) -> bool:
         """Return whether one of the matchers matches `value`."""
         return any(matcher.matches(value) for matcher in self.matchers)
 
@@ -243,7 +273,13 @@ class EitherMatcher:
 
 
 Matcher = (
-    StringMatcher | AddressMatcher | GlobMatcher | TemplateMatcher | RequestPrincipalMatcher | EitherMatcher
+    StringMatcher
+    | AddressMatcher
+    | GlobMatcher
+    | TemplateMatcher
+    | RequestPrincipalMatcher
+    | MetadataMatcher
+    | EitherMatcher
 )
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from authz.decision import ReasonCode, allow
 from authz.policy.compile import Compiler, Loaded, place
 from authz.policy.documents import ClusterRbacConfig, RbacConfig, ServiceRole, ServiceRoleBinding
 from authz.policy.documents import rbac as shape
-from authz.policy.matchers import Condition, Matcher, StringMatcher
+from authz.policy.matchers import Condition, EitherMatcher, Matcher, MetadataMatcher, StringMatcher
 from authz.policy.rules import Action, Alternative, Enforcement, Policy, Rule, Selector
 from garrison.documents import Field
 
@@ -38,7 +39,13 @@ _PROPERTY_KEYS = frozenset(
     }
 )
 _WITH_ARGUMENT = frozenset({"destination.labels", "request.headers", "request.auth.claims"})
-_EVERYBODY = frozenset({"allUsers", "*"})
+# Fields of a subject, and properties that say the same: Istio 1.2 and later refuse both together.
+_SAME_AS = (
+    (("names", "not_names"), frozenset({"source.principal", "source.user"})),
+    (("groups", "not_groups"), frozenset({"request.auth.claims[groups]"})),
+    (("namespaces", "not_namespaces"), frozenset({"source.namespace"})),
+    (("ips", "not_ips"), frozenset({"source.ip"})),
+)
 _AUTHENTICATED = "allAuthenticatedUsers"
 
 Key = tuple[str, str]  # (namespace, role)
@@ -119,14 +126,25 @@ def _role(
             services=tuple(pattern.lower() for pattern in rule.services) or None,
             conditions=tuple(one for one in conditions if one.attribute in _DESTINATION_KEYS),
         )
-        # Nothing needs to change for TCP: what a connection does not have, no condition of a role matches,
-        # except a negative one, and those drop the rule.
-        tcp = () if any(one.negated and _is_http(one) for one in conditions) else (compiled,)
+        # What a connection does not have, no condition of a role matches, except a negative one: those drop
+        # the rule, or the subject (Istio 1.3).
+        tcp = () if any(map(_needs_http, conditions)) else (_for_tcp(compiled),)
         yield Policy(role.title, selector, Action.ALLOW, (compiled,), tcp, shadow=shadow, is_role=True)
 
 
-def _is_http(condition: Condition) -> bool:
-    return condition.attribute.startswith("request.")
+def _needs_http(condition: Condition) -> bool:
+    return condition.negated and condition.attribute.startswith("request.")
+
+
+def _for_tcp(rule: Rule) -> Rule:
+    kept = [number for number, one in enumerate(rule.sources) if not any(map(_needs_http, one.conditions))]
+    if len(kept) == len(rule.sources):
+        return rule
+    return replace(
+        rule,
+        sources=tuple(rule.sources[number] for number in kept),
+        decisions=tuple(rule.decisions[number] for number in kept),
+    )
 
 
 def _operation(
@@ -138,7 +156,7 @@ def _operation(
             values = getattr(rule, spelled)
             if not values:
                 continue
-            # Hosts compare without case; a denied host also with and without its port.
+            # Hosts compare without case; what excludes looks at every reading of a path or host.
             patterns = [value.lower() for value in values] if name == "hosts" else values
             source = f"{attribute}.any" if negated and name != "methods" else attribute
             yield Condition(
@@ -166,6 +184,9 @@ def _operation(
         compiler.report(loaded, where, "exclusive", "`methods` and `not_methods` exclude each other")
     if rule.ports and rule.not_ports:
         compiler.report(loaded, where, "exclusive", "`ports` and `not_ports` exclude each other")
+    if (rule.ports or rule.not_ports) and any(one.key == "destination.port" for one in rule.constraints):
+        message = "a constraint on `destination.port` excludes `ports` and `not_ports`"
+        compiler.report(loaded, where, "exclusive", message)
 
 
 def _constraint(
@@ -192,6 +213,10 @@ def _subjects(compiler: Compiler, loaded: Loaded, binding: ServiceRoleBinding) -
             hint = 'for everybody, write `user: "*"`'
             compiler.report(loaded, where, "empty_subject", "the subject names nobody", hint)
             continue
+        for fields, same in _SAME_AS:
+            if same & set(subject.properties) and any(getattr(subject, name) for name in fields):
+                message = f"`{fields[0]}` excludes the property `{min(same)}`"
+                compiler.report(loaded, where, "exclusive", message)
         conditions = [
             *_user(compiler, loaded, where, subject),
             *_names(compiler, loaded, where, subject),
@@ -239,9 +264,13 @@ def _names(compiler: Compiler, loaded: Loaded, where: Field, subject: shape.Subj
                 )
             continue
         patterns = ["*" if value == _AUTHENTICATED else value for value in values]
-        matcher = compiler.principals(loaded, at, patterns)
+        # Istio 1.4 knows aliases for `user` only; to exclude, they count here too.
+        patterns = list(compiler.without_scheme(loaded, at, patterns, denies=negated))
+        matcher: Matcher = compiler.strings(patterns)
+        if negated:
+            matcher = EitherMatcher((matcher, compiler.principals(loaded, at, patterns)))
         yield Condition(
-            "source.principal",
+            "source.principal.any" if negated else "source.principal",
             "",
             matcher,
             every=not negated,
@@ -298,8 +327,10 @@ def _condition(  # noqa: PLR0917 - what it is about, then what it says
         return None
     if attribute == "source.user":
         attribute = "source.principal"
-    # Claims may be lists, of which one element suffices; of anything else every value must match.
-    every = not negated and not attribute.startswith("request.auth.")
+    if negated and attribute == "source.namespace":
+        attribute = "source.namespace.any"
+    # Claims and metadata may be lists, of which one element suffices; else every value must match.
+    every = not negated and not attribute.startswith(("request.auth.", "experimental."))
     return Condition(attribute, argument, matcher, every, place(where), negated, name)
 
 
@@ -317,7 +348,9 @@ def _matcher(
                 return None
     if attribute in {"source.principal", "source.user"}:
         return compiler.principals(loaded, where, values)
-    if attribute == "request.host":
+    if attribute == "experimental.envoy.filters":
+        return MetadataMatcher.of(values)
+    if attribute in {"request.host", "connection.sni"}:
         values = [value.lower() for value in values]
     matcher: StringMatcher = compiler.strings(values)
     return matcher

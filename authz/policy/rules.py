@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from authz.authn.jwt import JwtRule
 from authz.decision import Decision
 from authz.policy.matchers import Condition
+
+if TYPE_CHECKING:
+    from authz.policy.shaping import Shape
 
 
 class Action(StrEnum):
@@ -113,4 +117,5 @@ class PolicySet:
     policies: tuple[Policy, ...]
     tokens: tuple[TokenPolicy, ...]
     enforcement: Enforcement
+    shapes: tuple[Shape, ...] = ()
     has_roles: bool = False  # whether there is any role, binding or switch: `rbac.istio.io` is in use

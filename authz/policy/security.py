@@ -27,6 +27,7 @@ from authz.policy.matchers import (
     EitherMatcher,
     GlobMatcher,
     Matcher,
+    MetadataMatcher,
     RequestPrincipalMatcher,
     StringMatcher,
     TemplateMatcher,
@@ -77,8 +78,20 @@ _WHEN_KEYS = frozenset(
     }
 )
 _WITH_ARGUMENT = frozenset({"request.headers", "request.auth.claims"})
-# Attributes of which a denying condition looks at more spellings.
-_HAS_ANY = frozenset({"request.host", "request.path", "source.namespace", "source.serviceAccount"})
+_MAX_SERVICE_ACCOUNTS = 16  # in one list, as in Istio
+# Attributes of which a denying condition looks at more readings.
+_HAS_ANY = frozenset(
+    {
+        "remote.ip",
+        "request.headers",
+        "request.host",
+        "request.path",
+        "source.namespace",
+        "source.principal",
+        "source.serviceAccount",
+        "source.trustDomain",
+    }
+)
 # Attributes with several values of which one is meant: claims, and metadata of other filters.
 _LISTS = ("request.auth.", "experimental.")
 # CUSTOM runs before tokens are looked at and without identities (Istio, reference of `action`).
@@ -96,6 +109,9 @@ def compile_authorization(compiler: Compiler, loaded: Sequence[Loaded]) -> Itera
     for one in loaded:
         if isinstance(one.resource, AuthorizationPolicy):
             yield _Authorization(compiler, one, one.resource).compile()
+        elif DRY_RUN in one.resource.metadata.annotations:
+            where = ("metadata", "annotations", DRY_RUN)
+            compiler.report(one, where, "dry_run", "only an AuthorizationPolicy can be tried out")
 
 
 class _Authorization:
@@ -242,7 +258,7 @@ class _Authorization:
             return
         # Does a match of this condition lean towards denying the call?
         denies = (self._action is not Action.ALLOW) is not negated
-        matcher = self._matcher(where, attribute, values)
+        matcher = self._matcher(where, attribute, values, denies=denies)
         if matcher is None:
             return
         if denies and attribute in _HAS_ANY:
@@ -250,7 +266,9 @@ class _Authorization:
         every = not denies and not attribute.startswith(_LISTS)
         yield Condition(attribute, argument, matcher, every, place(where), negated, name)
 
-    def _matcher(self, where: Field, attribute: str, values: Sequence[str]) -> Matcher | None:
+    def _matcher(
+        self, where: Field, attribute: str, values: Sequence[str], *, denies: bool
+    ) -> Matcher | None:
         compiler, loaded = self._compiler, self._loaded
         if attribute in {"source.ip", "remote.ip", "destination.ip"}:
             return compiler.addresses(loaded, where, values)
@@ -258,7 +276,7 @@ class _Authorization:
             return compiler.ports(loaded, where, values)
         match attribute:
             case "source.principal":
-                return compiler.principals(loaded, where, values)
+                return compiler.principals(loaded, where, values, denies=denies, patterns=True)
             case "source.namespace":
                 return GlobMatcher.of(values)
             case "source.serviceAccount":
@@ -267,40 +285,47 @@ class _Authorization:
                 return self._trust_domains(where, values)
             case "request.auth.pair":
                 return RequestPrincipalMatcher.of(values)
-            case "request.host":
+            case "experimental.envoy.filters":
+                return MetadataMatcher.of(values)
+            case "request.host" | "connection.sni":
                 return compiler.strings(value.lower() for value in values)
             case "request.path":
-                return self._paths(where, values)
+                return self._paths(where, values, denies=denies)
             case _:
                 return compiler.strings(values)
 
     def _service_accounts(self, where: Field, values: Sequence[str]) -> Matcher | None:
-        for value in values:
-            if "*" in value or value.count("/") > 1 or len(value) > 320:
+        if len(values) > _MAX_SERVICE_ACCOUNTS:
+            message = f"there can be {_MAX_SERVICE_ACCOUNTS} service accounts, not {len(values)}"
+            self._report(where, "service_account", message)
+        for number, value in enumerate(values):
+            if "*" in value or value.count("/") > 1 or len(value) > 320 or not all(value.split("/")):
                 message = f"`{value}` is neither `ACCOUNT` nor `NAMESPACE/ACCOUNT`"
-                self._report(where, "service_account", message)
+                self._report((*where, number), "service_account", message)
                 return None
         namespace = self._policy.metadata.namespace
         return StringMatcher(frozenset(value if "/" in value else f"{namespace}/{value}" for value in values))
 
     def _trust_domains(self, where: Field, values: Sequence[str]) -> Matcher | None:
-        for value in values:
+        for number, value in enumerate(values):
             if "/" in value or value.count("*") > 1 or "*" in value[1:-1]:
-                self._report(where, "trust_domain", f"`{value}` is no trust domain")
+                self._report((*where, number), "trust_domain", f"`{value}` is no trust domain")
                 return None
         ours = self._compiler.mesh.trust_domains
         found = [name for value in values for name in (ours if value in ours else (value,))]
         return self._compiler.strings(found)
 
-    def _paths(self, where: Field, values: Sequence[str]) -> Matcher | None:
+    def _paths(self, where: Field, values: Sequence[str], *, denies: bool) -> Matcher | None:
         templates = [value for value in values if "{" in value or "}" in value]
         if not templates:
             return self._compiler.strings(values)
-        try:
-            matcher = TemplateMatcher.of(templates)
-        except ValueError as error:
-            self._report(where, "path_template", str(error))
-            return None
+        for number, value in enumerate(values):
+            try:
+                TemplateMatcher.of([value] if value in templates else [])
+            except ValueError as error:
+                self._report((*where, number), "path_template", str(error))
+                return None
+        matcher = TemplateMatcher.of(templates, wide=denies)
         others = [value for value in values if value not in templates]
         return EitherMatcher((self._compiler.strings(others), matcher)) if others else matcher
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from authz.policy.documents.kubernetes import Metadata, Resource
 from authz.policy.documents.rbac import ClusterRbacConfig, RbacConfig, ServiceRole, ServiceRoleBinding
+from authz.policy.documents.response import ResponsePolicy
 from authz.policy.documents.security import AuthorizationPolicy, RequestAuthentication
 
 KINDS: dict[tuple[str, str], type[Resource]] = {
@@ -15,6 +16,7 @@ KINDS: dict[tuple[str, str], type[Resource]] = {
     ("rbac.istio.io/v1alpha1", "ServiceRoleBinding"): ServiceRoleBinding,
     ("rbac.istio.io/v1alpha1", "RbacConfig"): RbacConfig,
     ("rbac.istio.io/v1alpha1", "ClusterRbacConfig"): ClusterRbacConfig,
+    ("garrison.dev/v1alpha1", "ResponsePolicy"): ResponsePolicy,
     ("security.istio.io/v1", "AuthorizationPolicy"): AuthorizationPolicy,
     ("security.istio.io/v1beta1", "AuthorizationPolicy"): AuthorizationPolicy,
     ("security.istio.io/v1", "RequestAuthentication"): RequestAuthentication,
@@ -29,6 +31,7 @@ __all__ = [
     "RbacConfig",
     "RequestAuthentication",
     "Resource",
+    "ResponsePolicy",
     "ServiceRole",
     "ServiceRoleBinding",
 ]
