@@ -170,6 +170,9 @@ def metrics_table() -> str:
         decisions=nothing,
         rate_limits=nothing,
         reloads=nothing,
+        left_out=nothing,
+        sds=nothing,
+        refused_buckets=lambda: 0,
         snapshots=nothing,
         ready=lambda: True,
     )
