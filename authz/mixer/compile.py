@@ -332,9 +332,9 @@ class _Compiler:
     def _action(self, one: _Loaded, index: int, action: shape.Action) -> Action | None:
         base: Field = ("spec", "actions", index)
         key = self._resolve(one, (*base, "handler"), action.handler, "handler")
-        if key is None or key in self.silent:
+        if key in self.silent:
             return None
-        handler = self.handlers[key]
+        handler = self.handlers[key] if key is not None else None
         found = [
             instance
             for position, name in enumerate(action.instances)

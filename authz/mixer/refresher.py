@@ -112,10 +112,12 @@ class ListRefresher:
                         self._start(source)
                 idle = [one for source, one in self._states.items() if source not in self._running]
                 soonest = min((state.next_fetch_at for state in idle), default=None)
+                # 50 ms at least: a clock that stands still must not make this spin.
+                wait = None if soonest is None else max(0.05, soonest - self._clock())
+                # Not `wait_for`: until Python 3.12 it can lose a cancellation.
                 with contextlib.suppress(TimeoutError):
-                    # 50 ms at least: a clock that stands still must not make this spin.
-                    wait = None if soonest is None else max(0.05, soonest - self._clock())
-                    await asyncio.wait_for(self._changed.wait(), wait)
+                    async with asyncio.timeout(wait):
+                        await self._changed.wait()
         finally:
             for task in self._running.values():
                 task.cancel()
