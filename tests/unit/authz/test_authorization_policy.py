@@ -5,19 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from support.checks import check_request, decide_on, principal, snapshot
+from support.checks import CALL, check_request, decide_on, principal, role, snapshot
 from support.policies import (
+    connection,
     operation,
     policy,
+    problems_of,
     source,
     tokens,
     when,
     with_token,
 )
 
+from authz.attributes import Attributes
 from authz.decision import ReasonCode
 from authz.paths import PathNormalization
 from authz.policy.compile import MeshSettings
+from authz.policy.evaluate import marks
+from authz.service import DestinationResolver
+from garrison.identity import TrustDomain
 
 A = principal("a")  # spiffe://cluster.local/ns/default/sa/a
 Request = dict[str, Any]
@@ -41,7 +47,6 @@ def matches(make: Any, *arguments: Any, request: Any) -> bool:
         ('{principals: ["cluster.local/ns/default/sa/a"]}', principal("ab"), False),
         ('{principals: ["cluster.local/ns/default/sa/a"]}', principal("A"), False),
         ('{principals: ["cluster.local/ns/default/sa/a"]}', "", False),
-        ('{principals: ["spiffe://cluster.local/ns/default/sa/a"]}', A, False),
         ('{principals: ["x", "cluster.local/ns/default/sa/a"]}', A, True),
         ('{principals: ["*"]}', A, True),
         ('{principals: ["*"]}', "", False),
@@ -537,3 +542,622 @@ def test_target_references(target: str, namespace: str, labels: dict[str, str], 
     text = policy("[{}]", "DENY", spec=target, namespace=namespace) + policy("[{}]", name="q")
     extensions = {f"destination.labels[{name}]": value for name, value in labels.items()}
     assert decide_on(text, check_request(extensions=extensions)).allowed is not selected
+
+
+# ------------------------------------------------------------------------------------------- trust domains
+
+OLD, NEW = TrustDomain("old-td"), TrustDomain("new-td")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "domains", "others"),
+    [
+        ("new-td/ns/default/sa/a", ["new-td", "old-td"], ["some-td", "cluster.local"]),
+        ("old-td/ns/default/sa/a", ["new-td", "old-td"], ["some-td", "cluster.local"]),
+        ("cluster.local/ns/default/sa/a", ["new-td", "old-td"], ["some-td", "cluster.local"]),
+        ("some-td/ns/default/sa/a", ["some-td"], ["new-td", "old-td"]),
+        ("cluster.local/ns/default/*", ["cluster.local"], ["new-td"]),
+        ("cluster.local/ns/default/sa/*", ["new-td", "old-td"], ["cluster.local"]),
+        ("*/ns/default/sa/a", ["new-td", "some-td"], []),
+        ("*d-td/ns/default/sa/a", ["new-td", "old-td", "good-td"], ["some-td"]),
+        ("new*/ns/default/sa/a", ["new-td", "old-td"], ["newer-td"]),
+        ("*", ["new-td", "some-td"], []),
+    ],
+)
+def test_principals_of_our_trust_domains_stand_for_each_other(
+    pattern: str, domains: list[str], others: list[str]
+) -> None:
+    """A principal of five parts in one of ours, or in `cluster.local`, is meant in all of ours."""
+    mesh = MeshSettings(trust_domain=NEW, trust_domain_aliases=(OLD,))
+    for action, expected in (("ALLOW", True), ("DENY", False)):
+        for text in (
+            source(f'{{principals: ["{pattern}"]}}', action),
+            when("source.principal", f'["{pattern}"]', action),
+        ):
+            compiled = snapshot(text, mesh)
+            for domain in domains:
+                request = check_request(source=principal("a", trust_domain=domain))
+                assert decide_on(compiled, request).allowed is expected, domain
+            for domain in others:
+                request = check_request(source=principal("a", trust_domain=domain))
+                assert decide_on(compiled, request).allowed is not expected, domain
+
+
+def test_aliases_of_trust_domains() -> None:
+    """`trustDomains` with one of ours means all of ours; namespaces and accounts have any trust domain."""
+    mesh = MeshSettings(trust_domain=NEW, trust_domain_aliases=(OLD,))
+    for value, domain, expected in (
+        ("new-td", "old-td", True),
+        ("old-td", "new-td", True),
+        ("some-td", "some-td", True),
+        ("some-td", "new-td", False),
+        ("cluster.local", "new-td", False),
+    ):
+        compiled = snapshot(source(f"{{trustDomains: [{value}]}}"), mesh)
+        assert (
+            decide_on(compiled, check_request(source=principal("a", trust_domain=domain))).allowed is expected
+        )
+    accounts = snapshot(source("{serviceAccounts: [a]}"), mesh)
+    assert decide_on(accounts, check_request(source=principal("a", trust_domain="some-td"))).allowed
+
+
+# --------------------------------------------------------------------------------------------- connections
+
+HTTP_ONLY = [
+    'to: [{operation: {methods: ["GET"]}}]',
+    'to: [{operation: {notMethods: ["GET"]}}]',
+    'to: [{operation: {paths: ["/a"]}}]',
+    'to: [{operation: {notPaths: ["/a"]}}]',
+    'to: [{operation: {hosts: ["a.com"]}}]',
+    'to: [{operation: {notHosts: ["a.com"]}}]',
+    'to: [{operation: {ports: ["9080"]}}, {operation: {methods: ["GET"]}}]',
+    'from: [{source: {requestPrincipals: ["*"]}}]',
+    'from: [{source: {notRequestPrincipals: ["*"]}}]',
+    'from: [{source: {principals: ["*"]}}, {source: {requestPrincipals: ["*"]}}]',
+    'when: [{key: "request.headers[a]", values: ["1"]}]',
+    'when: [{key: "request.headers[a]", notValues: ["1"]}]',
+    'when: [{key: "request.auth.claims[a]", notValues: ["1"]}]',
+    'when: [{key: "request.auth.principal", values: ["*"]}]',
+    'when: [{key: "request.auth.audiences", values: ["*"]}]',
+    'when: [{key: "request.auth.presenter", values: ["*"]}]',
+]
+
+
+@pytest.mark.parametrize("fields", HTTP_ONLY)
+def test_on_connections_http_fields_allow_less_and_deny_more(fields: str) -> None:
+    """An ALLOW rule with any HTTP field is dropped; of a DENY rule only that field is."""
+    request = connection(source=A)
+    assert not decide_on(policy(f"[{{{fields}}}]"), request).allowed
+    assert decide_on(policy(f"[{{{fields}}}, {{}}]"), request).allowed
+    assert not decide_on(policy(f"[{{{fields}}}]", "DENY"), request).allowed
+
+
+def test_what_is_left_of_a_deny_rule_still_has_to_match() -> None:
+    """Dropping an HTTP field leaves the others: ports keep a DENY of paths from every other connection."""
+    text = operation('{paths: ["/admin"], ports: ["9080"]}', "DENY")
+    assert not decide_on(text, connection(port=9080)).allowed
+    assert decide_on(text, connection(port=9081)).allowed
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ('from: [{source: {principals: ["cluster.local/ns/default/sa/a"]}}]', True),
+        ('from: [{source: {principals: ["*/sa/b"]}}]', False),
+        ('from: [{source: {namespaces: ["default"]}}]', True),
+        ('from: [{source: {serviceAccounts: ["a"]}}]', True),
+        ('from: [{source: {trustDomains: ["cluster.local"]}}]', True),
+        ('from: [{source: {ipBlocks: ["10.0.0.1"]}}]', True),
+        ('from: [{source: {ipBlocks: ["10.0.0.9"]}}]', False),
+        ('from: [{source: {remoteIpBlocks: ["192.0.2.1"]}}]', True),
+        ('to: [{operation: {ports: ["9080"]}}]', True),
+        ('to: [{operation: {notPorts: ["9080"]}}]', False),
+        ('when: [{key: "connection.sni", values: ["*.a.com"]}]', True),
+        ('when: [{key: "destination.ip", values: ["10.0.0.2"]}]', True),
+        ("", True),
+    ],
+)
+def test_fields_that_connections_have(fields: str, expected: bool) -> None:
+    """Peers, addresses, ports and the SNI count for connections as for requests."""
+    request = connection(source=A, sni="www.a.com", extensions={"remote.ip": "192.0.2.1"})
+    assert decide_on(policy(f"[{{{fields}}}]"), request).allowed is expected
+    assert decide_on(policy(f"[{{{fields}}}]", "DENY"), request).allowed is not expected
+
+
+# -------------------------------------------------------------------------------------- audit and dry runs
+
+
+def marks_of(text: str, request: Any) -> dict[str, str]:
+    """Return what rules that never decide say about `request`."""
+    compiled = snapshot(text)
+    context = request.attributes
+    destination = DestinationResolver().resolve(context.context_extensions, context.request.http.host, CALL)
+    assert destination is not None
+    attributes = Attributes(context, compiled.mesh.path_normalization, destination)
+    return dict(marks(compiled.policies_for(destination), attributes))
+
+
+TRIED = '{istio.io/dry-run: "true"}'
+ADMIN = '[{to: [{operation: {paths: ["/admin"]}}]}]'
+
+
+def verdict(result: str, document: str) -> dict[str, str]:
+    """Return the marks of one tried policy, by the names of Istio's metadata."""
+    title = f"AuthorizationPolicy default/{document}" if document != "none" else "none"
+    return {"shadow_engine_result": result, "shadow_effective_policy_id": title}
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "expected"),
+    [
+        (policy(ADMIN, "DENY", annotations=TRIED), "/admin", verdict("denied", "p")),
+        (policy(ADMIN, "DENY", annotations=TRIED), "/a", verdict("allowed", "none")),
+        (policy(ADMIN, annotations=TRIED), "/admin", verdict("allowed", "p")),
+        (policy(ADMIN, annotations=TRIED), "/a", verdict("denied", "none")),
+        (policy("[]", annotations=TRIED), "/a", verdict("denied", "none")),
+        (
+            policy(ADMIN, annotations=TRIED) + policy("[{}]", "DENY", name="q", annotations=TRIED),
+            "/admin",
+            verdict("denied", "q"),
+        ),
+        (policy(ADMIN, annotations="{istio.io/dry-run: 'false'}"), "/a", {}),
+        (policy(ADMIN, "AUDIT"), "/admin", {"audit": "AuthorizationPolicy default/p"}),
+        (policy(ADMIN, "AUDIT"), "/a", {}),
+        (policy(ADMIN), "/admin", {}),
+    ],
+)
+def test_marks(text: str, path: str, expected: dict[str, str]) -> None:
+    """AUDIT and dry runs are reported, by the names of Istio's metadata."""
+    assert marks_of(text, check_request(path=path)) == expected
+
+
+@pytest.mark.parametrize("value", ["1", "t", "T", "true", "True", "TRUE"])
+def test_what_is_tried_never_decides(value: str) -> None:
+    """A dry run neither denies nor allows, nor does it make anything have to allow."""
+    annotations = f'{{istio.io/dry-run: "{value}"}}'
+    allowing = policy("[{}]", name="q")
+    assert decide_on(policy("[{}]", "DENY", annotations=annotations) + allowing, check_request()).allowed
+    assert decide_on(policy("[]", annotations=annotations) + allowing, check_request()).allowed
+    assert decide_on(policy("[]", annotations=annotations), check_request()).allowed
+    nothing = policy("[]", name="q")
+    assert not decide_on(policy("[{}]", annotations=annotations) + nothing, check_request()).allowed
+
+
+@pytest.mark.parametrize("value", ["0", "f", "F", "false", "False", "FALSE"])
+def test_a_dry_run_that_is_off_is_enforced(value: str) -> None:
+    """The annotation can say no."""
+    annotations = f'{{istio.io/dry-run: "{value}"}}'
+    assert not decide_on(policy("[{}]", "DENY", annotations=annotations), check_request()).allowed
+
+
+# --------------------------------------------------------------------------------------- beside roles
+
+
+@pytest.mark.parametrize(
+    ("extra", "allowed"),
+    [
+        (policy("[]"), False),
+        (policy("[{}]"), True),
+        (policy("[{}]", "DENY"), False),
+        (policy("[]", annotations=TRIED), True),
+        (policy("[{}]", "AUDIT"), True),
+        (policy("[]", spec="selector: {matchLabels: {app: x}}"), True),
+        (operation('{paths: ["/x"]}', "DENY"), True),
+    ],
+)
+def test_roles_that_allow_beside_policies(extra: str, allowed: bool) -> None:
+    """Where an ALLOW policy is enforced roles are not looked at; DENY comes before roles."""
+    assert decide_on(role("[{}]") + extra, check_request()).allowed is allowed
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        operation('{paths: ["/x"]}', "DENY"),
+        policy("[{}]", "AUDIT"),
+        policy("[{}]", annotations=TRIED),
+        policy("[{}]", namespace="other"),
+        policy("[{}]", spec="selector: {matchLabels: {app: x}}"),
+    ],
+)
+def test_a_policy_that_does_not_allow_leaves_roles_in_force(extra: str) -> None:
+    """What roles do not allow stays denied beside DENY, AUDIT, dry runs and policies for others."""
+    assert not decide_on(role('[{paths: ["/only"]}]') + extra, check_request()).allowed
+
+
+# --------------------------------------------------------------------------------------------- validation
+
+HEAD = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p}\n"
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("{action: CUSTOM, rules: [{}]}", "p.yaml:4:7: spec: CUSTOM needs a `provider` [missing_field]"),
+        (
+            "{provider: {name: x}, rules: [{}]}",
+            "p.yaml:4:18: spec.provider: only CUSTOM has a provider [exclusive]",
+        ),
+        ("{action: DENY}", "p.yaml:4:7: spec: DENY needs `rules` [missing_field]"),
+        ("{action: CUSTOM, provider: {name: x}}", "CUSTOM needs `rules` [missing_field]"),
+        ("{action: LOG}", "p.yaml:4:16: spec.action:"),
+        ("{rules: [{from: []}]}", "p.yaml:4:23: spec.rules[0].from: list should have at least 1 item"),
+        ("{rules: [{to: []}]}", "spec.rules[0].to: list should have at least 1 item"),
+        ("{rules: [{when: []}]}", "spec.rules[0].when: list should have at least 1 item"),
+        (
+            "{rules: [{from: [{source: {}}]}]}",
+            "p.yaml:4:33: spec.rules[0].from[0].source: the source is empty [empty]",
+        ),
+        (
+            "{rules: [{to: [{operation: {}}]}]}",
+            "p.yaml:4:34: spec.rules[0].to[0].operation: the operation is empty",
+        ),
+        ("{rules: [{from: [{}]}]}", "spec.rules[0].from[0].source:"),
+        (
+            "{rules: [{to: [{operation: {paths: []}}]}]}",
+            "spec.rules[0].to[0].operation.paths: list should have",
+        ),
+        (
+            "{rules: [{to: [{operation: {paths: ['']}}]}]}",
+            "spec.rules[0].to[0].operation.paths[0]: string should have",
+        ),
+        ("{rules: [{to: [{operation: {path: [a]}}]}]}", "(did you mean `paths`?) [unknown_field]"),
+        (
+            "{rules: [{to: [{operation: {ports: ['1', '65536']}}]}]}",
+            "p.yaml:4:48: spec.rules[0].to[0].operation.ports[1]: `65536` is not a port",
+        ),
+        ("{rules: [{to: [{operation: {ports: ['+1']}}]}]}", "`+1` is not a port [port]"),
+        ("{rules: [{to: [{operation: {ports: [80]}}]}]}", "expected a string, got a number"),
+        (
+            "{rules: [{from: [{source: {ipBlocks: ['::', x]}}]}]}",
+            "spec.rules[0].from[0].source.ipBlocks[1]: `x` is neither",
+        ),
+        ("{rules: [{from: [{source: {remoteIpBlocks: ['10.0.0.1/8']}}]}]}", "[address]"),
+        ("{rules: [{from: [{source: {serviceAccounts: [a], principals: [b]}}]}]}", "[exclusive]"),
+        ("{rules: [{from: [{source: {serviceAccounts: [a], notNamespaces: [b]}}]}]}", "[exclusive]"),
+        ("{rules: [{from: [{source: {notServiceAccounts: [a], notPrincipals: [b]}}]}]}", "[exclusive]"),
+        (
+            "{rules: [{from: [{source: {serviceAccounts: [a, 'b*']}}]}]}",
+            "serviceAccounts[1]: `b*` is neither",
+        ),
+        ("{rules: [{from: [{source: {serviceAccounts: [a/b/c]}}]}]}", "[service_account]"),
+        ("{rules: [{from: [{source: {serviceAccounts: [a/]}}]}]}", "[service_account]"),
+        ("{rules: [{from: [{source: {serviceAccounts: [/a]}}]}]}", "[service_account]"),
+        (f"{{rules: [{{from: [{{source: {{serviceAccounts: [{'a' * 321}]}}}}]}}]}}", "[service_account]"),
+        (
+            f"{{rules: [{{from: [{{source: {{serviceAccounts: {list('abcdefghijklmnopq')}}}}}]}}]}}",
+            "not 17 [service_account]",
+        ),
+        (
+            "{rules: [{from: [{source: {trustDomains: [a, b/c]}}]}]}",
+            "trustDomains[1]: `b/c` is no trust domain",
+        ),
+        ("{rules: [{from: [{source: {trustDomains: ['*a*']}}]}]}", "[trust_domain]"),
+        ("{rules: [{from: [{source: {trustDomains: ['a*b']}}]}]}", "[trust_domain]"),
+        ("{rules: [{when: [{values: [a]}]}]}", "spec.rules[0].when[0].key:"),
+        ("{rules: [{when: [{key: '', values: [a]}]}]}", "spec.rules[0].when[0].key:"),
+        (
+            "{rules: [{when: [{key: source.ip}]}]}",
+            "spec.rules[0].when[0]: a condition needs `values` or `notValues`",
+        ),
+        (
+            "{rules: [{when: [{key: source.ip, values: [x]}]}]}",
+            "spec.rules[0].when[0].values[0]: `x` is neither",
+        ),
+        ("{rules: [{when: [{key: 'request.headers[]', values: [x]}]}]}", "[key_argument]"),
+        ("{rules: [{when: [{key: 'request.headers', values: [x]}]}]}", "[key_argument]"),
+        ("{rules: [{when: [{key: 'request.auth.claims[a][]', values: [x]}]}]}", "[key_argument]"),
+        ("{rules: [{when: [{key: 'request.auth.claims[[a]]', values: [x]}]}]}", "[key_argument]"),
+        ("{rules: [{when: [{key: 'source.ip[a]', values: [x]}]}]}", "[unknown_key]"),
+        *(
+            (f"{{rules: [{{when: [{{key: '{key}', values: [x]}}]}}]}}", f"`{key}` is not known here")
+            for key in (
+                "destination.labels[app]",
+                "destination.name",
+                "destination.namespace",
+                "destination.user",
+                "source.user",
+                "request.header[a]",
+                "source.any",
+                "request.path",
+                "request.auth.pair",
+            )
+        ),
+        ("{selector: {matchLabels: {'': a}}}", "p.yaml:4:"),
+        ("{selector: {matchLabels: {'a*': b}}}", "[selector]"),
+        ("{selector: {matchLabels: {a: 'b*'}}}", "[selector]"),
+        (
+            f"{{targetRefs: [{GATEWAY}], selector: {{}}}}",
+            "only one of `selector`, `targetRef` and `targetRefs`",
+        ),
+        (f"{{targetRefs: [{GATEWAY}], targetRef: {GATEWAY}}}", "[exclusive]"),
+        ("{targetRefs: [{kind: Service, name: ''}]}", "spec.targetRefs[0].name:"),
+        (
+            "{targetRefs: [{kind: Service, name: a, namespace: b}]}",
+            "spec.targetRefs[0].namespace: a target has no namespace",
+        ),
+        (
+            "{targetRefs: [{kind: Service, name: a, group: b}]}",
+            "spec.targetRefs[0].group: the group of a Service is ``",
+        ),
+        ("{targetRef: {kind: Gateway, name: a}}", "spec.targetRef.group: the group of a Gateway"),
+        ("{targetRefs: [{kind: Pod, name: a}]}", "spec.targetRefs[0].kind:"),
+        (f"{{targetRefs: [{CLASS}]}}", "a GatewayClass is a target only in namespace `istio-system`"),
+        (f"{{targetRefs: [{', '.join([GATEWAY] * 17)}]}}", "[too_long]"),
+        (f"{{rules: [{', '.join(['{}'] * 513)}]}}", "[too_long]"),
+        ("{rules: [null]}", "p.yaml:4:16:"),
+        *(
+            (f"{{rules: [{{to: [{{operation: {{paths: ['/ok', '{path}']}}}}]}}]}}", "operation.paths[1]:")
+            for path in (
+                "/a/{x}",
+                "/a{*}",
+                "/{*}b",
+                "/{**}/{*}",
+                "/{**}/{**}",
+                "/{*}/*",
+                "/*/{*}",
+                "/a?b/{*}",
+                "/a}",
+                "/{",
+                "/{***}",
+                "a/{*}",
+            )
+        ),
+    ],
+)
+def test_mistakes(spec: str, expected: str) -> None:
+    """What Istio refuses is refused, where it stands."""
+    assert any(expected in problem for problem in problems_of(f"{HEAD}spec: {spec}\n"))
+
+
+@pytest.mark.parametrize(
+    ("annotation", "action", "expected"),
+    [
+        ("maybe", "ALLOW", "`maybe` is neither true nor false [dry_run]"),
+        ("yes", "DENY", "[dry_run]"),
+        ("", "DENY", "[dry_run]"),
+        ("true", "AUDIT", "only ALLOW and DENY can be tried without being enforced [dry_run]"),
+        ("true", "CUSTOM", "[dry_run]"),
+    ],
+)
+def test_mistakes_of_dry_runs(annotation: str, action: str, expected: str) -> None:
+    """Only a clear yes or no, and only for ALLOW and DENY."""
+    text = policy("[{}]", action, annotations=f'{{istio.io/dry-run: "{annotation}"}}')
+    assert any(expected in problem for problem in problems_of(text))
+
+
+def test_no_other_kind_can_be_tried() -> None:
+    """The annotation on another kind is refused: it would be enforced although its author thinks not."""
+    text = role("[{}]").replace("name: r,", f"name: r, annotations: {TRIED},")
+    assert sum("[dry_run]" in problem for problem in problems_of(text)) == 2
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        "from: [{source: {principals: [a]}}]",
+        "from: [{source: {notPrincipals: [a]}}]",
+        "from: [{source: {namespaces: [a]}}]",
+        "from: [{source: {serviceAccounts: [a]}}]",
+        "from: [{source: {trustDomains: [a]}}]",
+        "from: [{source: {requestPrincipals: [a]}}]",
+        "from: [{source: {notRequestPrincipals: [a]}}]",
+        "when: [{key: source.principal, values: [a]}]",
+        "when: [{key: source.namespace, values: [a]}]",
+        "when: [{key: source.serviceAccount, values: [a]}]",
+        "when: [{key: source.trustDomain, values: [a]}]",
+        "when: [{key: request.auth.principal, values: [a]}]",
+        "when: [{key: 'request.auth.claims[a]', notValues: [a]}]",
+    ],
+)
+def test_custom_knows_no_identities(fields: str) -> None:
+    """CUSTOM is decided before tokens, so rules on identities are refused."""
+    text = policy(f"[{{{fields}}}]", "CUSTOM", spec="provider: {name: x}")
+    found = problems_of(text, MeshSettings(providers=frozenset({"x"})))
+    assert len(found) == 1
+    assert found[0].endswith("[not_for_custom]")
+
+
+def test_a_provider_that_is_not_in_the_settings_is_a_warning() -> None:
+    """What matches is denied, as in Istio; the operator hears of it."""
+    found = problems_of(policy("[{}]", "CUSTOM", spec="provider: {name: x}"))
+    assert len(found) == 1
+    assert "warning: spec.provider.name: no provider `x`" in found[0]
+
+
+# ------------------------------------------------------------- where doubt denies: differences from Istio
+
+
+@pytest.mark.parametrize(
+    ("name", "deny"),
+    [
+        ("spiffe://cluster.local/region/us/ns/default/sa/a", '{namespaces: ["default"]}'),
+        ("spiffe://cluster.local/region/us/ns/default/sa/a", '{serviceAccounts: ["a"]}'),
+        ("spiffe://cluster.local/ns/default/x/sa/a/y", '{serviceAccounts: ["a"]}'),
+        ("spiffe://cluster.local/ns/default/x/sa/a/y", '{namespaces: ["*x"]}'),
+        ("spiffe://cluster.local/ns/default/sa/a%20b", '{principals: ["cluster.local/*"]}'),
+        ("spiffe://cluster.local/ns/default/sa/a%20b", '{namespaces: ["default"]}'),
+        ("spiffe://cluster.local/ns/default/sa/a%20b", '{trustDomains: ["cluster.local"]}'),
+        ("a.example.com", '{principals: ["*"]}'),
+        ("CN=a,O=b", '{principals: ["CN=a*"]}'),
+        ("spiffe://cluster.local", '{principals: ["*"]}'),
+        ("spiffe://cluster.local", '{trustDomains: ["cluster.local"]}'),
+        (A, '{principals: ["spiffe://cluster.local/ns/default/sa/a"]}'),
+    ],
+)
+def test_a_name_of_another_form_is_denied_and_never_allowed(name: str, deny: str) -> None:
+    """Differs from Istio: who is not called `TD/ns/N/sa/A` is nobody to ALLOW, and still met by DENY."""
+    request = check_request(source=name)
+    assert not decide_on(source(deny), request).allowed
+    assert not decide_on(source(deny, "DENY"), request).allowed
+    negated = deny.replace("{", "{not", 1).replace("notp", "notP").replace("notn", "notN")
+    negated = negated.replace("nots", "notS").replace("nott", "notT")
+    assert not decide_on(source(negated), request).allowed
+
+
+@pytest.mark.parametrize(
+    "host", ["a.com:80", "a.com.", "A.com.:443", "x@a.com", "b.com,a.com", "a.com, b.com"]
+)
+def test_other_spellings_of_a_host_are_denied_and_never_allowed(host: str) -> None:
+    """Differs from Istio: DENY and `notHosts` also look at the host without port, user and final dot."""
+    request = check_request(host=host)
+    assert not decide_on(operation('{hosts: ["a.com"]}'), request).allowed
+    assert not decide_on(operation('{hosts: ["a.com"]}', "DENY"), request).allowed
+    assert not decide_on(operation('{notHosts: ["a.com"]}'), request).allowed
+    assert not decide_on(operation('{notHosts: ["a.com"]}', "DENY"), request).allowed
+
+
+@pytest.mark.parametrize("path", ["/admin;x=y", "/admin;", "/public;a/..;b/admin", "/x/..;/admin"])
+def test_matrix_parameters_are_denied_and_never_allowed(path: str) -> None:
+    """Differs from Istio: DENY and `notPaths` also look at the path as Tomcat would read it."""
+    request = check_request(path=path)
+    assert not decide_on(operation('{paths: ["/admin"]}'), request).allowed
+    assert not decide_on(operation('{paths: ["/admin"]}', "DENY"), request).allowed
+    assert not decide_on(operation('{notPaths: ["/admin"]}'), request).allowed
+
+
+@pytest.mark.parametrize("path", ["/admin/a=b", "/admin/é", "/admin/a|b", "/admin/[x]"])
+def test_templates_that_deny_take_any_character(path: str) -> None:
+    """Differs from Istio: what Envoy's template does not know as a path character does not get past it."""
+    request = check_request(path=path)
+    for template in ("/admin/{*}", "/admin/{**}"):
+        assert not decide_on(operation(f'{{paths: ["{template}"]}}'), request).allowed
+        assert not decide_on(operation(f'{{paths: ["{template}"]}}', "DENY"), request).allowed
+        assert not decide_on(operation(f'{{notPaths: ["{template}"]}}'), request).allowed
+
+
+def test_an_address_that_is_not_known_is_denied_as_the_peers() -> None:
+    """Without `remote.ip` the peer counts as the client, but only where that denies."""
+    request = check_request()
+    assert not decide_on(source('{remoteIpBlocks: ["10.0.0.1"]}'), request).allowed
+    assert not decide_on(source('{remoteIpBlocks: ["10.0.0.1"]}', "DENY"), request).allowed
+    assert not decide_on(source('{notRemoteIpBlocks: ["10.0.0.1"]}'), request).allowed
+    assert decide_on(source('{remoteIpBlocks: ["10.0.0.2"]}', "DENY"), request).allowed
+
+
+RAW = [("x-a", b"1"), ("X-A", b"2")]
+
+
+@pytest.mark.parametrize(
+    ("headers", "positive", "negative"),
+    [
+        ({"raw_headers": RAW}, (False, False), (False, False)),
+        ({"headers": {"x-a": "1,2"}}, (False, False), (False, False)),
+        ({"raw_headers": [("x-a", b"1"), ("x-a", b"1")]}, (True, False), (False, True)),
+        ({"raw_headers": [("x-a", b"1\xff")]}, (False, True), (True, False)),
+        ({"raw_headers": [("x-a", b"1,2")]}, (False, True), (True, False)),
+        ({"raw_headers": [("x-a", b"")]}, (False, True), (True, False)),
+        ({"raw_headers": [("x-b", b"1")], "headers": {"x-a": "1"}}, (False, True), (True, False)),
+        ({}, (False, True), (True, False)),
+    ],
+)
+def test_every_value_of_a_header_counts(
+    headers: Request, positive: tuple[bool, bool], negative: tuple[bool, bool]
+) -> None:
+    """Differs from Istio: to allow, every value must match; to deny, any of them, also of joined lines."""
+    request = check_request(**headers)
+    key = "request.headers[x-a]"
+    found = tuple(decide_on(when(key, '["1"]', action), request).allowed for action in ("ALLOW", "DENY"))
+    assert found == positive
+    found = tuple(
+        decide_on(when(key, '["1"]', action, "notValues"), request).allowed for action in ("ALLOW", "DENY")
+    )
+    assert found == negative
+
+
+def test_a_header_is_the_same_each_time_it_is_asked_for() -> None:
+    """Two rules that read one header read the same, whichever map Envoy filled."""
+    request = check_request(raw_headers=[("x-b", b"1")], headers={"x-a": "1"})
+    attributes = Attributes(request.attributes, PathNormalization.BASE, None)
+    assert list(attributes.headers("x-a")) == list(attributes.headers("x-a")) == []
+    assert list(attributes.headers("x-b")) == list(attributes.headers("x-b")) == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("header", "value"),
+    [(":method", "GET"), (":path", "/a?b"), (":authority", "Products"), ("host", "Products")],
+)
+def test_pseudo_headers_are_there_even_if_the_filter_left_them_out(header: str, value: str) -> None:
+    """`allowed_headers` of the filter must not make a DENY on `:path` vanish."""
+    request = check_request(path="/a?b", host="Products")
+    assert matches(when, f"request.headers[{header}]", f'["{value}"]', request=request)
+
+
+def test_the_server_name_has_no_case() -> None:
+    """Envoy passes on the SNI as it was sent; a DENY of a host must not depend on its case."""
+    for sni in ("WWW.a.com", "www.a.com"):
+        request = connection(sni=sni)
+        assert matches(when, "connection.sni", '["www.A.com"]', request=request)
+
+
+def test_empty_claims_are_no_claims() -> None:
+    """`*` of a claim means one that is not empty."""
+    empty: list[dict[str, Any]] = [{"e": ""}, {"e": [""]}, {"e": []}]
+    for claims in empty:
+        assert not decide_on(tokens() + when("request.auth.claims[e]", '["*"]'), with_token(claims)).allowed
+
+
+@pytest.mark.parametrize(
+    ("values", "text", "elements", "expected"),
+    [
+        ('["a"]', "a", (), True),
+        ('["a*"]', "ab", (), True),
+        ('["a"]', "", ("a",), False),
+        ('["[a]"]', "", ("b", "a"), True),
+        ('["[a*]"]', "", ("ab",), True),
+        ('["[*]"]', "", ("x",), True),
+        ('["[a]"]', "[a]", (), False),
+        ('["[a]"]', "a", (), False),
+        ('["*"]', "", ("a",), False),
+        ('["*"]', "x", (), True),
+        ('["*"]', "", (), False),
+        ('["x", "[a]"]', "", ("a",), True),
+    ],
+)
+def test_metadata_of_other_filters(values: str, text: str, elements: tuple[str, ...], expected: bool) -> None:
+    """`v` is a string, `[v]` an element of a list; one never passes for the other."""
+    request = check_request()
+    field = request.attributes.metadata_context.filter_metadata["envoy.filters.http.x"].fields["k"]
+    if text:
+        field.string_value = text
+    for element in elements:
+        field.list_value.values.add().string_value = element
+    key = "experimental.envoy.filters.http.x[k]"
+    assert matches(when, key, values, request=request) is expected
+
+
+# -------------------------------------------------------------------------------------- remembered answers
+
+
+def test_remembered_decisions_tell_peers_and_paths_apart() -> None:
+    """A second call never gets the answer of one that differs in anything a rule looks at."""
+    compiled = snapshot(
+        policy('[{from: [{source: {principals: ["CN=evil*"]}}]}]', "DENY")
+        + policy('[{to: [{operation: {paths: ["/admin*"]}}]}]', "DENY", name="q")
+    )
+    for name, path, allowed in (
+        ("", "/a", True),
+        ("CN=evil", "/a", False),
+        ("", "/a", True),
+        ("", "/admin", False),
+        ("CN=good", "/admin", False),
+    ):
+        assert decide_on(compiled, check_request(source=name, path=path)).allowed is allowed
+    for shown, sent, allowed in (("/public!", b"/public\xff", True), ("/admin!", b"/admin\xff", False)):
+        request = check_request(path=shown, raw_headers=[(":path", sent)])
+        assert decide_on(compiled, request).allowed is allowed
+
+
+def test_long_paths_are_not_remembered() -> None:
+    """Callers choose paths: what is kept for them is bounded in number and in size."""
+    compiled = snapshot(policy("[{}]"))
+    for number in range(3):
+        assert decide_on(compiled, check_request(path=f"/{number}" + "x" * 300)).allowed
+        assert decide_on(compiled, check_request(method=f"M{number}" + "x" * 300)).allowed
+    request = check_request(path="/short")
+    assert decide_on(compiled, request).allowed
+    destination = DestinationResolver().resolve(request.attributes.context_extensions, "", CALL)
+    assert destination is not None
+    memo = compiled.policies_for(destination).memo
+    assert memo is not None
+    assert [key[2] for key in memo] == ["/short"]
