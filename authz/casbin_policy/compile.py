@@ -13,7 +13,6 @@ from pathlib import Path
 from casbin.constant import constants
 from casbin.util import util as casbin_util
 
-from authz.attributes import ATTRIBUTES
 from authz.casbin_policy.definition import Mistake, ModelText, Row, parse_model, parse_rows
 from authz.casbin_policy.documents import CasbinPolicy, Term
 from authz.casbin_policy.engine import Engine
@@ -31,14 +30,13 @@ from authz.casbin_policy.patterns import FUNCTIONS, PatternError, TextMatcher
 from authz.casbin_policy.policies import CasbinPolicies, CompiledPolicy
 from authz.casbin_policy.roles import Roles
 from authz.casbin_policy.sources import Sources, Unreadable
-from authz.casbin_policy.terms import RequestTerm
+from authz.casbin_policy.terms import WITH_ARGUMENT, WITHOUT_ARGUMENT, RequestTerm
 from garrison.documents import Diagnostic, Document, Field, Severity, format_field
 from garrison.documents.diagnostic import Position
 
 # A decision that has to look at this many rows takes about a millisecond.
 MANY_ROWS = 1000
 
-_WITH_ARGUMENT = frozenset({"destination.labels", "request.headers", "request.auth.claims"})
 # Effects under which a call that no row allows is denied.
 _CLOSED_EFFECTS = frozenset(
     {
@@ -224,20 +222,23 @@ class _Compiler:
             return RequestTerm("", literal=term.literal or "")
         name, bracket, rest = term.attribute.partition("[")
         argument = rest.removesuffix("]")
-        if name not in ATTRIBUTES:
-            known = f"known: {', '.join(sorted(ATTRIBUTES))}"
-            self._error(where, "unknown_attribute", f"`{term.attribute}` is not an attribute", known)
-        elif name in _WITH_ARGUMENT:
-            if not argument or rest == argument or set(argument) & set("[]"):
-                self._error(where, "attribute", f"`{term.attribute}` is not of the form `{name}[NAME]`")
-            elif name == "request.headers" and argument.startswith(":"):
-                message = f"`{argument}` is not normalised: use `request.path`, `.method` or `.host`"
-                self._error(where, "attribute", message)
-        elif bracket:
-            self._error(where, "attribute", f"`{name}` has no `[…]`")
-        if name == "request.headers":
-            argument = argument.lower()
-        return RequestTerm("", name, argument if name in _WITH_ARGUMENT else "", term.prefix)
+        # `request.auth.claims[a][b]` is claim `b` inside claim `a`; nothing else nests.
+        parts = argument.split("][") if name == "request.auth.claims" else [argument]
+        if name not in WITH_ARGUMENT | WITHOUT_ARGUMENT:
+            known = f"known: {', '.join(sorted(WITH_ARGUMENT | WITHOUT_ARGUMENT))}"
+            self._error(
+                where, "unknown_attribute", f"`{term.attribute}` is not an attribute for terms", known
+            )
+        elif name in WITHOUT_ARGUMENT:
+            if bracket:
+                self._error(where, "attribute", f"`{name}` has no `[…]`")
+        elif rest == argument or not all(parts) or set("".join(parts)) & set("[]"):
+            self._error(where, "attribute", f"`{term.attribute}` is not of the form `{name}[NAME]`")
+        elif name == "request.headers" and (argument.startswith(":") or argument.lower() == "host"):
+            message = f"`{argument}` is not normalised: use `request.path`, `.method` or `.host`"
+            self._error(where, "attribute", message)
+        argument = argument.lower() if name == "request.headers" else argument
+        return RequestTerm("", name, argument if name in WITH_ARGUMENT else "", term.prefix)
 
     def _check_request(self, model: ModelText) -> None:
         defined, given = len(model.names("r")), len(self.policy.spec.request)

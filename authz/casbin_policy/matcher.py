@@ -219,7 +219,7 @@ class _Parser:
             if isinstance(operator, ast.Eq):
                 return lambda names: a(names) == b(names)
             return lambda names: a(names) != b(names)
-        if isinstance(operator, ast.In | ast.NotIn):
+        if isinstance(operator, ast.In | ast.NotIn):  # codespell:ignore notin
             if not isinstance(right, ast.Tuple | ast.List):
                 hint = "in a text it would look for a part of it; a list of one is written `('x',)`"
                 raise MatcherError(f"`{ast.unparse(node)}`: `in` needs a list: {hint}")

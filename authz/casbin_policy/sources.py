@@ -48,9 +48,8 @@ class Sources:
     @property
     def content(self) -> tuple[bytes, ...]:
         """Everything that was read, in a fixed order."""
-        files = (f"{key}\n{self.files[key]}".encode() for key in sorted(self.files))
-        rows = (f"{name}\n{self.rows[name]}".encode() for name in sorted(self.rows))
-        return (*files, *rows)
+        files = (f"{key}\n{self.files[key]}".encode("utf-8", "surrogatepass") for key in sorted(self.files))
+        return (*files, *(_content(name, self.rows[name]) for name in sorted(self.rows)))
 
 
 def load_sources(
@@ -74,6 +73,11 @@ def load_sources(
         if adapter is not None and adapter.name in adapters and adapter.name not in rows:
             rows[adapter.name] = _rows(adapters[adapter.name])
     return Sources(files, rows, tuple(paths))
+
+
+def _content(name: str, rows: tuple[Row, ...] | Unreadable) -> bytes:
+    lines = [repr(rows)] if isinstance(rows, Unreadable) else [f"{row.key} {row!r}" for row in rows]
+    return "\n".join([name, *lines]).encode("utf-8", "surrogatepass")
 
 
 def _read(path: Path, folder: Path) -> str | Unreadable:

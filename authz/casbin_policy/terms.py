@@ -18,6 +18,34 @@ _UNREADABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 # What the server behind Envoy may read as another path than the one that is decided on: encoded separators,
 # path parameters (`/admin;x` is `/admin` to Java servers), dot segments.
 _AMBIGUOUS_PATH = re.compile(r"%2[fF]|%5[cC]|%00|[\\;]|(?:^|/)(?:\.|%2[eE]){1,2}(?:/|$)")
+# A host without user, list and anything else that hides which host it is; port and final dot are left out.
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\s,@:/\\\[\]]+?)\.?(?::[0-9]*)?")
+
+# Attributes that a term may be. Others of `ATTRIBUTES` give guesses too, for conditions that deny.
+WITHOUT_ARGUMENT = frozenset(
+    {
+        "connection.sni",
+        "destination.ip",
+        "destination.name",
+        "destination.namespace",
+        "destination.port",
+        "destination.service",
+        "destination.user",
+        "remote.ip",
+        "request.auth.audiences",
+        "request.auth.presenter",
+        "request.auth.principal",
+        "request.host",
+        "request.method",
+        "request.path",
+        "source.ip",
+        "source.namespace",
+        "source.principal",
+        "source.serviceAccount",
+        "source.trustDomain",
+    }
+)
+WITH_ARGUMENT = frozenset({"destination.labels", "request.auth.claims", "request.headers"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +77,22 @@ class RequestTerm:
         values = attributes.values(self.attribute, self.argument)
         if not values or not values[0]:
             return MissingTerm(f"{self.label} is absent")
-        if len(values) > 1:
+        # Envoy joins the lines of a header with commas: one value may be several.
+        if len(values) > 1 or (
+            self.attribute == "request.headers"
+            and len(attributes.values("request.headers.any", self.argument)) > 1
+        ):
             return MissingTerm(f"{self.label} has more than one value")
-        value: str = values[0]
-        if _UNREADABLE.search(value):
+        value: object = values[0]
+        if not isinstance(value, str) or _UNREADABLE.search(value):
             return MissingTerm(f"{self.label} has characters that no policy can mean")
         if self.attribute == "request.path" and (not value.startswith("/") or _AMBIGUOUS_PATH.search(value)):
             return MissingTerm(f"{self.label} can be read as more than one path")
+        if self.attribute == "request.host":
+            host = _HOST.fullmatch(value)
+            if host is None or host[1].endswith("."):
+                return MissingTerm(f"{self.label} can be read as more than one host")
+            value = str(host[1])
         return self.prefix + value
 
     def can_be(self, text: str) -> bool:

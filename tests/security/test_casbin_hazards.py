@@ -260,6 +260,31 @@ def test_the_raw_path_cannot_be_had_as_a_header() -> None:
     assert "use `request.path`" in problems[0]
 
 
+@pytest.mark.parametrize("sent", ["admin.x", "ADMIN.x", "admin.x:80", "admin.x:", "admin.x.", "admin.x.:443"])
+def test_spellings_of_a_host_pass_a_row_that_denies_it(sent: str) -> None:
+    """A host is compared without its port and final dot."""
+    policies = policies_of(document(PATHS, "p, admin.x, deny\np, /*, deny\np, *, allow", "[request.host]"))
+    assert decide(policies, attributes(host=sent)).code is CasbinCode.DENIED
+    assert decide(policies, attributes(host="b.x:80")).allowed
+
+
+@pytest.mark.parametrize(
+    "sent", ["a@admin.x", "b.x,admin.x", "admin.x:80:80", "admin.x..", "admin.x/", "[::1", "a b", ""]
+)
+def test_hosts_that_some_read_differently_are_not_decided_on(sent: str) -> None:
+    """Users, lists and broken ports in a Host header name more than one host."""
+    policies = policies_of(document(PATHS, "p, *, allow", "[request.host]"))
+    assert decide(policies, attributes(host=sent)).code is CasbinCode.TERM_UNUSABLE
+
+
+def test_header_lines_that_envoy_joined_are_no_term() -> None:
+    """`x, a` may be two lines, of which a server believes the second; as a raw line it is one value."""
+    policies = policies_of(document(model("r.sub != p.sub"), "p, a, b, c"))
+    assert "more than one value" in decide(policies, call_of(["x,a", "b", "c"])).reason
+    lines = [("x-sub", b"x,a"), ("x-obj", b"b"), ("x-act", b"c")]
+    assert decide(policies, attributes(raw_headers=lines)).allowed
+
+
 @pytest.mark.parametrize(
     ("rows", "code"),
     [
@@ -426,7 +451,7 @@ def test_ip_match_raises_for_garbage() -> None:
     inverted = policies_of(
         document(model("!ipMatch(r.ip, p.net)", request="ip", policy="net"), "p, 10.0.0.0/8", terms)
     )
-    for garbage in ("[::1", "10.0.0.1, 11.0.0.1", "010.0.0.1", "10.0.0.1/32", "localhost", "1" * 400):
+    for garbage in ("[::1", "10.0.0.1 11.0.0.1", "010.0.0.1", "10.0.0.1/32", "localhost", "1" * 400):
         call = attributes(headers={"x-ip": garbage})
         assert decide(policies, call).code is CasbinCode.ERROR
         assert decide(inverted, call).code is CasbinCode.ERROR

@@ -143,16 +143,22 @@ def test_links_in_a_circle_under_subject_priority() -> None:
 @pytest.mark.parametrize(
     ("request_terms", "expected"),
     [
-        ("[request.pth]", "p.yaml:6:13: spec.request[0]: `request.pth` is not an attribute (known:"),
+        (
+            "[request.pth]",
+            "p.yaml:6:13: spec.request[0]: `request.pth` is not an attribute for terms (known:",
+        ),
         ('["request.headers"]', "`request.headers` is not of the form `request.headers[NAME]`"),
         ('["request.headers[a][b]"]', "is not of the form `request.headers[NAME]`"),
+        ('["request.auth.claims[a][]"]', "is not of the form `request.auth.claims[NAME]`"),
+        ("[request.path.any]", "`request.path.any` is not an attribute for terms"),
+        ('["request.headers[Host]"]', "`Host` is not normalised: use `request.path`, `.method` or `.host`"),
         ('["request.path[a]"]', "`request.path` has no `[…]`"),
         ("[{prefix: a}]", "a term is either `attribute`, with or without `prefix`, or `literal`"),
         ("[{literal: a, attribute: request.path}]", "a term is either"),
         ("[{literal: a, prefix: b}]", "a term is either"),
         (
-            "[{atribute: request.path}]",
-            "spec.request[0].atribute: unknown field `atribute` (did you mean `attribute`?)",
+            "[{attribute_name: request.path}]",
+            "spec.request[0].attribute_name: unknown field `attribute_name` (did you mean `attribute`?)",
         ),
         ("[5]", "spec.request[0]: expected a mapping"),
         ("[]", "spec.request: list should have at least 1 item"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,9 @@ from support.casbin_policy import (
 from support.checks import principal
 
 from authz.casbin_policy import CasbinCode, CasbinPolicy, Sources, load_sources
+from authz.casbin_policy.definition import Row
 from authz.casbin_policy.engine import Engine, Ruling
+from authz.casbin_policy.terms import WITH_ARGUMENT, WITHOUT_ARGUMENT
 from authz.destination import Destination
 from garrison.documents import parse, validate
 
@@ -123,6 +128,25 @@ def test_terms_are_attributes_with_prefixes_and_literals() -> None:
     assert not decide(
         policies_of(document(text, rows.replace("prod", "test"), terms)), attributes(path="/x/1")
     ).allowed
+
+
+def test_every_attribute_for_terms_exists() -> None:
+    """A term that is accepted can be read from any call, also from one that is not HTTP."""
+    call = attributes(method="", path="", host="")
+    for name in WITH_ARGUMENT | WITHOUT_ARGUMENT:
+        assert isinstance(call.values(name, "x"), Sequence)
+
+
+def test_claims_can_nest() -> None:
+    """A claim inside of a claim is one term; a list is one only if it has one item."""
+    text = document(
+        model("r.a == p.a", request="a", policy="a"), "p, x", '["request.auth.claims[realm][role]"]'
+    )
+    policies = policies_of(text)
+    call = attributes()
+    for value, allowed in {("x",): True, ("x", "y"): False, ("y",): False, (): False}.items():
+        call.claims = {"realm": {"role": list(value)}}
+        assert decide(policies, call).allowed is allowed
 
 
 def test_decisions_are_kept_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,6 +258,8 @@ def test_sources_say_what_was_read(tmp_path: Path) -> None:
     (tmp_path / "m.conf").write_text(model("True"))
     assert load_sources([(policy, documents[0])], {}).content != before.content
     assert Sources().content == ()
+    grants, links = (Sources(rows={"s": (Row(["a", "b"], key, 0, 0),)}) for key in ("p", "g"))
+    assert grants.content != links.content
 
 
 def test_two_policies_can_share_a_store_and_keep_their_rows_apart() -> None:
@@ -256,3 +282,35 @@ def test_a_warning_does_not_stop_a_load() -> None:
     assert len(problems) == 1
     assert "warning: spec.policy: the policy has no `p` rows" in problems[0]
     assert decide(policies, call_of(["a", "b", "c"])).code is CasbinCode.NO_ROW
+
+
+ROOT = Path(__file__).parents[3]
+PAGE = (ROOT / "docs/reference/casbin.md").read_text()
+
+
+def test_the_example_of_the_documentation() -> None:
+    """What the reference page shows compiles and decides as the page says."""
+    (example,) = re.findall(r"```yml\n(.*?)```", PAGE, re.DOTALL)
+    policies = policies_of(example)
+    orders = Destination("orders.shop.svc.cluster.local", "shop", labels={"app": "orders"})
+    for line in re.findall(r"^\| `(\w+)` \| `(\w+)` \| `(\S+)` \| (allowed|denied)", PAGE, re.MULTILINE):
+        subject, method, path, expected = line
+        call = attributes(destination=orders, method=method, path=path)
+        call.claims = {"sub": subject}
+        assert decide(policies, call).allowed is (expected == "allowed"), line
+
+
+def test_the_documentation_explains_every_diagnostic() -> None:
+    """Each code of a mistake is a row of the reference page, and no row is of a code that is gone."""
+    codes: set[str] = set()
+    for file in (ROOT / "authz/casbin_policy").glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call):
+                name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
+                at = {"Mistake": 2, "_error": 1}.get(name)
+                code = node.args[at] if at is not None else None
+                if isinstance(code, ast.Constant):
+                    codes.add(str(code.value))
+    table = PAGE.partition("## Diagnostics")[2]
+    documented = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", table, re.MULTILINE))))
+    assert documented == codes
