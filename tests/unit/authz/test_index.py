@@ -1,0 +1,205 @@
+"""The index: how many rules a call looks at, counted, and which policies a destination has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from support.checks import SERVICE, check_request, principal, role, snapshot
+from support.policies import policy
+
+from authz.attributes import Attributes
+from authz.destination import Destination
+from authz.paths import PathNormalization
+from authz.policy.compile import compile_policies
+from authz.policy.index import PolicyIndex, RuleIndex
+from authz.policy.matchers import Condition, StringMatcher
+from authz.policy.rules import ANYTHING, Action, Alternative, Rule
+from garrison.documents import parse
+
+HERE = Destination(SERVICE, "default", "products")
+
+
+def rule(
+    number: int,
+    *,
+    operation: dict[str, tuple[str, ...]] | None = None,
+    source: dict[str, tuple[str, ...]] | None = None,
+    negated: bool = False,
+) -> Rule:
+    """Return a rule with conditions by attribute; `name[argument]` for headers."""
+
+    def alternatives(wanted: dict[str, tuple[str, ...]] | None) -> tuple[Alternative, ...]:
+        if wanted is None:
+            return ANYTHING
+        conditions = []
+        for name, patterns in wanted.items():
+            attribute, _, argument = name.partition("[")
+            matcher = StringMatcher.of(patterns)
+            conditions.append(Condition(attribute, argument.rstrip("]"), matcher, True, "", negated))
+        return (Alternative("", tuple(conditions)),)
+
+    return Rule(f"P {number}", number, Action.ALLOW, alternatives(operation), alternatives(source), (), ())
+
+
+def looked_at(rules: list[Rule], path: str = "/", account: str = "", header: str = "") -> list[int]:
+    """Return the numbers of the rules that a call looks at."""
+    request = check_request(
+        path=path,
+        source=principal(account) if account else "",
+        headers={"h": header} if header else {},
+    )
+    attributes = Attributes(request.attributes, PathNormalization.BASE, HERE)
+    return [found.index for found in RuleIndex(rules).candidates(attributes)]
+
+
+SHAPES: dict[str, Callable[[int], Rule]] = {
+    "exact": lambda number: rule(number, operation={"request.path": (f"/{number}",)}),
+    "prefix": lambda number: rule(number, operation={"request.path": (f"/{number}/*",)}),
+    "suffix": lambda number: rule(number, operation={"request.path": (f"*/{number}",)}),
+    "lists": lambda number: rule(number, operation={"request.path": (f"/{number}", f"/x/{number}*")}),
+    "source": lambda number: rule(number, source={"source.principal": (f"*/sa/{number}",)}),
+    "header": lambda number: rule(number, operation={"request.headers[h]": (f"{number}",)}),
+    "beside what all share": lambda number: rule(
+        number, operation={"request.method": ("GET",), "request.path": (f"/{number}",)}
+    ),
+}
+CALLS = {
+    "exact": {"path": "/7"},
+    "prefix": {"path": "/7/x"},
+    "suffix": {"path": "/x/7"},
+    "lists": {"path": "/x/7"},
+    "source": {"account": "7"},
+    "header": {"header": "7"},
+    "beside what all share": {"path": "/7"},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_call_looks_at_the_rules_for_its_own_values(shape: str) -> None:
+    """Of 10, 1,000 or 10,000 rules on one service a call looks at the one that can match."""
+    for count in (10, 1_000, 10_000):
+        rules = [SHAPES[shape](number) for number in range(count)]
+        found = looked_at(rules, **CALLS[shape])
+        # `/x/7*` fits `/x/7`, and no other prefix of the list does.
+        assert found == [7], count
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_call_with_other_values_looks_at_none(shape: str) -> None:
+    """A call that no rule can match looks at no rule."""
+    rules = [SHAPES[shape](number) for number in range(1_000)]
+    assert looked_at(rules, path="/none", account="none", header="none") == []
+    assert looked_at(rules, path="") == []
+
+
+def test_kinds_of_rules_are_filed_each_by_what_it_needs() -> None:
+    """Rules on paths, on callers and on neither share a service; each call looks at its own."""
+    rules = [SHAPES["exact"](number) for number in range(100)]
+    rules += [SHAPES["source"](number) for number in range(100, 200)]
+    rules += [rule(200), rule(201, operation={"request.path": ("*",)})]
+    assert sorted(looked_at(rules, path="/7", account="107")) == [7, 107, 200, 201]
+
+
+def test_what_only_excludes_is_always_looked_at() -> None:
+    """A not-form matches without its value, so it files nothing."""
+    rules = [rule(number, operation={"request.path": (f"/{number}",)}, negated=True) for number in range(20)]
+    assert looked_at(rules, path="/7") == list(range(20))
+
+
+def test_an_alternative_without_the_attribute_is_always_looked_at() -> None:
+    """A rule is filed by what all of its alternatives need."""
+    either = Rule(
+        "P",
+        99,
+        Action.ALLOW,
+        (*rule(0, operation={"request.path": ("/x",)}).operations, *rule(0, operation={}).operations),
+        ANYTHING,
+        (),
+        (),
+    )
+    rules = [SHAPES["exact"](number) for number in range(20)]
+    assert looked_at([*rules, either], path="/7") == [7, 99]
+    both = Rule(
+        "P",
+        99,
+        Action.ALLOW,
+        (*SHAPES["exact"](30).operations, *SHAPES["suffix"](31).operations),
+        ANYTHING,
+        (),
+        (),
+    )
+    for path, found in (("/30", [99]), ("/a/31", [99]), ("/7", [7])):
+        assert looked_at([*rules, both], path=path) == found
+
+
+def test_few_rules_are_walked() -> None:
+    """Below the limit a list is faster."""
+    assert looked_at([SHAPES["exact"](number) for number in range(7)], path="/x") == list(range(7))
+
+
+def test_what_is_bound_to_nobody_is_not_looked_at() -> None:
+    """A role without subjects stays in `rules`, for explanations, and out of every call."""
+    unbound = Rule("P", 1, Action.ALLOW, ANYTHING, (), (), ())
+    attributes = Attributes(check_request().attributes, PathNormalization.BASE, HERE)
+    index = RuleIndex([unbound, rule(2)])
+    assert len(index.rules) == 2
+    assert [found.index for found in index.candidates(attributes)] == [2]
+
+
+def indexed(text: str) -> PolicyIndex:
+    """Return the index of the policies in `text`."""
+    documents, _ = parse(text.encode(), "p.yaml")
+    policies, _ = compile_policies(documents, snapshot("").mesh)
+    assert policies is not None
+    return PolicyIndex(policies)
+
+
+def test_a_destination_has_only_its_own_rules() -> None:
+    """1,000 roles spread over services put one of them before a call."""
+    rules = "".join(
+        role(f'[{{services: ["s{number}.default.svc.cluster.local"]}}]', name=f"r{number}")
+        for number in range(1_000)
+    )
+    index = indexed(rules + role('[{services: ["*"]}]', name="all", namespace="other"))
+    for number in (0, 999):
+        found = index.policies_for(Destination(f"s{number}.default.svc.cluster.local", "default"))
+        assert found.http.allow is not None
+        assert [one.policy for one in found.http.allow.rules] == [f"ServiceRole default/r{number}"]
+
+
+def test_rules_come_in_the_order_of_their_documents_names() -> None:
+    """Whatever the files' order: by kind, namespace and name, then as they stand in the document."""
+    text = policy("[{}, {}]", name="b") + policy("[{}]", name="a") + policy("[{}]", namespace="istio-system")
+    found = indexed(text).policies_for(HERE)
+    assert found.http.allow is not None
+    assert [(one.policy.split("/")[1], one.index) for one in found.http.allow.rules] == [
+        ("a", 0),
+        ("b", 0),
+        ("b", 1),
+        ("p", 0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "memorable"),
+    [
+        (policy('[{to: [{operation: {paths: ["/a"], methods: ["GET"]}}]}]'), True),
+        (policy('[{from: [{source: {principals: ["a"]}}]}]', "DENY"), True),
+        (policy('[{from: [{source: {namespaces: ["a"], notTrustDomains: ["b"]}}]}]', "DENY"), True),
+        (policy('[{from: [{source: {ipBlocks: ["::1"]}}]}]'), False),
+        (policy('[{from: [{source: {requestPrincipals: ["a"]}}]}]'), False),
+        (policy('[{to: [{operation: {hosts: ["a"]}}]}]'), False),
+        (policy('[{to: [{operation: {ports: ["1"]}}]}]', "DENY"), False),
+        (policy('[{when: [{key: "request.headers[a]", values: ["1"]}]}]', "DENY"), False),
+        (policy('[{when: [{key: "request.auth.claims[a]", notValues: ["1"]}]}]'), False),
+        (policy('[{when: [{key: remote.ip, notValues: ["::1"]}]}]'), False),
+        (role("[{hosts: [a]}]"), False),
+        (role("[{}]", '[{group: "a"}]'), False),
+        (role("[{paths: [/a]}]", "[{user: a}]"), True),
+        (role("[{paths: [/a]}]", '[{not_names: ["a"]}]'), True),
+    ],
+)
+def test_only_what_follows_from_path_method_and_peer_is_remembered(text: str, memorable: bool) -> None:
+    """One rule that looks at anything else, and no decision of the destination is remembered."""
+    assert (indexed(text).policies_for(HERE).memo is not None) is memorable
