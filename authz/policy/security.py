@@ -278,7 +278,9 @@ class _Authorization:
             case "source.principal":
                 return compiler.principals(loaded, where, values, denies=denies, patterns=True)
             case "source.namespace":
-                return GlobMatcher.of(values)
+                # Plain patterns can be looked up; a star in the middle cannot.
+                plain = all(value.count("*") <= 1 and "*" not in value[1:-1] for value in values)
+                return compiler.strings(values) if plain else GlobMatcher.of(values)
             case "source.serviceAccount":
                 return self._service_accounts(where, values)
             case "source.trustDomain":

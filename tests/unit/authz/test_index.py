@@ -203,3 +203,14 @@ def test_rules_come_in_the_order_of_their_documents_names() -> None:
 def test_only_what_follows_from_path_method_and_peer_is_remembered(text: str, memorable: bool) -> None:
     """One rule that looks at anything else, and no decision of the destination is remembered."""
     assert (indexed(text).policies_for(HERE).memo is not None) is memorable
+
+
+def test_rules_on_namespaces_are_looked_up() -> None:
+    """500 rules on callers' namespaces put one before a call."""
+    rules = ", ".join(f'{{from: [{{source: {{namespaces: ["n{number}"]}}}}]}}' for number in range(500))
+    found = indexed(policy(f"[{rules}]") + policy(f"[{rules}]", "DENY", name="q")).policies_for(HERE)
+    request = check_request(source=principal("a", "n7"))
+    attributes = Attributes(request.attributes, PathNormalization.BASE, HERE)
+    for index in (found.http.allow, found.http.deny):
+        assert index is not None
+        assert [one.index for one in index.candidates(attributes)] == [7]
