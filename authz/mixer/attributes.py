@@ -172,13 +172,14 @@ _FROM_TEXT: dict[ValueType, Callable[[str], Value]] = {
 class CallAttributes:
     """The attributes of one call, as expressions see them. `now` is in seconds since the epoch."""
 
-    __slots__ = ("attributes", "context", "now", "types")
+    __slots__ = ("_known", "attributes", "context", "now", "types")
 
     def __init__(self, attributes: Attributes, now: float, types: Mapping[str, ValueType]) -> None:
         self.attributes = attributes
         self.context: Any = attributes._context  # noqa: SLF001 - this is Attributes' other half for Mixer
         self.now = int(now * 1_000_000_000)
         self.types = types
+        self._known: dict[str, Value | Absent] = {}  # rules ask for the same few attributes
 
     def value(self, name: str) -> Value | Absent:
         """Return the attribute `name`, ABSENT when the call has none.
@@ -187,8 +188,11 @@ class CallAttributes:
             EvaluationError: it is not of its type, or the call says two things.
 
         """
-        read = _READERS.get(name)
-        return self.extension(name) if read is None else read(self)
+        known = self._known.get(name)
+        if known is None:
+            read = _READERS.get(name)
+            known = self._known[name] = self.extension(name) if read is None else read(self)
+        return known
 
     def extension(self, name: str) -> Value | Absent:
         """Return what the operator's `context_extensions` say about `name`."""

@@ -54,7 +54,16 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 # Headers by which HTTP itself works; Envoy owns them.
 _PROTECTED = frozenset(
-    {"host", "connection", "content-length", "transfer-encoding", "te", "trailer", "upgrade", "keep-alive"}
+    {
+        "host",
+        "connection",
+        "content-length",
+        "transfer-encoding",
+        "te",  # codespell:ignore te
+        "trailer",
+        "upgrade",
+        "keep-alive",
+    }
 )
 # `MovedPermanently` for 301, as istio.policy.v1beta1.HttpStatusCode spells codes.
 _HTTP_CODES = {re.sub(r"[^A-Za-z]", "", status.phrase).lower(): status.value for status in HTTPStatus}

@@ -136,7 +136,7 @@ def evaluate(text: str) -> Value:
         ("i > 4", True),
         ("i >= 6", False),
         ("d < 2.0", True),
-        ('s < "abd"', True),
+        ('s < "abz"', True),
         ('t > timestamp("2018-01-01T00:00:00Z")', True),
         # logic
         ("b && i == 5", True),

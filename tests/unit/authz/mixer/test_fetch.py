@@ -6,6 +6,7 @@ import asyncio
 import datetime as dt
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -140,6 +141,17 @@ def test_names_are_checked_by_where_they_lead() -> None:
             Fetcher(resolve=lambda host, _: ["127.0.0.1", "fe80::1"])(named)
         with pytest.raises(DependencyError, match="no address"):
             Fetcher(resolve=lambda host, _: [])(named)
+
+
+def test_a_redirect_from_elsewhere_does_not_lead_to_this_machine() -> None:
+    """Loopback is for lists that the operator put there, not for where another server points."""
+    with serving({"/": answer(b"ok")}) as url:
+        port = int(url.rpartition(":")[2])
+        fetcher = Fetcher(resolve=lambda host, _: ["127.0.0.1"])
+        deadline = time.monotonic() + 5
+        with pytest.raises(DependencyError, match=r"leads to `127\.0\.0\.1`, which is not allowed"):
+            fetcher._connect("lists.example", port, deadline, local=False)
+        fetcher._connect("lists.example", port, deadline, local=True).close()
 
 
 def test_a_server_that_drips_is_cut_off() -> None:
