@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Generic, Protocol, Self, TypeVar
@@ -21,8 +21,11 @@ log = structlog.get_logger()
 
 # Changes come in groups: wait until there was none for so long.
 _QUIET_SECONDS = 0.1
-# After this long without quiet, take files that are replaced again and again; see `_settled`.
-_PATIENCE_SECONDS = 0.6
+# After this long without quiet, look for files that are replaced again and again; see `_follow`. It takes a
+# few glances, as a new file often gets the inode of the one before, and then does not look replaced.
+_PATIENCE_SECONDS = 0.5
+_GLANCE_SECONDS = 0.015
+_GLANCES_SECONDS = 0.2
 # Notifications get lost: folders and links are replaced, network file systems send none. So look ourselves,
 # but spend no more than a fiftieth of the time on it.
 _LOOK_SECONDS = 0.5
@@ -49,7 +52,7 @@ class Reloader(Generic[Generation]):
     """Keeps one kind of configuration current.
 
     `build` is called in a thread, must not change anything, and raises ConfigError; `use` puts a generation
-    in force and is called in the event loop's thread.
+    in force and is called in the event loop's thread, after `prepare` if there is any.
     """
 
     def __init__(
@@ -58,8 +61,10 @@ class Reloader(Generic[Generation]):
         paths: Sequence[Path],
         build: Callable[[Sequence[Path]], Generation],
         use: Callable[[Generation], None],
+        prepare: Callable[[Generation], Awaitable[None]] | None = None,
     ) -> None:
         self.kind = kind
+        self._prepare = prepare
         self.paths = tuple(paths)
         self._build = build
         self._use = use
@@ -96,6 +101,7 @@ class Reloader(Generic[Generation]):
         retired: list[object] = []
         if self.current is None or built.version != self.current.version:
             retired.append(self.current)
+            await self.prepare(built)
             self._swap(built)
         else:
             retired.append(built)
@@ -104,6 +110,11 @@ class Reloader(Generic[Generation]):
         self._refused = False
         del built
         await asyncio.to_thread(release, retired)
+
+    async def prepare(self, generation: Generation | None) -> None:
+        """Fetch what a generation needs before it can be in force."""
+        if generation is not None and self._prepare is not None:
+            await self._prepare(generation)
 
     def has_changed(self, listing: Listing, *, told: bool) -> bool:
         """Return whether `listing` shows that the files are not those that were loaded last.
@@ -175,15 +186,18 @@ async def _follow(reloader: Reloader[Versioned], stop: asyncio.Event) -> None:
     without end, each by a whole one, are taken as they are in the end; files that grow, come and go are not.
     """
     begin = time.monotonic()
+    late = False
     listing = await asyncio.to_thread(list_files, reloader.paths)
-    while not await _is_set(stop, _QUIET_SECONDS):
+    while not await _is_set(stop, _GLANCE_SECONDS if late else _QUIET_SECONDS):
         before, listing = listing, await asyncio.to_thread(list_files, reloader.paths)
-        late = time.monotonic() - begin > _PATIENCE_SECONDS
-        quiet = listing == before or (late and is_replaced_whole(before, listing))
-        if quiet and not await asyncio.to_thread(reloader.is_being_written, listing):
+        # Between two glances, a lack of changes says nothing.
+        finished = listing != before and is_replaced_whole(before, listing) if late else listing == before
+        if finished and not await asyncio.to_thread(reloader.is_being_written, listing):
             await reloader.reload()
             return
-        if late:
+        waited = time.monotonic() - begin
+        late = waited > _PATIENCE_SECONDS
+        if waited > _PATIENCE_SECONDS + _GLANCES_SECONDS:
             reloader.postpone()
             return
 
