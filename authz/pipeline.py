@@ -1,4 +1,4 @@
-"""One call, from attributes to outcome: CUSTOM, authentication, policy.
+"""One call, from attributes to outcome: CUSTOM, authentication, policies of every kind.
 
 The order is Istio's: CUSTOM first, without identities from tokens; then tokens; then what never decides, what
 denies, what allows. Everything here is a function of its arguments; asking an external authorizer, the one
@@ -7,8 +7,9 @@ step that waits, is left to the caller (`Delegation`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from authz.attributes import Attributes
 from authz.authn import jwt
@@ -22,8 +23,13 @@ from authz.decision import (
     Mutations,
     Outcome,
     ReasonCode,
+    allow,
     deny,
 )
+from authz.mixer import evaluate as mixer
+from authz.mixer.evaluate import HeaderOperation, Lists
+from authz.mixer.lists import EntryList, ListSource
+from authz.mixer.rules import DestinationRules
 from authz.policy.evaluate import custom_matches, evaluate, explained, marks
 from authz.policy.index import DestinationPolicies
 from authz.policy.shaping import shaped
@@ -36,6 +42,17 @@ UNKNOWN_DESTINATION = deny(
 Clock = Callable[[], float]
 
 
+class _NoLists:
+    """No list was ever fetched, so whatever depends on one is denied."""
+
+    def current(self, source: ListSource) -> EntryList | None:
+        del source
+        return None
+
+
+NO_LISTS: Lists = _NoLists()
+
+
 @dataclass(frozen=True, slots=True)
 class Delegation:
     """CUSTOM rules matched: each named provider has to allow before anything else is looked at."""
@@ -45,7 +62,7 @@ class Delegation:
 
 
 def decide(
-    policies: DestinationPolicies | None, attributes: Attributes, clock: Clock
+    policies: DestinationPolicies | None, attributes: Attributes, clock: Clock, lists: Lists = NO_LISTS
 ) -> Outcome | Delegation:
     """Return what the call comes to, or who has to be asked first; `clock` gives seconds since the epoch."""
     if policies is None:
@@ -54,11 +71,16 @@ def decide(
         matched = custom_matches(policies, attributes)
         if matched:
             return Delegation(tuple(decision for _, decision in matched), tuple(name for name, _ in matched))
-    return decide_here(policies, attributes, clock)
+    return decide_here(policies, attributes, clock, lists)
 
 
-def decide_here(policies: DestinationPolicies, attributes: Attributes, clock: Clock) -> Outcome:
-    """Return what the call comes to when every external authorizer that matters has allowed it."""
+def decide_here(
+    policies: DestinationPolicies, attributes: Attributes, clock: Clock, lists: Lists = NO_LISTS
+) -> Outcome:
+    """Return what the call comes to when every external authorizer that matters has allowed it.
+
+    Tokens, DENY, ALLOW or roles, Mixer's rules, Casbin: whatever applies has to let the call through.
+    """
     mutations = NO_MUTATIONS
     if policies.tokens is not None:
         tokens = jwt.authenticate(policies.tokens, attributes, clock)
@@ -68,9 +90,54 @@ def decide_here(policies: DestinationPolicies, attributes: Attributes, clock: Cl
         if tokens.strip_headers or tokens.strip_parameters:
             mutations = _without_tokens(tokens)
     outcome = Outcome(evaluate(policies, attributes), mutations)
+    if outcome.decision.allowed and policies.mixer is not None:
+        _ask_mixer(policies.mixer, outcome, attributes, clock, lists)
+    if outcome.decision.allowed and policies.casbin:
+        _ask_casbin(policies, outcome, attributes)
     if policies.has_marks:
         outcome.marks = marks(policies, attributes)
     return finish(policies, outcome, attributes)
+
+
+def _ask_mixer(
+    rules: DestinationRules, outcome: Outcome, attributes: Attributes, clock: Clock, lists: Lists
+) -> None:
+    result = mixer.check(rules, attributes, clock(), lists)
+    changes = _header_mutations(result.request_headers), _header_mutations(result.response_headers)
+    if result.decision is not None:
+        outcome.decision = result.decision
+        if result.direct_response is not None:
+            said = tuple(HeaderMutation(name, value) for name, value in result.direct_response.headers)
+            changes = (), said
+    if any(changes):
+        outcome.mutations = replace(
+            outcome.mutations,
+            request_headers=outcome.mutations.request_headers + changes[0],
+            response_headers=outcome.mutations.response_headers + changes[1],
+            shaped=True,
+        )
+
+
+def _header_mutations(operations: Iterable[HeaderOperation]) -> tuple[HeaderMutation, ...]:
+    return tuple(HeaderMutation(one.name, one.value, HeaderAction(one.operation)) for one in operations)
+
+
+def _ask_casbin(policies: DestinationPolicies, outcome: Outcome, attributes: Attributes) -> None:
+    ruling = policies.casbin_policies.check(policies.casbin, attributes)
+    if ruling is None:
+        return
+    policy, rule, where = ruling.policy, ruling.rule, ruling.field
+    if not ruling.allowed:
+        code = ReasonCode.CASBIN_DENIED
+        outcome.decision = deny(code, ruling.reason, policy=policy, rule=rule, field_path=where)
+    elif outcome.decision.code is ReasonCode.NO_ALLOW_POLICY:
+        outcome.decision = _allowed_by_casbin(ruling.reason, policy, rule, where)
+
+
+@lru_cache(maxsize=4096)
+def _allowed_by_casbin(reason: str, policy: str, rule: int, where: str) -> Decision:
+    """Return one object for equal decisions: answers that allow are kept by identity."""
+    return allow(ReasonCode.POLICY_MATCHED, reason, policy=policy, rule=rule, field_path=where)
 
 
 def finish(policies: DestinationPolicies, outcome: Outcome, attributes: Attributes) -> Outcome:

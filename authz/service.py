@@ -23,7 +23,8 @@ from authz.destination import (
     attributes_from_metadata,
     destination_from_attributes,
 )
-from authz.pipeline import Delegation, decide, decide_here, described
+from authz.mixer.evaluate import Lists
+from authz.pipeline import NO_LISTS, Delegation, decide, decide_here, described
 from authz.policy.index import DestinationPolicies
 from authz.providers import UNKNOWN_PROVIDER, Provider, ProviderAnswer
 from authz.response import Counts, ResponseWriter
@@ -108,17 +109,21 @@ class Authorization:
         resolver: DestinationResolver,
         clock: Callable[[], float],
         decision_log: DecisionLog = DecisionLog.DENIED,
+        *,
         decision_log_lines: int = 100,
         providers: Mapping[str, Provider] | None = None,
+        lists: Lists = NO_LISTS,
     ) -> None:
         """Serve decisions.
 
         `clock` gives seconds since the epoch; at most `decision_log_lines` decisions are logged in a second,
-        `unlogged` counts the others; `providers` are who CUSTOM policies may ask.
+        `unlogged` counts the others; `providers` are who CUSTOM policies may ask, `lists` what Mixer's
+        list checkers have fetched.
         """
         self._resolver = resolver
         self._clock = clock
         self._providers = providers or {}
+        self._lists = lists
         self._logged = {DecisionLog.NONE: (), DecisionLog.DENIED: (False,), DecisionLog.ALL: (False, True)}[
             decision_log
         ]
@@ -182,7 +187,7 @@ class Authorization:
         mode = snapshot.mesh.path_normalization
         destination = policies.destination if policies is not None else None
         attributes = Attributes(context, mode, destination, message)
-        outcome = decide(policies, attributes, self._clock)
+        outcome = decide(policies, attributes, self._clock, self._lists)
         if isinstance(outcome, Delegation):
             assert policies is not None  # noqa: S101 - without policies nothing is delegated
             return self._delegate(message, outcome, policies, attributes)
@@ -213,7 +218,7 @@ class Authorization:
                 if answer.denial is not None:
                     return self._denied_by(writer, name, decision, answer, attributes)
                 allowed.append(answer.response)
-            outcome = decide_here(policies, attributes, self._clock)
+            outcome = decide_here(policies, attributes, self._clock, self._lists)
             if not outcome.decision.allowed or not any(allowed):
                 return self._answer(writer, outcome, attributes)
             return self._merged(writer, outcome, allowed)

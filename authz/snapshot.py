@@ -72,4 +72,6 @@ def _build(documents: Sequence[Document], mesh: MeshSettings, digests: Iterable[
     digest = hashlib.sha256(repr(mesh).encode())
     for piece in digests:
         digest.update(piece)
+    for content in policies.sources:
+        digest.update(hashlib.sha256(content).digest())
     return Snapshot(digest.hexdigest()[:12], mesh, policies, problems)

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from authz.policy.documents import KINDS, Resource
+from authz.kinds import KINDS
+from authz.policy.documents import Resource
 from garrison.documents import Diagnostic, Document, Field, Severity, format_field, validate
 
 Kind = TypeVar("Kind", bound=Resource)

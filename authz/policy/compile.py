@@ -8,13 +8,17 @@ a policy by accident (keys that it does not know, values that it cannot parse) t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
+from authz.casbin_policy import AdapterFactory, CasbinPolicies, CasbinPolicy, compile_casbin, load_sources
+from authz.kinds import KINDS
+from authz.mixer.compile import compile_mixer
 from authz.paths import PathNormalization
-from authz.policy.documents import KINDS, Resource
+from authz.policy.documents import Resource
 from authz.policy.matchers import AddressMatcher, Matcher, StringMatcher
-from authz.policy.rules import PolicySet
+from authz.policy.rules import NO_MIXER, PolicySet
 from garrison.documents import Diagnostic, Document, Field, Severity, format_field, validate
 from garrison.identity import SCHEME, TrustDomain
 
@@ -182,19 +186,34 @@ def place(where: Field) -> str:
 
 
 def compile_policies(
-    documents: Sequence[Document], mesh: MeshSettings
+    documents: Sequence[Document],
+    mesh: MeshSettings,
+    adapters: Mapping[str, AdapterFactory] = MappingProxyType({}),
 ) -> tuple[PolicySet | None, list[Diagnostic]]:
-    """Return the compiled policies and all problems; no policies when one of the problems is an error."""
-    # Imported here: both need the `Compiler` above.
+    """Return the compiled policies and all problems; no policies when one of the problems is an error.
+
+    `adapters` are the Casbin stores that a CasbinPolicy may name; its model and policy files are read here.
+    """
+    # Imported here: they need the `Compiler` above.
     from authz.policy import rbac, security, shaping  # noqa: PLC0415
 
     compiler = Compiler(mesh)
     loaded = _load(compiler, documents)
+    resources = [(one.resource, one.document) for one in loaded]
+    mixer, found = compile_mixer(resources, mesh.root_namespace)
+    compiler.problems += found
+    with_models = [(one, document) for one, document in resources if isinstance(one, CasbinPolicy)]
+    sources = load_sources(with_models, adapters)
+    casbin, found = compile_casbin(with_models, mesh.root_namespace, sources)
+    compiler.problems += found
     policies = PolicySet(
         policies=(*rbac.compile_roles(compiler, loaded), *security.compile_authorization(compiler, loaded)),
         tokens=tuple(security.compile_tokens(compiler, loaded)),
         enforcement=rbac.compile_enforcement(compiler, loaded),
         shapes=tuple(sorted(shaping.compile_shapes(compiler, loaded), key=lambda one: one.title)),
+        mixer=mixer or NO_MIXER,
+        casbin=casbin or CasbinPolicies(),
+        sources=sources.content,
         has_roles=any(one.resource.apiVersion.startswith("rbac.istio.io/") for one in loaded),
     )
     failed = any(problem.severity is Severity.ERROR for problem in compiler.problems)

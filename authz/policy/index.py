@@ -13,8 +13,10 @@ from typing import Any
 
 from authz.attributes import Attributes
 from authz.authn.jwt import TokenRules
+from authz.casbin_policy import CasbinPolicies, CompiledPolicy
 from authz.decision import Decision, ReasonCode, allow
 from authz.destination import Destination
+from authz.mixer.rules import DestinationRules
 from authz.policy.matchers import Condition, StringMatcher
 from authz.policy.rules import Action, Enforcement, Policy, PolicySet, Rule, Selector
 from authz.policy.shaping import Shape
@@ -197,6 +199,9 @@ class DestinationPolicies:
     tcp: Stage
     by_roles: bool
     not_enforced: Decision | None
+    mixer: DestinationRules | None
+    casbin: tuple[CompiledPolicy, ...]
+    casbin_policies: CasbinPolicies
     shapes: tuple[Shape, ...]
     has_marks: bool  # whether rules apply that never decide
     # Decisions by (these policies, method, path, name of the peer), where nothing else can matter to them.
@@ -238,10 +243,13 @@ class PolicyIndex:
         ]
         found.sort(key=lambda policy: (policy.title, policy.rules[0].index if policy.rules else -1))
         authorization = [policy for policy in found if not policy.is_role]
-        # Istio 1.4: where an ALLOW policy is enforced, roles are not looked at. Elsewhere roles have to
-        # allow, unless this mesh has only AuthorizationPolicies: then what none denies is allowed.
-        enforced = not self._has_roles and self._has_authorization
-        enforced = enforced or any(
+        mixer = self._policies.mixer.for_destination(destination)
+        casbin = self._policies.casbin.policies_for(destination)
+        # Istio 1.4: where an ALLOW policy is enforced, roles are not looked at. Elsewhere they have to allow,
+        # unless this mesh has none and something else speaks of the destination: then what none denies is
+        # allowed (Istio, which starts from there).
+        others = bool(self._has_authorization or mixer.rules or casbin)
+        enforced = (not self._has_roles and others) or any(
             policy.action is Action.ALLOW and not policy.shadow for policy in authorization
         )
         http = self._stage(found, enforced=enforced, tcp=False)
@@ -258,6 +266,9 @@ class PolicyIndex:
             http=http,
             tcp=self._stage(found, enforced=enforced, tcp=True),
             by_roles=not enforced,
+            mixer=mixer if mixer.rules else None,
+            casbin=casbin,
+            casbin_policies=self._policies.casbin,
             shapes=tuple(shape for shape in self._policies.shapes if selects(shape.selector, destination)),
             has_marks=bool(http.audit or http.shadow_deny or http.shadow_allow),
             memo=self._memo if _is_memorable(http) else None,

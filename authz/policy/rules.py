@@ -5,12 +5,14 @@ Plain data without closures, so that something other than `evaluate` can read it
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from authz.authn.jwt import JwtRule
+from authz.casbin_policy import CasbinPolicies
 from authz.decision import Decision
+from authz.mixer.rules import MixerPolicies
 from authz.policy.matchers import Condition
 
 if TYPE_CHECKING:
@@ -110,6 +112,9 @@ class Enforcement:
     permissive: bool = False
 
 
+NO_MIXER = MixerPolicies("", {}, {}, frozenset())
+
+
 @dataclass(frozen=True, slots=True)
 class PolicySet:
     """Everything that was loaded, compiled."""
@@ -118,4 +123,7 @@ class PolicySet:
     tokens: tuple[TokenPolicy, ...]
     enforcement: Enforcement
     shapes: tuple[Shape, ...] = ()
+    mixer: MixerPolicies = NO_MIXER
+    casbin: CasbinPolicies = field(default_factory=CasbinPolicies)
+    sources: tuple[bytes, ...] = ()  # files beside the documents that they were compiled from
     has_roles: bool = False  # whether there is any role, binding or switch: `rbac.istio.io` is in use

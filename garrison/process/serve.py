@@ -13,6 +13,7 @@ from typing import Any
 import structlog
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
+from authz.mixer.refresher import ListRefresher
 from authz.service import Authorization, DestinationResolver
 from authz.snapshot import Snapshot, load_snapshot
 from ca.api.sds import SERVICE as SDS
@@ -56,6 +57,7 @@ class Server:
         self._sds: SecretDiscovery | None = None
         self._providers = settings.providers()
         self._store = MemoryStore()
+        self._lists = ListRefresher()
         self._stop = asyncio.Event()
         self._ready = False
         self.health = Health([AUTHORIZATION, RATE_LIMIT])
@@ -63,15 +65,17 @@ class Server:
             DestinationResolver(settings.destinations(), settings.destination_from_host),
             time.time,
             settings.log.decisions,
-            settings.log.decisions_per_second,
-            self._providers,
+            decision_log_lines=settings.log.decisions_per_second,
+            providers=self._providers,
+            lists=self._lists,
         )
         cache = DocumentCache()
         self._policies: Reloader[Snapshot] = Reloader(
             "policies",
             settings.policies,
             lambda paths: load_snapshot(paths, settings.mesh, cache),
-            self._authorization.use,
+            self._use_policies,
+            lambda snapshot: self._lists.prepare(snapshot.policies.mixer.sources),
         )
         self._limits_in_force: RateLimits
         self._limits: Reloader[RateLimits] = Reloader(
@@ -109,6 +113,8 @@ class Server:
             services.append(SDS)
         admin = AdminServer(self._settings.admin.listen, self._registry(), lambda: self._ready, _version())
         watching = asyncio.create_task(watch((self._policies, self._limits), self._stop))  # type: ignore[arg-type]
+        await self._policies.prepare(self._policies.current)
+        fetching = asyncio.create_task(self._lists.run())
         try:
             await control.start(self.health.methods, handlers, services)
             await request.start()
@@ -124,11 +130,16 @@ class Server:
             await asyncio.gather(request.drain(grace), control.drain(grace))
         finally:
             self._stop.set()
-            await watching
+            fetching.cancel()
+            await asyncio.gather(watching, fetching, return_exceptions=True)
             for provider in self._providers.values():
                 await provider.close()
             admin.close()
         log.info("stopped")
+
+    def _use_policies(self, snapshot: Snapshot) -> None:
+        self._authorization.use(snapshot)
+        self._lists.retain(snapshot.policies.mixer.sources)
 
     def _use_limits(self, limits: RateLimits) -> None:
         self._limits_in_force = limits

@@ -1,0 +1,30 @@
+"""Every kind of document that Garrison reads as policy: (apiVersion, kind) -> its shape."""
+
+from __future__ import annotations
+
+from authz.casbin_policy import API_VERSION, KIND, CasbinPolicy
+from authz.mixer.documents import KINDS as MIXER_KINDS
+from authz.policy.documents import (
+    AuthorizationPolicy,
+    ClusterRbacConfig,
+    RbacConfig,
+    RequestAuthentication,
+    Resource,
+    ResponsePolicy,
+    ServiceRole,
+    ServiceRoleBinding,
+)
+
+KINDS: dict[tuple[str, str], type[Resource]] = {
+    ("rbac.istio.io/v1alpha1", "ServiceRole"): ServiceRole,
+    ("rbac.istio.io/v1alpha1", "ServiceRoleBinding"): ServiceRoleBinding,
+    ("rbac.istio.io/v1alpha1", "RbacConfig"): RbacConfig,
+    ("rbac.istio.io/v1alpha1", "ClusterRbacConfig"): ClusterRbacConfig,
+    ("security.istio.io/v1", "AuthorizationPolicy"): AuthorizationPolicy,
+    ("security.istio.io/v1beta1", "AuthorizationPolicy"): AuthorizationPolicy,
+    ("security.istio.io/v1", "RequestAuthentication"): RequestAuthentication,
+    ("security.istio.io/v1beta1", "RequestAuthentication"): RequestAuthentication,
+    **MIXER_KINDS,
+    (API_VERSION, KIND): CasbinPolicy,
+    ("garrison.dev/v1alpha1", "ResponsePolicy"): ResponsePolicy,
+}

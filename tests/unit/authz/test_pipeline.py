@@ -1,0 +1,130 @@
+"""Several kinds on one destination: the order is fixed, and each that applies has to let a call through."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from envoy.service.auth.v3.external_auth_pb2 import CheckResponse
+from support.checks import CALL, NOW, check_request, decide_on, principal, role, snapshot
+from support.tokens import Authentication, rsa_signer
+
+from authz.decision import ReasonCode
+from authz.service import Authorization, DecisionLog, DestinationResolver
+
+MIXER = """
+apiVersion: config.istio.io/v1alpha2
+kind: denier
+metadata: {name: shut, namespace: istio-system}
+spec: {status: {code: 7, message: closed}}
+---
+apiVersion: config.istio.io/v1alpha2
+kind: checknothing
+metadata: {name: any, namespace: istio-system}
+---
+apiVersion: config.istio.io/v1alpha2
+kind: rule
+metadata: {name: closed, namespace: istio-system}
+spec:
+  match: request.headers["x-closed"] == "yes"
+  actions: [{handler: shut.denier, instances: [any.checknothing]}]
+---
+apiVersion: config.istio.io/v1alpha2
+kind: rule
+metadata: {name: tagged, namespace: istio-system}
+spec:
+  requestHeaderOperations: [{name: x-seen-by, values: ['"mixer"']}]
+---
+"""
+
+CASBIN = """
+apiVersion: garrison.dev/v1alpha1
+kind: CasbinPolicy
+metadata: {name: acl, namespace: default}
+spec:
+  request: [{attribute: source.principal}, {attribute: request.method}]
+  model: |
+    [request_definition]
+    r = sub, act
+    [policy_definition]
+    p = sub, act
+    [policy_effect]
+    e = some(where (p.eft == allow))
+    [matchers]
+    m = r.sub == p.sub && r.act == p.act
+  policy: |
+    p, cluster.local/ns/default/sa/a, GET
+---
+"""
+
+DENY = """
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: no-put, namespace: default}
+spec: {action: DENY, rules: [{to: [{operation: {methods: [PUT]}}]}]}
+---
+"""
+
+
+def answer(text: str, **request: Any) -> Any:
+    """Return the CheckResponse for a call."""
+    service = Authorization(DestinationResolver(), lambda: NOW, DecisionLog.NONE)
+    service.use(snapshot(text))
+    written = service.check(check_request(**request).SerializeToString(), CALL)
+    assert isinstance(written, bytes)
+    return CheckResponse.FromString(written)
+
+
+CLOSED = {"x-closed": "yes"}
+
+
+def test_every_kind_that_applies_has_to_let_the_call_through() -> None:
+    """Roles, DENY, Mixer and Casbin each can deny what the others allow."""
+    policies = snapshot(role("[{}]") + DENY + MIXER + CASBIN)
+    good = {"source": principal("a"), "headers": {"x-closed": "no"}}
+    assert decide_on(policies, check_request(**good)).allowed
+    by_casbin = decide_on(policies, check_request(**{**good, "source": principal("b")}))
+    by_mixer = decide_on(policies, check_request(**{**good, "headers": CLOSED}))
+    by_deny = decide_on(policies, check_request(**{**good, "method": "PUT", "headers": CLOSED}))
+    assert by_casbin.code is ReasonCode.CASBIN_DENIED
+    assert by_mixer.code is ReasonCode.MIXER_DENIED
+    assert by_deny.code is ReasonCode.DENY_MATCHED
+    nobody = snapshot(role("[{methods: [HEAD]}]") + MIXER + CASBIN)
+    assert decide_on(nobody, check_request(**good)).code is ReasonCode.NO_ROLE_MATCHED
+
+
+def test_tokens_come_before_policies() -> None:
+    """An invalid token is a 401 even where a policy would have denied."""
+    text = str(Authentication(rsa_signer().jwks())) + DENY + MIXER + CASBIN
+    decision = decide_on(text, check_request(method="PUT", headers={"authorization": "Bearer x"}))
+    assert decision.http_status == 401
+
+
+def test_mixer_alone_allows_what_it_does_not_deny() -> None:
+    """As in Istio, rules of Mixer take away and never grant; without roles there is nothing to grant."""
+    assert decide_on(MIXER, check_request(headers={"x-closed": "no"})).allowed
+    denied = decide_on(MIXER, check_request(headers=CLOSED))
+    assert (denied.allowed, denied.policy) == (False, "rule istio-system/closed")
+
+
+def test_casbin_alone_decides() -> None:
+    """Where only a CasbinPolicy speaks of a destination, its rows allow; elsewhere nothing does."""
+    allowed = decide_on(CASBIN, check_request(source=principal("a")))
+    assert (allowed.allowed, allowed.policy, allowed.rule) == (True, "CasbinPolicy default/acl", 0)
+    assert not decide_on(CASBIN, check_request(source=principal("b"))).allowed
+    assert not decide_on(CASBIN, check_request(source=principal("a"), service="a.other.svc.x")).allowed
+
+
+def test_mixers_header_operations_reach_the_upstream() -> None:
+    """Operations of rules that match are made when the call is allowed."""
+    response = answer(role("[{}]") + MIXER, headers={"x-closed": "no"})
+    assert [(one.header.key, one.header.value) for one in response.ok_response.headers] == [
+        ("x-seen-by", "mixer")
+    ]
+    assert not answer(role("[{methods: [PUT]}]") + MIXER).ok_response.headers
+
+
+@pytest.mark.parametrize("text", [MIXER, CASBIN, DENY, role("[{}]")])
+def test_an_unknown_destination_is_denied_by_every_kind(text: str) -> None:
+    """Whatever there is, a call without a destination is denied."""
+    assert decide_on(text, check_request(service=None)).code is ReasonCode.UNKNOWN_DESTINATION
