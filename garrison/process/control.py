@@ -68,6 +68,11 @@ class ControlServer:
             except OSError as error:
                 raise address_error(address, (error.strerror or str(error)).lower()) from error
 
+    def reload_tls(self, files: TlsFiles) -> None:
+        """Use other TLS files for new connections."""
+        if self._server is not None:
+            self._server.reload_tls(files)
+
     async def drain(self, grace_seconds: float) -> None:
         """Take no new connections, let calls end, close."""
         for listener in self._listeners.values():

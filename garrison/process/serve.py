@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
@@ -31,6 +32,7 @@ from garrison.transport.h2 import Limits
 from garrison.transport.health import SERVICE as HEALTH
 from garrison.transport.health import Health
 from garrison.transport.listeners import RequestServer, Transport
+from garrison.transport.tls import TlsFiles, TlsGeneration
 from ratelimit.compile import Limits as RateLimits
 from ratelimit.compile import load_limits
 from ratelimit.service import RateLimitService
@@ -112,7 +114,16 @@ class Server:
             handlers += self._sds.handlers()
             services.append(SDS)
         admin = AdminServer(self._settings.admin.listen, self._registry(), lambda: self._ready, _version())
-        watching = asyncio.create_task(watch((self._policies, self._limits), self._stop))  # type: ignore[arg-type]
+        certificates = [
+            _tls_reloader(kind, files, server.reload_tls)
+            for kind, files, server in (
+                ("request_tls", self._settings.request.tls.files(), request),
+                ("control_tls", self._settings.control.tls.files(), control),
+            )
+            if files is not None
+        ]
+        reloaders: Any = (self._policies, self._limits, *certificates)
+        watching = asyncio.create_task(watch(reloaders, self._stop))
         await self._policies.prepare(self._policies.current)
         fetching = asyncio.create_task(self._lists.run())
         try:
@@ -202,6 +213,14 @@ class Server:
             for domain, counters in list(self._rate_limit.counters().items())
             for outcome, count in asdict(counters).items()
         }
+
+
+def _tls_reloader(kind: str, files: TlsFiles, use: Callable[[TlsFiles], None]) -> Reloader[TlsGeneration]:
+    """Return what follows renewed TLS files; the server has read them once before."""
+    reloader: Reloader[TlsGeneration] = Reloader(
+        kind, files.paths, lambda _: TlsGeneration.of(files), lambda _: use(files)
+    )
+    return reloader
 
 
 def _load_authority(settings: Settings) -> Authority:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +31,32 @@ class TlsFiles:
     certificate: Path
     key: Path
     client_ca: Path | None = None
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files that there are."""
+        return tuple(path for path in (self.certificate, self.key, self.client_ca) if path is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class TlsGeneration:
+    """TLS files that can be used; `version` is a hash of their content."""
+
+    version: str
+    warnings: tuple[Diagnostic, ...] = ()
+
+    @classmethod
+    def of(cls, files: TlsFiles) -> TlsGeneration:
+        """Return what the files hold now.
+
+        Raises:
+            ConfigError: a file is missing, is not what it should be, or key and certificate do not match.
+
+        """
+        pem = _load(files)
+        content = pem.certificate, pem.key, pem.client_ca or b""
+        digest = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in content))
+        return cls(digest.hexdigest()[:12])
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
+import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from envoy.service.auth.v3.external_auth_pb2 import CheckResponse
 from envoy.service.ratelimit.v3 import rls_pb2
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from support.checks import check_request, principal, role
 from support.serving import Serving, serving, write_settings
+
+from ca.authority import Hierarchy
+from garrison.identity import SpiffeId, TrustDomain
 
 CHECK = "/envoy.service.auth.v3.Authorization/Check"
 LIMIT = "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit"
@@ -201,4 +209,48 @@ def test_both_transports_decide_the_same(folder: Path) -> None:
         for address in server.wait_for("ready")["request"]:
             assert (check(address, "a"), check(address, "b")) == (200, 403)
             assert CheckResponse.FromString(call(address, CHECK, b"\xff")).denied_response.status.code == 403
+        assert server.stop() == 0
+
+
+def test_renewed_tls_files_are_used(folder: Path) -> None:
+    """New connections get the new certificate; files that do not fit each other are refused."""
+    names = [folder / "svid.pem", folder / "svid.key"]
+
+    def issue(name: str) -> None:
+        now = datetime.now(UTC)
+        hierarchy = Hierarchy.create(TrustDomain(name), now=now)
+        key = ec.generate_private_key(ec.SECP256R1())
+        svid = hierarchy.authority().issue(
+            SpiffeId.parse(f"spiffe://{name}/web"), key.public_key(), now=now, ttl=timedelta(hours=1)
+        )
+        pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        for path, content in zip(names, (svid.chain_pem, pem), strict=True):
+            new = path.with_suffix(".new")
+            new.write_bytes(content)
+            new.rename(path)
+
+    def served(address: str) -> str:
+        host, port = address.removeprefix("tls://").split(":")
+        certificate = x509.load_pem_x509_certificate(ssl.get_server_certificate((host, int(port))).encode())
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        return names.get_values_for_type(x509.UniformResourceIdentifier)[0]
+
+    issue("first")
+    tls = f"{{certificate: {names[0]}, private_key: {names[1]}}}"
+    file = write_settings(folder)
+    settings = (
+        file.read_text()
+        .replace("request: {", f"request: {{tls: {tls}, ")
+        .replace('"tcp://127.0.0.1:0"]}\ncontrol', '"tls://127.0.0.1:0"]}\ncontrol')
+    )
+    file.write_text(settings)
+    with serving("--config", str(file)) as server:
+        ready = server.wait_for("ready")
+        address = next(one for one in ready["request"] if one.startswith("tls://"))
+        assert served(address) == "spiffe://first/web"
+        issue("second")
+        server.wait_for("snapshot_swapped", lambda _: served(address) == "spiffe://second/web")
+        names[1].write_text("no key")
+        server.wait_for("snapshot_refused", lambda event: event["kind"] == "request_tls")
+        assert served(address) == "spiffe://second/web"
         assert server.stop() == 0

@@ -290,7 +290,7 @@ PAGE = (ROOT / "docs/reference/casbin.md").read_text()
 
 def test_the_example_of_the_documentation() -> None:
     """What the reference page shows compiles and decides as the page says."""
-    (example,) = re.findall(r"```yml\n(.*?)```", PAGE, re.DOTALL)
+    (example,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
     policies = policies_of(example)
     orders = Destination("orders.shop.svc.cluster.local", "shop", labels={"app": "orders"})
     for line in re.findall(r"^\| `(\w+)` \| `(\w+)` \| `(\S+)` \| (allowed|denied)", PAGE, re.MULTILINE):
