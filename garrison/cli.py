@@ -5,12 +5,19 @@ from __future__ import annotations
 from importlib import import_module
 
 import click
+from click.shell_completion import get_completion_class
 
 _COMMANDS = {
     "serve": ("garrison.process.cli", "serve"),
     "check": ("authz.tools.check", "check"),
     "eval": ("authz.tools.check", "evaluate_lines"),
     "lint": ("authz.tools.lint", "lint"),
+    "test": ("authz.tools.test", "run_suites"),
+    "diff": ("authz.tools.diff", "diff"),
+    "can": ("authz.tools.can", "can"),
+    "new": ("authz.tools.new", "new"),
+    "schema": ("authz.tools.schema", "print_schema"),
+    "completion": ("garrison.cli", "completion"),
     "ca": ("ca.cli", "ca"),
     "demo": ("garrison.demo.cli", "demo"),
     "envoy-config": ("garrison.envoy_config", "envoy_config"),
@@ -54,3 +61,20 @@ def _lint_limits_too() -> None:
 @click.version_option(package_name="garrison", prog_name="garrison")
 def main() -> None:
     """Policy decisions, quotas and identities for Envoy."""
+
+
+@click.command(
+    epilog="""\b
+Example:
+  garrison completion bash > ~/.local/share/bash-completion/completions/garrison
+  garrison completion zsh > "${fpath[1]}/_garrison"
+  garrison completion fish > ~/.config/fish/completions/garrison.fish"""
+)
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the script that completes commands and options in SHELL."""
+    found = get_completion_class(shell)
+    assert found is not None  # noqa: S101 - click knows these three
+    script = found(main, {}, "garrison", "_GARRISON_COMPLETE")
+    # Not `source()`: it runs the shell to complain about versions that are too old.
+    click.echo(script.source_template % script.source_vars())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, BinaryIO
 
@@ -12,9 +12,8 @@ from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
 from google.protobuf import json_format
 
 from authz.attributes import Attributes, Claims
+from authz.authn.jwt import JwtRule, TokenRules, VerificationKey
 from authz.decision import Decision, Explanation, Outcome
-from authz.destination import Destination
-from authz.paths import PathNormalization
 from authz.pipeline import decide, delegated_offline, explain
 from authz.policy.index import DestinationPolicies
 from authz.service import DestinationResolver
@@ -24,52 +23,62 @@ from garrison.transport import Call, Peer
 _CALL = Call(Peer("offline"), ())
 
 
-class _Told(Attributes):
-    """Attributes whose claims somebody vouches for: what the pipeline finds in tokens changes nothing."""
+@dataclass(frozen=True, slots=True)
+class Vouched:
+    """What a test vouches for in the place of signatures: claims, or the key that signed the token sent."""
 
-    __slots__ = ("_claims",)
+    claims: Claims | None = None
+    key: VerificationKey | None = None
 
-    def __init__(
-        self, context: Any, mode: PathNormalization, destination: Destination | None, claims: Claims
-    ) -> None:
-        self._claims = claims
-        super().__init__(context, mode, destination)
-
-    @property
-    def claims(self) -> Claims | None:
-        """The claims that were given."""
-        return self._claims
-
-    @claims.setter
-    def claims(self, found: Claims | None) -> None:
-        """Ignore what was found."""
+    def applied(self, policies: DestinationPolicies) -> DestinationPolicies:
+        """Return `policies` as they are once this is taken for true."""
+        if self.claims is not None:
+            return replace(policies, tokens=None)
+        if self.key is None or policies.tokens is None:
+            return policies
+        rules = [replace(rule, keys=(self.key,), verified={}) for rule in token_rules(policies)]
+        return replace(policies, tokens=TokenRules.of(rules))
 
 
-def prepare(
-    snapshot: Snapshot, request: Any, claims: Claims | None = None
-) -> tuple[DestinationPolicies | None, Attributes]:
-    """Return what applies to the destination of a CheckRequest, and its attributes.
+NOTHING = Vouched()
 
-    `claims` are taken for verified, whatever token the request has; None leaves that to its token.
-    """
+
+def token_rules(policies: DestinationPolicies) -> list[JwtRule]:
+    """Return the token rules of a destination."""
+    if policies.tokens is None:
+        return []
+    places = (*(rules for _, rules in policies.tokens.headers), *policies.tokens.parameters.values())
+    return list(dict.fromkeys(rule for rules in places for rule in rules))
+
+
+def policies_for(snapshot: Snapshot, request: Any) -> DestinationPolicies | None:
+    """Return what applies to the destination of a CheckRequest, None when it names none."""
     context = request.attributes
     destination = DestinationResolver().resolve(context.context_extensions, context.request.http.host, _CALL)
-    policies = snapshot.policies_for(destination) if destination is not None else None
-    mode = snapshot.mesh.path_normalization
-    if claims is None:
-        return policies, Attributes(context, mode, destination)
-    return policies, _Told(context, mode, destination, claims)
+    return snapshot.policies_for(destination) if destination is not None else None
 
 
-def answer(snapshot: Snapshot, request: Any, now: float, claims: Claims | None = None) -> Decision:
+def _prepare(
+    snapshot: Snapshot, request: Any, vouched: Vouched
+) -> tuple[DestinationPolicies | None, Attributes]:
+    policies = policies_for(snapshot, request)
+    destination = policies.destination if policies is not None else None
+    attributes = Attributes(request.attributes, snapshot.mesh.path_normalization, destination)
+    if policies is not None:
+        policies = vouched.applied(policies)
+        attributes.claims = vouched.claims
+    return policies, attributes
+
+
+def answer(snapshot: Snapshot, request: Any, now: float, vouched: Vouched = NOTHING) -> Decision:
     """Return the decision on a CheckRequest; `now` in seconds since the epoch."""
-    result = decide(*prepare(snapshot, request, claims), lambda: now)
+    result = decide(*_prepare(snapshot, request, vouched), lambda: now)
     return result.decision if isinstance(result, Outcome) else delegated_offline(result)
 
 
-def explained(snapshot: Snapshot, request: Any, now: float, claims: Claims | None = None) -> Explanation:
+def explained(snapshot: Snapshot, request: Any, now: float, vouched: Vouched = NOTHING) -> Explanation:
     """Return the decision with every rule that applies to the destination."""
-    return explain(*prepare(snapshot, request, claims), lambda: now)
+    return explain(*_prepare(snapshot, request, vouched), lambda: now)
 
 
 # ------------------------------------------------------------------------------------------- recorded lines
