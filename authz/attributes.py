@@ -45,8 +45,6 @@ class Attributes:
         "_scanned",
         "claims",
         "destination",
-        "peer",
-        "principal",
         "reported",
     )
 
@@ -70,10 +68,17 @@ class Attributes:
         self.destination = destination
         # What Envoy says of the peer's certificate, of which `peer` and `principal` are made.
         self.reported: str = context.source.principal
-        reported = self.reported
-        self.peer: SpiffeId | None = peer_identity(reported)
-        self.principal = peer_principal(reported)
         self.claims: Claims | None = None
+
+    @property
+    def peer(self) -> SpiffeId | None:
+        """The authenticated peer; None for one without a SPIFFE ID."""
+        return peer_identity(self.reported)
+
+    @property
+    def principal(self) -> str | None:
+        """`source.principal`: the peer's ID without its scheme."""
+        return peer_principal(self.reported)
 
     @property
     def method(self) -> str | None:

@@ -152,6 +152,8 @@ class TokenRules:
     headers: tuple[tuple[TokenHeader, tuple[JwtRule, ...]], ...]
     parameters: Mapping[str, tuple[JwtRule, ...]]
     policy: str  # the first rule's, for what concerns all of them
+    # What a header value that brought the only token of a call proved, from when until when.
+    proved: dict[str, tuple[TokenResult, float, float]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, rules: Sequence[JwtRule]) -> TokenRules | None:
@@ -195,7 +197,36 @@ class _Invalid(Exception):  # noqa: N818 - flow inside this module, never seen o
 
 
 def authenticate(rules: TokenRules, attributes: Attributes, clock: Callable[[], float]) -> TokenResult:
-    """Return what the call's tokens prove under `rules`; `clock` gives seconds since the epoch.
+    """Return what the call's tokens prove under `rules`; `clock` gives seconds since the epoch."""
+    if len(rules.headers) > 1 or _may_have_parameter(rules, attributes.target):
+        return _authenticate(rules, attributes, clock)
+    # The way of nearly every call: one place where a token can be, and one token there that was seen before.
+    values = attributes.headers(rules.headers[0][0].name) if rules.headers else ()
+    if not values:
+        return NO_TOKEN
+    known = rules.proved.get(values[0]) if len(values) == 1 else None
+    if known is not None:
+        result, begin, end = known
+        if begin <= clock() < end:
+            return result
+    result = _authenticate(rules, attributes, clock)
+    if result.claims is not None and len(values) == 1:
+        if len(rules.proved) >= MAX_CACHED_TOKENS:
+            del rules.proved[next(iter(rules.proved))]
+        rules.proved[values[0]] = (result, result.claims.get("nbf", -math.inf), result.claims["exp"])
+    return result
+
+
+def _may_have_parameter(rules: TokenRules, target: str) -> bool:
+    if "?" not in target:
+        return False
+    if "%" in target:
+        return bool(rules.parameters)
+    return any(name in target for name in rules.parameters)
+
+
+def _authenticate(rules: TokenRules, attributes: Attributes, clock: Callable[[], float]) -> TokenResult:
+    """Find and verify the call's tokens.
 
     Several different tokens are refused: which of them speaks for the caller would be a guess (RFC 6750,
     section 2, allows one).
@@ -245,7 +276,7 @@ def find_tokens(rules: TokenRules, attributes: Attributes) -> list[Token]:
             if start == prefix or (header.ignore_case and start.lower() == prefix.lower()):
                 tokens.append(Token(value[len(prefix) :].strip(" "), header.name, "", looking))
     target = attributes.target
-    if "?" in target and ("%" in target or any(name in target for name in rules.parameters)):
+    if _may_have_parameter(rules, target):
         for name, value in parse_qsl(urlsplit(target).query, keep_blank_values=True):
             if name in rules.parameters:
                 tokens.append(Token(value, "", name, rules.parameters[name]))

@@ -216,6 +216,10 @@ def compile_policies(
         sources=sources.content,
         has_roles=any(one.resource.apiVersion.startswith("rbac.istio.io/") for one in loaded),
     )
+    # One by one: freeing 100,000 models at one go would stop all other threads for 0.2 s.
+    for models in (with_models, resources, loaded):
+        while models:
+            models.pop()
     failed = any(problem.severity is Severity.ERROR for problem in compiler.problems)
     return (None if failed else policies), compiler.problems
 

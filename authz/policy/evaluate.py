@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from authz.attributes import Attributes
 from authz.decision import Decision, ReasonCode, Step, allow, deny
@@ -38,14 +39,10 @@ def stage_of(policies: DestinationPolicies, attributes: Attributes) -> Stage:
 
 def evaluate(policies: DestinationPolicies, attributes: Attributes) -> Decision:
     """Return the decision for a call whose tokens, if any, have been verified into `attributes.claims`."""
+    key = _remembered_by(policies, attributes)
+    if key is None:
+        return _evaluate(policies, attributes)
     memo = policies.memo
-    if memo is None:
-        return _evaluate(policies, attributes)
-    method, path = attributes.method, attributes.path
-    # A call without a path may still have bytes of one, which conditions that deny look at.
-    if not method or not path or len(method) + len(path) > MAX_REMEMBERED_LENGTH:
-        return _evaluate(policies, attributes)
-    key = (policies, method, path, attributes.reported)
     decision = memo.get(key)
     if decision is None:
         decision = _evaluate(policies, attributes)
@@ -53,6 +50,26 @@ def evaluate(policies: DestinationPolicies, attributes: Attributes) -> Decision:
             memo.clear()
         memo[key] = decision
     return decision
+
+
+def _remembered_by(policies: DestinationPolicies, attributes: Attributes) -> tuple[Any, ...] | None:
+    """Return everything that the decision depends on; None when that is too much to remember."""
+    memo_on = policies.memo_on
+    if memo_on is None:
+        return None
+    method, path = attributes.method, attributes.path
+    # A call without a path may still have bytes of one, which conditions that deny look at.
+    if not method or not path or len(method) + len(path) > MAX_REMEMBERED_LENGTH:
+        return None
+    if not memo_on:
+        return (policies, method, path, attributes.reported)
+    key: list[Any] = [policies, method, path, attributes.reported]
+    for attribute, argument in memo_on:
+        values = attributes.values(attribute, argument)
+        if len(values) > 1 or (values and len(values[0]) > MAX_REMEMBERED_LENGTH):
+            return None
+        key.append(values[0] if values else None)
+    return tuple(key)
 
 
 def _evaluate(policies: DestinationPolicies, attributes: Attributes) -> Decision:

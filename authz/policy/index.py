@@ -172,17 +172,29 @@ _MEMORABLE = frozenset(
 )
 
 
-def _is_memorable(stage: Stage) -> bool:
+# What else it may depend on: a few attributes whose values then are part of what it is remembered by.
+_MEMORABLE_VALUES = ("request.headers", "request.auth.")
+_MAX_MEMORABLE_VALUES = 3
+
+
+def _memo_on(stage: Stage) -> tuple[Dimension, ...] | None:
+    """Return the attributes whose values a decision must be remembered by; None if it cannot be."""
     rules = [rule for index in (stage.deny, stage.allow) if index is not None for rule in index.rules]
-    return all(
-        condition.attribute in _MEMORABLE
+    read = {
+        (condition.attribute, condition.argument)
         for rule in rules
         for conditions in (
             rule.when,
             *(alternative.conditions for alternative in (*rule.operations, *rule.sources)),
         )
         for condition in conditions
-    )
+        if condition.attribute not in _MEMORABLE
+    }
+    if len(read) > _MAX_MEMORABLE_VALUES or any(
+        not attribute.startswith(_MEMORABLE_VALUES) for attribute, _ in read
+    ):
+        return None
+    return tuple(sorted(read))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -204,8 +216,10 @@ class DestinationPolicies:
     casbin_policies: CasbinPolicies
     shapes: tuple[Shape, ...]
     has_marks: bool  # whether rules apply that never decide
-    # Decisions by (these policies, method, path, name of the peer), where nothing else can matter to them.
-    memo: dict[Any, Decision] | None
+    # Decisions by (these policies, method, path, peer, values of the attributes in `memo_on`); None there: no
+    # decision can be remembered.
+    memo: dict[Any, Decision]
+    memo_on: tuple[Dimension, ...] | None
 
 
 class PolicyIndex:
@@ -271,7 +285,8 @@ class PolicyIndex:
             casbin_policies=self._policies.casbin,
             shapes=tuple(shape for shape in self._policies.shapes if selects(shape.selector, destination)),
             has_marks=bool(http.audit or http.shadow_deny or http.shadow_allow),
-            memo=self._memo if _is_memorable(http) else None,
+            memo=self._memo,
+            memo_on=_memo_on(http),
             not_enforced=None if enforced else not_enforced(self._policies.enforcement, destination),
         )
 

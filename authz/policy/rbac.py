@@ -73,6 +73,9 @@ def compile_roles(compiler: Compiler, loaded: Sequence[Loaded]) -> Iterable[Poli
             policies += _role(compiler, one, tuple(shadow[key]), shadow=True)
     if not compiler.problems:  # a role that could not be read is not missing
         _warn_of_missing_roles(compiler, bindings, roles)
+    for table in (enforced, shadow, bindings, roles):  # one by one, as in `compile_policies`
+        while table:
+            table.popitem()
     return policies
 
 

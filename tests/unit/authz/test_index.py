@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from support.checks import SERVICE, check_request, principal, role, snapshot
+from support.checks import SERVICE, check_request, decide_on, principal, role, snapshot
 from support.policies import policy
 
 from authz.attributes import Attributes
@@ -181,28 +181,53 @@ def test_rules_come_in_the_order_of_their_documents_names() -> None:
     ]
 
 
+HEADER = ("request.headers", "a")
+
+
 @pytest.mark.parametrize(
-    ("text", "memorable"),
+    ("text", "memo_on"),
     [
-        (policy('[{to: [{operation: {paths: ["/a"], methods: ["GET"]}}]}]'), True),
-        (policy('[{from: [{source: {principals: ["a"]}}]}]', "DENY"), True),
-        (policy('[{from: [{source: {namespaces: ["a"], notTrustDomains: ["b"]}}]}]', "DENY"), True),
-        (policy('[{from: [{source: {ipBlocks: ["::1"]}}]}]'), False),
-        (policy('[{from: [{source: {requestPrincipals: ["a"]}}]}]'), False),
-        (policy('[{to: [{operation: {hosts: ["a"]}}]}]'), False),
-        (policy('[{to: [{operation: {ports: ["1"]}}]}]', "DENY"), False),
-        (policy('[{when: [{key: "request.headers[a]", values: ["1"]}]}]', "DENY"), False),
-        (policy('[{when: [{key: "request.auth.claims[a]", notValues: ["1"]}]}]'), False),
-        (policy('[{when: [{key: remote.ip, notValues: ["::1"]}]}]'), False),
-        (role("[{hosts: [a]}]"), False),
-        (role("[{}]", '[{group: "a"}]'), False),
-        (role("[{paths: [/a]}]", "[{user: a}]"), True),
-        (role("[{paths: [/a]}]", '[{not_names: ["a"]}]'), True),
+        (policy('[{to: [{operation: {paths: ["/a"], methods: ["GET"]}}]}]'), ()),
+        (policy('[{from: [{source: {principals: ["a"]}}]}]', "DENY"), ()),
+        (policy('[{from: [{source: {namespaces: ["a"], notTrustDomains: ["b"]}}]}]', "DENY"), ()),
+        (policy('[{from: [{source: {ipBlocks: ["::1"]}}]}]'), None),
+        (policy('[{from: [{source: {requestPrincipals: ["a"]}}]}]'), (("request.auth.pair", ""),)),
+        (policy('[{to: [{operation: {hosts: ["a"]}}]}]'), None),
+        (policy('[{to: [{operation: {ports: ["1"]}}]}]', "DENY"), None),
+        (policy('[{when: [{key: "request.headers[a]", values: ["1"]}]}]'), (HEADER,)),
+        (
+            policy('[{when: [{key: "request.auth.claims[a]", notValues: ["1"]}]}]'),
+            (("request.auth.claims", "a"),),
+        ),
+        (policy('[{when: [{key: remote.ip, notValues: ["::1"]}]}]'), None),
+        (role("[{hosts: [a]}]"), None),
+        (role("[{}]", '[{group: "a"}]'), (("request.auth.claims", "groups"),)),
+        (role("[{paths: [/a]}]", "[{user: a}]"), ()),
+        (role("[{paths: [/a]}]", '[{not_names: ["a"]}]'), ()),
     ],
 )
-def test_only_what_follows_from_path_method_and_peer_is_remembered(text: str, memorable: bool) -> None:
-    """One rule that looks at anything else, and no decision of the destination is remembered."""
-    assert (indexed(text).policies_for(HERE).memo is not None) is memorable
+def test_what_decisions_are_remembered_by(text: str, memo_on: tuple[tuple[str, str], ...] | None) -> None:
+    """Beside method, path and peer, values of headers and claims; a rule on anything else, and nothing is."""
+    assert indexed(text).policies_for(HERE).memo_on == memo_on
+
+
+def test_too_many_values_are_not_remembered() -> None:
+    """More than three headers and claims, and every call is decided anew."""
+    conditions = ", ".join(f'{{key: "request.headers[h{number}]", values: ["1"]}}' for number in range(4))
+    assert indexed(policy(f"[{{when: [{conditions}]}}]")).policies_for(HERE).memo_on is None
+
+
+def test_remembered_decisions_keep_calls_apart() -> None:
+    """Absent, empty, equal, different and repeated header values each get their own decision."""
+    compiled = snapshot(role('[{constraints: [{key: "request.headers[a]", values: ["1", "*"]}]}]'))
+    lines = [[], [("a", b"")], [("a", b"1")], [("a", b"2")], [("a", b"1"), ("a", b"2")], [("b", b"1")]]
+    for _ in range(2):
+        found = [decide_on(compiled, check_request(raw_headers=raw)).allowed for raw in lines]
+        assert found == [False, True, True, True, True, False]
+    exact = snapshot(role('[{constraints: [{key: "request.headers[a]", values: ["1"]}]}]'))
+    for _ in range(2):
+        found = [decide_on(exact, check_request(raw_headers=raw)).allowed for raw in lines]
+        assert found == [False, False, True, False, False, False]
 
 
 def test_rules_on_namespaces_are_looked_up() -> None:
