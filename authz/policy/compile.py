@@ -117,7 +117,7 @@ class Compiler:
             domain, *rest = value.split("/")
             if len(rest) == 4 and (domain in ours or domain == LOCAL_TRUST_DOMAIN):
                 found += ["/".join((name, *rest)) for name in ours]
-            elif len(rest) == 4 and patterns and domain != "*" and _fits_any(domain, ours):
+            elif len(rest) == 4 and patterns and _fits_any(domain, ours):
                 # A suffix is kept for those that it fits; a star after the start would be a literal.
                 found += ["/".join((name, *rest)) for name in ours]
                 found += [value] if domain.startswith("*") else []

@@ -491,6 +491,33 @@ def test_one_rule_alone_equals_plain(action: str, rule: RuleSpec, calls: list[Ca
         assert decided(compiled, call).allowed is plainly_allowed(policies, call)
 
 
+PLAIN_RULES = st.builds(
+    RuleSpec,
+    st.just(()),
+    (
+        st.fixed_dictionaries({"paths": patterns([*PATHS, "/a/b/c", "/long/er"])})
+        | st.fixed_dictionaries({"methods": patterns(["GET", "PUT", "PATCH"])})
+        | st.fixed_dictionaries({"hosts": patterns(POOLS["hosts"]), "methods": patterns(["GET", "PUT"])})
+    ).map(lambda fields: (fields,)),
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.sampled_from(["ALLOW", "DENY"]),
+    st.lists(PLAIN_RULES, min_size=1, max_size=12).map(tuple),
+    st.lists(CALLS, min_size=1, max_size=8),
+)
+def test_many_plain_rules_equal_plain(
+    action: str, rules: tuple[RuleSpec, ...], calls: list[CallSpec]
+) -> None:
+    """Rules that can be looked up are found by every kind of pattern."""
+    policies = [PolicySpec(action, rules)]
+    compiled = compiled_from(policies)
+    for call in calls:
+        assert decided(compiled, call).allowed is plainly_allowed(policies, call)
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(POLICIES, min_size=2, max_size=6), CALLS, st.randoms(use_true_random=False))
 def test_the_order_of_documents_never_matters(

@@ -22,6 +22,7 @@ from authz.decision import ReasonCode
 from authz.paths import PathNormalization
 from authz.policy.compile import MeshSettings
 from authz.policy.evaluate import marks
+from authz.policy.matchers import RequestPrincipalMatcher
 from authz.service import DestinationResolver
 from garrison.identity import TrustDomain
 
@@ -71,6 +72,9 @@ def matches(make: Any, *arguments: Any, request: Any) -> bool:
         ('{namespaces: ["*ult"]}', A, True),
         ('{namespaces: ["d*lt"]}', A, True),
         ('{namespaces: ["d*x"]}', A, False),
+        ('{namespaces: ["defau*ault"]}', A, False),
+        ('{namespaces: ["d*f*u*t"]}', A, True),
+        ('{namespaces: ["d*u*f*t"]}', A, False),
         ('{namespaces: ["d.fault"]}', A, False),
         ('{namespaces: ["*"]}', A, True),
         ('{namespaces: ["*"]}', "", False),
@@ -190,6 +194,14 @@ def test_request_principals(pattern: str, subject: str, expected: bool) -> None:
     negated = f'{{notRequestPrincipals: ["{pattern}"]}}'
     assert decide_on(tokens() + source(negated), request).allowed is not expected
     assert decide_on(tokens() + source(negated, "DENY"), request).allowed is expected
+
+
+def test_half_a_request_principal_is_none() -> None:
+    """Both halves have to be there, even to `*`."""
+    anybody = RequestPrincipalMatcher.of(["*", "*/a", "iss/*"])
+    assert anybody.matches(("iss", "a"))
+    for value in (("", "a"), ("iss", ""), ("", ""), None):
+        assert not anybody.matches(value)
 
 
 def test_no_token_is_no_request_principal() -> None:
@@ -410,6 +422,8 @@ def test_when(key: str, values: str, request_: Request, expected: bool) -> None:
         ("request.auth.claims[n]", '["*"]', {}, False),
         ("request.auth.principal", '["https://issuer.example/a"]', {}, True),
         ("request.auth.principal", '["https://issuer.example/b"]', {}, False),
+        ("request.auth.principal", '["https://issuer.example/x/a"]', {"sub": "x/a"}, False),
+        ("request.auth.principal", '["*/a"]', {"sub": "x/a"}, False),
         ("request.auth.audiences", '["b"]', {"aud": ["a", "b"]}, True),
         ("request.auth.audiences", '["b"]', {"aud": "b"}, True),
         ("request.auth.audiences", '["c"]', {"aud": ["a", "b"]}, False),

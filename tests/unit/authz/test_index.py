@@ -133,6 +133,16 @@ def test_an_alternative_without_the_attribute_is_always_looked_at() -> None:
         assert looked_at([*rules, both], path=path) == found
 
 
+def test_patterns_of_every_length_are_found() -> None:
+    """A value is looked up once for each length of prefix and suffix that there is, up to its own."""
+    prefixes = [rule(number, operation={"request.path": ("/" + "x" * number + "*",)}) for number in range(20)]
+    suffixes = [rule(number, operation={"request.path": ("*" + "x" * number + "/",)}) for number in range(20)]
+    for count in (0, 1, 7, 30):
+        expected = list(range(min(count, 19) + 1))
+        assert looked_at(prefixes, path="/" + "x" * count) == expected
+        assert looked_at(suffixes, path="/" + "x" * count + "/") == expected
+
+
 def test_few_rules_are_walked() -> None:
     """Below the limit a list is faster."""
     assert looked_at([SHAPES["exact"](number) for number in range(7)], path="/x") == list(range(7))
