@@ -74,6 +74,8 @@ class Reloader(Generic[Generation]):
         self._listing: Listing = {}
         self._trusted = False
         self._postponed = False
+        self._from_files = True
+        self._turn = asyncio.Lock()
 
     def load(self) -> None:
         """Load for the first time.
@@ -86,8 +88,29 @@ class Reloader(Generic[Generation]):
 
     async def reload(self) -> None:
         """Load what the files hold now; when they are wrong, what is in force stays."""
+        async with self._turn:
+            if self._from_files:
+                await self._attempt(self._load)
+
+    async def replace(self, build: Callable[[], Generation]) -> ConfigError | None:
+        """Put what `build` returns in force: from then on, the files do not count any more.
+
+        Return why not, if it raised ConfigError: then what is in force stays.
+        """
+
+        def build_quietly() -> Generation:
+            with quiet_build():
+                return build()
+
+        async with self._turn:
+            refused = await self._attempt(build_quietly)
+            if refused is None:
+                self._from_files = False
+            return refused
+
+    async def _attempt(self, build: Callable[[], Generation]) -> ConfigError | None:
         try:
-            built = await asyncio.to_thread(self._load)
+            built = await asyncio.to_thread(build)
         except ConfigError as error:
             self._refused = True
             self.results["refused"] += 1
@@ -97,7 +120,7 @@ class Reloader(Generic[Generation]):
                 in_force=self.current.version if self.current else "",
                 diagnostics=[diagnostic.as_json() for diagnostic in error.diagnostics],
             )
-            return
+            return error
         retired: list[object] = []
         if self.current is None or built.version != self.current.version:
             retired.append(self.current)
@@ -110,6 +133,7 @@ class Reloader(Generic[Generation]):
         self._refused = False
         del built
         await asyncio.to_thread(release, retired)
+        return None
 
     async def prepare(self, generation: Generation | None) -> None:
         """Fetch what a generation needs before it can be in force."""
@@ -122,7 +146,7 @@ class Reloader(Generic[Generation]):
         `told` is whether there was a notification: right after a change, a second one may not show in the
         time stamps of a file.
         """
-        return listing != self._listing or (told and not self._trusted)
+        return self._from_files and (listing != self._listing or (told and not self._trusted))
 
     def postpone(self) -> None:
         """Note that the files keep changing, so that what is in force stays for now; log it once."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
@@ -20,14 +22,18 @@ from authz.snapshot import Snapshot, load_snapshot
 from ca.api.sds import SERVICE as SDS
 from ca.api.sds import SecretDiscovery
 from ca.authority import Authority
+from garrison.distribution.bundle import BundleFile
+from garrison.distribution.cache import DiskCache
+from garrison.distribution.follower import Follower
+from garrison.distribution.policies import BundleCompiler
 from garrison.documents import Diagnostic, DocumentCache, Position
 from garrison.errors import ConfigError
 from garrison.process.admin import AdminServer
 from garrison.process.control import ControlServer
 from garrison.process.reload import Reloader, watch
-from garrison.process.settings import Settings
+from garrison.process.settings import DistributionSettings, Settings
 from garrison.telemetry.log import LineWriter
-from garrison.telemetry.metrics import ServerCollector
+from garrison.telemetry.metrics import DistributionCollector, ServerCollector
 from garrison.transport.h2 import Limits
 from garrison.transport.health import SERVICE as HEALTH
 from garrison.transport.health import Health
@@ -61,7 +67,7 @@ class Server:
         self._store = MemoryStore()
         self._lists = ListRefresher()
         self._stop = asyncio.Event()
-        self._ready = False
+        self._ready = self._listening = False
         self.health = Health([AUTHORIZATION, RATE_LIMIT])
         self._authorization = Authorization(
             DestinationResolver(settings.destinations(), settings.destination_from_host),
@@ -83,7 +89,9 @@ class Server:
         self._limits: Reloader[RateLimits] = Reloader(
             "limits", settings.limits, load_limits, self._use_limits
         )
-        self._policies.load()
+        self._follower = self._follow(settings.distribution)
+        if self._follower is None or settings.policies:
+            self._policies.load()
         self._limits.load()
         self._rate_limit = RateLimitService(lambda: self._limits_in_force, self._store, time.time_ns)
         self._authority = _load_authority(settings) if settings.ca.dir else None
@@ -124,9 +132,14 @@ class Server:
         ]
         reloaders: Any = (self._policies, self._limits, *certificates)
         watching = asyncio.create_task(watch(reloaders, self._stop))
+        if self._follower is not None:
+            await self._follower.restore()
         await self._policies.prepare(self._policies.current)
         fetching = asyncio.create_task(self._lists.run())
+        following = asyncio.create_task(self._follower.run() if self._follower else asyncio.sleep(0))
         try:
+            if self._follower is not None:
+                await self._follower.attempt()
             await control.start(self.health.methods, handlers, services)
             await request.start()
             self._set_ready(ready=True)
@@ -142,7 +155,8 @@ class Server:
         finally:
             self._stop.set()
             fetching.cancel()
-            await asyncio.gather(watching, fetching, return_exceptions=True)
+            following.cancel()
+            await asyncio.gather(watching, fetching, following, return_exceptions=True)
             for provider in self._providers.values():
                 await provider.close()
             admin.close()
@@ -151,13 +165,41 @@ class Server:
     def _use_policies(self, snapshot: Snapshot) -> None:
         self._authorization.use(snapshot)
         self._lists.retain(snapshot.policies.mixer.sources)
+        if self._listening and not self._ready:
+            self._set_ready(ready=True)
+
+    def _follow(self, distribution: DistributionSettings) -> Follower | None:
+        """Return who follows the channel of the settings, None without one."""
+        address, ca = distribution.redis, distribution.redis_ca
+        if address is None:
+            return None
+        compiler = BundleCompiler(self._settings.mesh)
+
+        async def install(files: Sequence[BundleFile]) -> str:
+            refused = await self._policies.replace(lambda: compiler.compile(files))
+            if refused is not None:
+                raise refused
+            assert self._policies.current is not None  # noqa: S101 - it was put there
+            return self._policies.current.version
+
+        cache = DiskCache(distribution.cache, distribution.channel) if distribution.cache else None
+        return Follower(
+            distribution.followed(f"{socket.gethostname()}:{os.getpid()}"),
+            lambda: address.connect_async(ca),
+            install,
+            cache,
+            clock=time.time,
+            jitter=random.random,
+        )
 
     def _use_limits(self, limits: RateLimits) -> None:
         self._limits_in_force = limits
 
     def _set_ready(self, *, ready: bool) -> None:
-        self._ready = ready
-        self.health.set_serving(serving=ready)
+        self._listening = ready
+        # Without policies every call is denied: better to get none.
+        self._ready = ready and self._authorization.snapshot is not None
+        self.health.set_serving(serving=self._ready)
 
     def _announce(self, request: Any, control: Any, admin: Any) -> None:
         log.info(
@@ -199,6 +241,16 @@ class Server:
                 ready=lambda: self._ready,
             )
         )
+        if (follower := self._follower) is not None:
+            registry.register(
+                DistributionCollector(
+                    connected=lambda: follower.connected,
+                    bundles=lambda: dict(follower.results),
+                    in_force=lambda: (
+                        (follower.in_force.version, follower.in_force.sequence) if follower.in_force else None
+                    ),
+                )
+            )
         return registry
 
     def _sds_counts(self) -> dict[tuple[str, ...], int]:

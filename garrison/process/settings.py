@@ -30,6 +30,12 @@ from authz.policy.compile import MeshSettings
 from authz.providers import GrpcProvider
 from authz.service import DecisionLog
 from ca.registration import Registration, Selector
+from garrison.distribution.address import RedisAddress
+from garrison.distribution.announcement import Trust
+from garrison.distribution.bundle import DEFAULT_MAX_BUNDLE_BYTES
+from garrison.distribution.channel import Channel
+from garrison.distribution.follower import Followed
+from garrison.distribution.keys import PublicKey
 from garrison.documents import Diagnostic, Document, parse, validate
 from garrison.documents.diagnostic import Position
 from garrison.durations import parse_duration
@@ -60,6 +66,9 @@ Domain = Annotated[TrustDomain, _text(TrustDomain.parse)]
 Normalization = Annotated[PathNormalization, _text(PathNormalization)]
 Decisions = Annotated[DecisionLog, _text(DecisionLog)]
 FilePath = Annotated[Path, _text(Path)]
+RedisUrl = Annotated[RedisAddress, _text(RedisAddress.parse)]
+TrustedKey = Annotated[PublicKey, _text(PublicKey.parse)]
+ChannelName = Annotated[str, _text(lambda text: Channel(text).name)]
 FileMode = Annotated[int, _text(lambda text: int(text, 8)), Field(ge=0, le=0o777)]
 
 
@@ -135,6 +144,69 @@ class CaSettings(BaseModel):
 
     model_config = _STRICT
     dir: FilePath | None = Field(default=None, description="folder that `ca init` wrote; none: no SDS")
+
+
+class DistributionSettings(BaseModel):
+    """Policies from a Redis channel that all replicas follow; see `docs/reference/distribution.md`."""
+
+    model_config = _STRICT
+    redis: RedisUrl | None = Field(
+        default=None, description="redis://, rediss:// (TLS) or unix:// URL; none: policies come from files"
+    )
+    redis_ca: FilePath | None = Field(
+        default=None, description="roots that rediss:// is verified with (PEM); none: those of the system"
+    )
+    channel: ChannelName = Field(default="default", description="name of the channel")
+    public_keys: list[TrustedKey] = Field(
+        default=[], description="who may publish: `ed25519:…` as `garrison policies keygen` prints it"
+    )
+    unsigned_from_trusted_connection: bool = Field(
+        default=False, description="believe whoever can write to Redis; needs rediss:// or unix://"
+    )
+    cache: FilePath | None = Field(
+        default=None, description="folder that remembers the last good bundle for a start without Redis"
+    )
+    poll: Duration = Field(default=timedelta(seconds=5), description="how often to look, also untold")
+    max_bundle_bytes: int = Field(
+        default=DEFAULT_MAX_BUNDLE_BYTES, ge=1024, le=2**29, description="largest bundle that is taken"
+    )
+    replica: str = Field(
+        default="",
+        max_length=200,
+        description="this replica's name in `garrison policies status`; none: host name and process id",
+    )
+
+    @field_validator("poll")
+    @classmethod
+    def _not_too_often(cls, value: timedelta) -> timedelta:
+        if not timedelta(milliseconds=100) <= value <= timedelta(hours=1):
+            raise ValueError("`poll` is between 100ms and 1h")
+        return value
+
+    @model_validator(mode="after")
+    def _signed_or_trusted(self) -> Self:
+        if self.redis is None:
+            if self.public_keys or self.unsigned_from_trusted_connection:
+                raise ValueError("`public_keys` and `unsigned_from_trusted_connection` need `redis`")
+            return self
+        if self.unsigned_from_trusted_connection:
+            if self.public_keys:
+                raise ValueError("either `public_keys` or `unsigned_from_trusted_connection`, not both")
+            if not self.redis.is_trusted_connection:
+                raise ValueError("`unsigned_from_trusted_connection` needs a `rediss://` or `unix://` URL")
+        elif not self.public_keys:
+            raise ValueError("`public_keys` says who may publish; without, nobody can be believed")
+        return self
+
+    def trust(self) -> Trust:
+        """Return whose announcements are believed."""
+        return Trust(self.channel, tuple(self.public_keys), self.unsigned_from_trusted_connection)
+
+    def followed(self, replica: str) -> Followed:
+        """Return what the follower is told; `replica` is its name unless the settings say another."""
+        return Followed(
+            self.trust(), self.replica or replica, self.max_bundle_bytes, self.poll.total_seconds()
+        )
 
 
 class LogSettings(BaseModel):
@@ -214,6 +286,7 @@ class Settings(BaseModel):
     admin: AdminSettings = AdminSettings()
     ca: CaSettings = CaSettings()
     log: LogSettings = LogSettings()
+    distribution: DistributionSettings = DistributionSettings()
     workloads: list[WorkloadSettings] = Field(default=[], description="who gets which identity")
     ext_authz_providers: list[ProviderSettings] = Field(
         default=[], description="who CUSTOM policies may delegate to"

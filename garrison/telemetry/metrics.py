@@ -63,6 +63,43 @@ class ServerCollector(Collector):
         yield GaugeMetricFamily(names.READY, names.READY_HELP, value=float(self._ready()))
 
 
+class DistributionCollector(Collector):
+    """Reads what the follower of a policy channel knows."""
+
+    def __init__(
+        self,
+        *,
+        connected: Callable[[], bool],
+        bundles: Callable[[], Mapping[str, int]],
+        in_force: Callable[[], tuple[str, int] | None],
+    ) -> None:
+        """`in_force` gives version and sequence of the bundle in force."""
+        self._connected = connected
+        self._bundles = bundles
+        self._in_force = in_force
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield every metric family."""
+        yield GaugeMetricFamily(
+            names.DISTRIBUTION_CONNECTED, names.DISTRIBUTION_CONNECTED_HELP, value=float(self._connected())
+        )
+        yield _counter(
+            names.DISTRIBUTION_BUNDLES,
+            names.DISTRIBUTION_BUNDLES_HELP,
+            names.DISTRIBUTION_BUNDLES_LABELS,
+            {(result,): count for result, count in self._bundles().items()},
+        )
+        bundle = GaugeMetricFamily(
+            names.DISTRIBUTION_BUNDLE,
+            names.DISTRIBUTION_BUNDLE_HELP,
+            labels=names.DISTRIBUTION_BUNDLE_LABELS,
+        )
+        if found := self._in_force():
+            version, sequence = found
+            bundle.add_metric((version,), sequence)
+        yield bundle
+
+
 def _counter(name: str, help_: str, labels: Sequence[str], counts: Counts) -> Metric:
     family = CounterMetricFamily(name, help_, labels=labels)
     for values, count in counts.items():

@@ -33,3 +33,14 @@ SDS_LABELS = ("event",)
 
 RATE_LIMIT_REFUSED = "garrison_rate_limit_buckets_refused"
 RATE_LIMIT_REFUSED_HELP = "New rate-limit counters refused because the store was full"
+
+DISTRIBUTION_CONNECTED = "garrison_distribution_connected"
+DISTRIBUTION_CONNECTED_HELP = "1 when this replica can see its policy channel, 0 while Redis is away"
+
+DISTRIBUTION_BUNDLES = "garrison_distribution_bundles"
+DISTRIBUTION_BUNDLES_HELP = "Announcements on the policy channel, by what became of them"
+DISTRIBUTION_BUNDLES_LABELS = ("result",)
+
+DISTRIBUTION_BUNDLE = "garrison_distribution_bundle"
+DISTRIBUTION_BUNDLE_HELP = "The sequence number of the bundle in force; its version as a label"
+DISTRIBUTION_BUNDLE_LABELS = ("version",)

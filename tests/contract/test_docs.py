@@ -35,7 +35,7 @@ from garrison.documents import parse
 from garrison.errors import ConfigError
 from garrison.process.settings import ProviderSettings, Settings, WorkloadSettings, leaves, load_settings
 from garrison.telemetry import names
-from garrison.telemetry.metrics import ServerCollector
+from garrison.telemetry.metrics import DistributionCollector, ServerCollector
 from garrison.transport.address import Address
 from ratelimit.compile import lint as lint_limits
 from ratelimit.service import Counters, Fault
@@ -186,7 +186,8 @@ def metrics_table() -> str:
         snapshots=nothing,
         ready=lambda: True,
     )
-    types = {metric.name: metric.type for metric in collector.collect()}
+    follower = DistributionCollector(connected=lambda: True, bundles=dict, in_force=lambda: None)
+    types = {metric.name: metric.type for metric in [*collector.collect(), *follower.collect()]}
     rows = []
     for constant, text in vars(names).items():
         if not constant.endswith("_HELP"):

@@ -1,0 +1,129 @@
+"""Where Redis is, and whether the way there can be trusted."""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+_SCHEMES = frozenset({"redis", "rediss", "unix"})
+_DEFAULT_PORT = 6379
+_CONNECT_SECONDS = 2.0
+# For one answer; bundles come in pieces.
+_ANSWER_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class RedisAddress:
+    """`redis://`, `rediss://` (TLS, verified) or `unix://`. Prints without user and password."""
+
+    scheme: str
+    host: str = ""
+    port: int = 0
+    path: str = ""
+    database: int = 0
+    username: str | None = field(default=None, repr=False)
+    password: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def parse(cls, text: str) -> RedisAddress:
+        """Return the address that `text` spells.
+
+        The Redis client's own URLs can switch off the verification of certificates; these cannot: of a query
+        only `db` is known.
+
+        Raises:
+            ValueError: it spells none; the message does not repeat it, because there may be a password in it.
+
+        """
+        try:
+            parts = urlsplit(text)
+            port = parts.port
+            query = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
+        except ValueError as error:
+            raise ValueError("this is no Redis URL") from error
+        if parts.scheme not in _SCHEMES or parts.fragment:
+            raise ValueError("a Redis URL is `redis://HOST:PORT`, `rediss://HOST:PORT` or `unix:///PATH`")
+        where = unquote(parts.path)
+        database = query.pop("db", "0")
+        if parts.scheme != "unix":
+            database = where.strip("/") or database
+        if query:
+            raise ValueError("a Redis URL has no parameter but `db`")
+        if not (database.isascii() and database.isdigit() and len(database) < 6):
+            raise ValueError("the database in a Redis URL is a number")
+        if parts.scheme == "unix":
+            if parts.hostname or not where.startswith("/"):
+                raise ValueError("a `unix://` URL needs an absolute path, as in `unix:///run/redis.sock`")
+            return cls(
+                "unix",
+                path=where,
+                database=int(database),
+                username=_decoded(parts.username),
+                password=_decoded(parts.password),
+            )
+        if not parts.hostname:
+            raise ValueError("the Redis URL names no host")
+        return cls(
+            parts.scheme,
+            parts.hostname,
+            port or _DEFAULT_PORT,
+            database=int(database),
+            username=_decoded(parts.username),
+            password=_decoded(parts.password),
+        )
+
+    @property
+    def is_trusted_connection(self) -> bool:
+        """Whether nobody on the way can read or change what is said: verified TLS, or a Unix socket."""
+        return self.scheme in {"rediss", "unix"}
+
+    def __str__(self) -> str:
+        database = f"?db={self.database}" if self.database else ""
+        if self.scheme == "unix":
+            return f"unix://{self.path}{database}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}{database}"
+
+    def connect(self, ca: Path | None = None) -> redis.Redis:
+        """Return a blocking client; `ca` are the roots for `rediss://` (PEM), the system's by default."""
+        return redis.Redis(**self._arguments(ca), retry=Retry(NoBackoff(), 0))
+
+    def connect_async(self, ca: Path | None = None) -> redis.asyncio.Redis:
+        """Return a client for an event loop; `ca` as for `connect`. It does not try again by itself."""
+        return redis.asyncio.Redis(**self._arguments(ca), retry=AsyncRetry(NoBackoff(), 0))
+
+    def _arguments(self, ca: Path | None) -> dict[str, Any]:
+        arguments: dict[str, Any] = {
+            "db": self.database,
+            "username": self.username,
+            "password": self.password,
+            "socket_connect_timeout": _CONNECT_SECONDS,
+            "socket_timeout": _ANSWER_SECONDS,
+            # Version 3 brings notices of its own, which nobody here needs.
+            "protocol": 2,
+        }
+        if self.scheme == "unix":
+            return {**arguments, "unix_socket_path": self.path}
+        arguments |= {"host": self.host, "port": self.port}
+        if self.scheme == "rediss":
+            arguments |= {
+                "ssl": True,
+                "ssl_cert_reqs": "required",
+                "ssl_check_hostname": True,
+                "ssl_min_version": ssl.TLSVersion.TLSv1_2,
+                "ssl_ca_certs": str(ca) if ca else None,
+            }
+        return arguments
+
+
+def _decoded(text: str | None) -> str | None:
+    return unquote(text) if text else None

@@ -1,0 +1,116 @@
+"""Between policy files, bundles and snapshots."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePath
+
+from authz.policy.compile import MeshSettings
+from authz.snapshot import Snapshot, build_snapshot
+from garrison.distribution.bundle import BundleFile
+from garrison.documents import Diagnostic, Document, Position, list_files, parse
+from garrison.documents.yaml import MAX_FILE_BYTES
+from garrison.errors import ConfigError
+
+_ATTEMPTS = 10
+# No folder is called like this: what documents point at beside themselves is not found, on any machine.
+_INSIDE = "bundle:"
+
+
+class BundleCompiler:
+    """Compiles the files of one bundle after the other; files that did not change are not parsed again.
+
+    Not for several threads at once.
+    """
+
+    def __init__(self, mesh: MeshSettings) -> None:
+        self._mesh = mesh
+        self._parsed: dict[tuple[str, bytes], tuple[list[Document], list[Diagnostic]]] = {}
+
+    def compile(self, files: Sequence[BundleFile]) -> Snapshot:
+        """Return the snapshot of `files`. Its version is that of the same files in a folder.
+
+        Raises:
+            ConfigError: a document is wrong; every problem is in it.
+
+        """
+        parsed = {}
+        for file in files:
+            key = (file.name, hashlib.sha256(file.content).digest())
+            parsed[key] = self._parsed.get(key) or parse(file.content, _INSIDE + file.name)
+        gone = [self._parsed[key][0] for key in self._parsed.keys() - parsed.keys()]
+        self._parsed = parsed
+        # One by one: freeing a long list in one step would stop the other threads.
+        for old in gone:
+            while old:
+                old.pop()
+        documents = [document for found, _ in parsed.values() for document in found]
+        problems = [problem for _, found in parsed.values() for problem in found]
+        if problems:
+            raise ConfigError(problems)
+        return build_snapshot(documents, self._mesh, [file.content for file in files])
+
+
+def read_files(paths: Sequence[Path]) -> list[tuple[Path, BundleFile]]:
+    """Return every policy file below `paths`, as all were at one moment, in the order of loading.
+
+    In a bundle, a file is called by its name, and a file in a folder by the folder's and its path below it.
+
+    Raises:
+        ConfigError: a file cannot be read; every one is in it.
+
+    """
+    for _ in range(_ATTEMPTS):
+        listing = list_files(paths)
+        wrong = [_unreadable(path, state) for path, state in listing.items() if isinstance(state, str)]
+        if wrong:
+            raise ConfigError(wrong)
+        try:
+            found = [(path, BundleFile(_name(path, paths), _read(path))) for path in listing]
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise ConfigError([_unreadable(Path(str(error.filename)), reason)]) from error
+        if list_files(paths) == listing:
+            return found
+    raise ConfigError([_unreadable(paths[0], "it keeps changing")])
+
+
+def check_files(files: Iterable[tuple[Path, BundleFile]], mesh: MeshSettings) -> Snapshot:
+    """Return the snapshot that replicas with these `mesh` settings will make of `files`.
+
+    Raises:
+        ConfigError: they cannot be used; problems name the files as they are on this machine.
+
+    """
+    files = list(files)
+    documents: list[Document] = []
+    problems: list[Diagnostic] = []
+    for path, file in files:
+        found, wrong = parse(file.content, str(path))
+        documents += found
+        problems += wrong
+    if problems:
+        raise ConfigError(problems)
+    build_snapshot(documents, mesh, ())
+    # Once more, as replicas do it: without what stands beside the documents on this machine.
+    return BundleCompiler(mesh).compile([file for _, file in files])
+
+
+def _name(path: Path, paths: Sequence[Path]) -> str:
+    for start in paths:
+        if path == start:
+            return path.name
+        if path.is_relative_to(start):
+            parts = (PurePath(start.name), path.relative_to(start))
+            return PurePath(*parts).as_posix()
+    return path.name
+
+
+def _read(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(MAX_FILE_BYTES + 1)
+
+
+def _unreadable(path: Path, reason: str) -> Diagnostic:
+    return Diagnostic(str(path), Position(1, 1), (), "unreadable", f"cannot be read: {reason}")
