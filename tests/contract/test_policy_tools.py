@@ -84,7 +84,7 @@ def test_lint_leaves_out_warnings_and_never_errors(tmp_path: Path) -> None:
     file = tmp_path / "a.yaml"
     file.write_text(role("[{methods: [get]}]"))
     assert run("lint", file, "--ignore", "method_case").exit_code == 0
-    file.write_text(role("[{metods: [get]}]"))
+    file.write_text(role("[{method: [get]}]"))
     assert run("lint", file, "--ignore", "unknown_field").exit_code == 1
 
 
@@ -270,7 +270,7 @@ def test_reports_for_machines(policies: Path) -> None:
     ("cases", "message"),
     [
         ("cases: []", "[too_short]"),
-        ("cases: [{name: a, expct: allow}]", "did you mean `expect`?"),
+        ("cases: [{name: a, expects: allow}]", "did you mean `expect`?"),
         ("cases: [{name: a, caller: b, expect: allow}]", "there is no caller `b`"),
         ("cases: [{name: a, caller: membr, expect: allow}]", "did you mean `member`?"),
         ("cases: [{name: a, caller: {principl: x}, expect: allow}]", "did you mean `principal`?"),
@@ -556,6 +556,8 @@ _TYPES: dict[str, Any] = {
     "object": dict,
     "null": type(None),
 }
+# Groups whose models have no validators of their own.
+_SHAPE_ONLY = {"rbac.istio.io", "security.istio.io"}
 EXAMPLES = [
     document
     for file in [*(ROOT / "examples").rglob("policies/*.yaml"), *(ROOT / "docs").rglob("*.md")]
@@ -570,12 +572,18 @@ EXAMPLES = [
 
 
 def test_schemas_say_what_the_loader_says() -> None:
-    """Every example in docs and demo is valid under the schema just when the loader takes its shape."""
+    """Every example in docs and demo that loads is valid under the schema, and what is of a wrong shape is not.
+
+    Kinds that read text in a way of their own may refuse more than their schema does, never less.
+    """
     whole = whole_schema()
     seen = set()
     for document in EXAMPLES:
         model = KINDS.get((document.data["apiVersion"], document.data["kind"]))
         loads = model is not None and not isinstance(validate(model, document), list)
+        group = document.data["apiVersion"].partition("/")[0]
+        if not loads and group not in _SHAPE_ONLY:
+            continue
         assert fits(document.data, whole, whole) is loads, document.data
         if model is not None:
             one = schema(document.data["kind"])
@@ -624,7 +632,7 @@ def test_a_changed_document_is_judged_alike(document: Any, data: st.DataObject) 
     text = yaml.safe_dump(changed).encode()
     (again,) = parse(text, "changed.yaml")[0]
     loads = not isinstance(validate(model, again), list)
-    if loads or document.data["apiVersion"].partition("/")[0] in {"rbac.istio.io", "security.istio.io"}:
+    if loads or document.data["apiVersion"].partition("/")[0] in _SHAPE_ONLY:
         assert fits(changed, one, one) is loads, changed
 
 
@@ -635,7 +643,7 @@ def test_the_suite_schema_takes_suites() -> None:
     found = schema("suite")
     data = yaml.safe_load(text)
     assert fits(data, found, found)
-    data["cases"][0]["expct"] = "allow"
+    data["cases"][0]["expects"] = "allow"
     assert not fits(data, found, found)
 
 

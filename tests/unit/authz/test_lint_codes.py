@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from authz.casbin_policy.compile import MANY_ROWS
+from authz.kinds import KINDS
 from authz.policy.compile import MeshSettings
-from authz.policy.documents import KINDS
 from authz.tools.lint import find_problems, other_linters
 from garrison.cli import main
 from garrison.documents.yaml import MAX_DEPTH, MAX_FILE_BYTES
@@ -35,6 +36,8 @@ _MAKERS = {
     "Diagnostic": 3,
     "_diagnostic": 1,
     "PydanticCustomError": 0,
+    "ExpressionError": 0,
+    "Mistake": 2,
 }
 # What pydantic calls mistakes, by what its core schema checks.
 _OF_SCHEMA: dict[str, set[str]] = {
@@ -53,10 +56,15 @@ _OF_LIMIT = {
     ("list", "max_length"): "too_long",
     ("int", "ge"): "greater_than_equal",
     ("int", "le"): "less_than_equal",
+    ("str", "pattern"): "string_pattern_mismatch",
 }
 # Checks that make no code of their own.
-_SILENT = {"any", "nullable", "default", "model-field", "definitions", "definition-ref"}
+_SILENT = {"any", "nullable", "default", "model-field", "definitions", "definition-ref", "union"}
 _SILENT |= {"function-before", "function-wrap", "function-after"}
+
+
+# Codes that are put together from parts.
+_COMPOSED = {"unknown_handler", "unknown_instance"}
 
 
 def sections() -> dict[str, list[str]]:
@@ -73,12 +81,58 @@ SECTIONS = sections()
 EXAMPLES = [(code, text) for code, texts in SECTIONS.items() for text in texts]
 
 
+def matching(expression: str) -> bytes:
+    """Return a Mixer rule with this expression."""
+    head = "apiVersion: config.istio.io/v1alpha2\nkind: rule\nmetadata: {name: a}\n"
+    operation = "requestHeaderOperations: [{name: x-a, operation: REMOVE}]"
+    return f"{head}spec: {{match: '{expression}', {operation}}}\n".encode()
+
+
+def casbin(
+    matcher: str, rows: str, effect: str = "some(where (p.eft == allow))", p: str = "sub, act"
+) -> bytes:
+    """Return a CasbinPolicy with roles."""
+    return dedent(
+        f"""\
+        apiVersion: garrison.dev/v1alpha1
+        kind: CasbinPolicy
+        metadata: {{name: a}}
+        spec:
+          request: [{{attribute: "request.auth.claims[sub]", prefix: "u:"}}, request.method]
+          model: |
+            [request_definition]
+            r = sub, act
+            [policy_definition]
+            p = {p}
+            [role_definition]
+            g = _, _
+            [policy_effect]
+            e = {effect}
+            [matchers]
+            m = {matcher}
+          policy: "{rows}"
+        """
+    ).encode()
+
+
 def made(code: str, folder: Path) -> Path:
     """Return a file with a problem that cannot be shown on a page."""
     file = folder / "made.yaml"
     content = {
         "too_deep": b"[" * (MAX_DEPTH + 1) + b"]" * (MAX_DEPTH + 1),
         "encoding": b"kind: \xff",
+        "expression_too_deep": matching("(" * 1000 + "true" + ")" * 1000),
+        "expression_too_long": matching("true || " * 20_000 + "true"),
+        "all_rows": casbin(
+            "keyMatch(r.sub, p.sub) && r.act != p.act",
+            "".join(f"p, u:{index}*, GET\\n" for index in range(MANY_ROWS)),
+        ),
+        "model": casbin(
+            "g(r.sub, p.sub) && r.act == p.act",
+            "p, role:a, GET, allow\\ng, role:a, role:b\\ng, role:b, role:a\\n",
+            "subjectPriority(p.eft) || deny",
+            "sub, act, eft",
+        ),
         "file_too_large": b"#" * (MAX_FILE_BYTES + 1),
         "too_long": (
             "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: a}\n"
@@ -120,6 +174,13 @@ def literal_codes(file: Path) -> Iterator[str]:
             candidates = node.args[at : at + 1]
         elif isinstance(node, ast.Yield) and isinstance(node.value, ast.Tuple) and len(node.value.elts) == 3:
             candidates = node.value.elts[:1]
+        elif isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "code":
+            choice = node.value
+            candidates = [choice.body, choice.orelse] if isinstance(choice, ast.IfExp) else []
+        elif isinstance(node, ast.Raise) and file.name == "documents.py":
+            # pydantic's name for what its validators raise.
+            raised = getattr(node.exc, "func", None)
+            candidates = [ast.Constant("value_error")] if getattr(raised, "id", "") == "ValueError" else []
         else:
             continue
         for one in candidates:
@@ -156,7 +217,7 @@ def packages() -> set[str]:
 def test_every_code_is_explained() -> None:
     """Whatever code the source can give has a heading, and no heading is left over."""
     models: list[type[BaseModel]] = [*KINDS.values(), LimitsDocument]
-    emitted = {code for model in models for code in schema_codes(model.__pydantic_core_schema__)}
+    emitted = {code for model in models for code in schema_codes(model.__pydantic_core_schema__)} | _COMPOSED
     for package in packages():
         for file in sorted((ROOT / package).rglob("*.py")):
             emitted |= set(literal_codes(file))
