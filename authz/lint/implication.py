@@ -194,11 +194,8 @@ def _excludes(one: Condition, negative: Condition) -> bool:
         return False
     if one.attribute == negative.attribute and one.attribute in SINGLE:
         return True
-    return (
-        one.every
-        and not negative.every
-        and (one.attribute == negative.attribute or _adds_spellings(one, negative))
-    )
+    same = one.attribute == negative.attribute
+    return not negative.every and (same or _adds_spellings(one, negative))
 
 
 def _wrong_identity(condition: Condition, others: Sequence[Condition]) -> Condition | None:
