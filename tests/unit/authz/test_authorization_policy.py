@@ -1162,6 +1162,29 @@ def test_remembered_decisions_tell_peers_and_paths_apart() -> None:
         assert decide_on(compiled, request).allowed is allowed
 
 
+@pytest.mark.parametrize("condition", ["", 'when: [{key: "request.headers[h]", values: ["1"]}], '])
+def test_remembered_decisions_tell_calls_apart_in_every_way(condition: str) -> None:
+    """Peer, method, path, header and destination: a call that differs in one gets its own answer."""
+    rule = f'{condition}from: [{{source: {{notPrincipals: ["CN=a"]}}}}], to: [{{operation: {{methods: [GET], paths: [/a]}}}}]'
+    compiled = snapshot(
+        policy(f"[{{{rule}}}]") + policy("[{}]", "DENY", name="q", spec="selector: {matchLabels: {app: x}}")
+    )
+    good: Request = {"path": "/a", "headers": {"h": "1"}}
+    changes: list[Request] = [
+        {"source": "CN=a"},
+        {"method": "PUT"},
+        {"path": "/b"},
+        {"extensions": {"destination.labels[app]": "x"}},
+    ]
+    if condition:
+        changes += [{"headers": {"h": "2"}}, {"headers": {"h": ""}}, {"headers": {}}]
+    for change in changes:
+        assert decide_on(compiled, check_request(**good)).allowed
+        assert not decide_on(compiled, check_request(**{**good, **change})).allowed
+        assert not decide_on(compiled, check_request(**{**good, **change})).allowed
+    assert decide_on(compiled, check_request(**good)).allowed
+
+
 def test_long_paths_are_not_remembered() -> None:
     """Callers choose paths: what is kept for them is bounded in number and in size."""
     compiled = snapshot(policy("[{}]"))
