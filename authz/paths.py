@@ -21,19 +21,18 @@ class PathNormalization(StrEnum):
 
 # RFC 3986, section 2.3: percent-encoded unreserved characters are the characters themselves.
 _ENCODED_UNRESERVED = re.compile(r"%(2[dDeE]|3[0-9]|4[1-9a-fA-F]|5[0-9aA]|5[fF]|6[1-9a-fA-F]|7[0-9aA]|7[eE])")
+_SPECIAL = re.compile(r"[?#%\\]|/[./]")
+_QUERY_OR_FRAGMENT = re.compile(r"[?#].*", re.DOTALL)
 _ENCODED_SLASH = re.compile(r"%2[fF]|%5[cC]")
 _SLASHES = re.compile(r"/{2,}")
 
 
 def normalize_path(target: str, mode: PathNormalization) -> str:
     """Return the path of the request target `target` (origin form) under `mode`."""
-    cut = len(target)
-    for separator in "?#":
-        at = target.find(separator)
-        if 0 <= at < cut:
-            cut = at
-    path = target[:cut] if cut != len(target) else target
-    if mode is PathNormalization.NONE or not ("/." in path or "//" in path or "%" in path or "\\" in path):
+    if _SPECIAL.search(target) is None:
+        return target  # nearly every path
+    path = _QUERY_OR_FRAGMENT.sub("", target)
+    if mode is PathNormalization.NONE:
         return path
     if mode is PathNormalization.DECODE_AND_MERGE_SLASHES:
         path = _ENCODED_SLASH.sub("/", path)

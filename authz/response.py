@@ -32,6 +32,8 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 # Distinct answers that are kept serialised; reasons hold request data, so they must not pile up.
 _MAX_KEPT = 4096
 
+_ALLOW = Verdict.ALLOW
+
 Counts = dict[tuple[Verdict, ReasonCode], list[int]]
 
 
@@ -54,7 +56,7 @@ class ResponseWriter:
             written: bytes = self.build(outcome).SerializeToString()
             return written
         # Allowing decisions were made when the policies were compiled; denials are made anew for each call.
-        key: object = id(decision) if decision.allowed else decision
+        key: object = id(decision) if decision.verdict is _ALLOW else decision
         if mutations is not NO_MUTATIONS:
             key = (key, mutations)
         kept = self._kept.get(key)

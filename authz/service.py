@@ -124,9 +124,11 @@ class Authorization:
         self._clock = clock
         self._providers = providers or {}
         self._lists = lists
-        self._logged = {DecisionLog.NONE: (), DecisionLog.DENIED: (False,), DecisionLog.ALL: (False, True)}[
-            decision_log
-        ]
+        self._logged: tuple[Verdict, ...] = {
+            DecisionLog.NONE: (),
+            DecisionLog.DENIED: (Verdict.DENY,),
+            DecisionLog.ALL: (Verdict.ALLOW, Verdict.DENY),
+        }[decision_log]
         # A flood of denials must not take the CPU: a line costs more than a decision.
         self._lines_per_second = decision_log_lines
         self._second, self._lines = 0, 0
@@ -266,7 +268,7 @@ class Authorization:
     def _answer(
         self, writer: ResponseWriter, outcome: Outcome, attributes: Attributes | None = None
     ) -> bytes:
-        if outcome.decision.allowed in self._logged:
+        if outcome.decision.verdict in self._logged:
             self._log(outcome.decision, attributes)
         return writer.write(outcome)
 

@@ -155,6 +155,9 @@ class H2Connection(asyncio.BufferedProtocol):
         # Requests not yet handed to a handler, and calls whose handler is at work, by stream.
         self._open: dict[int, _Awaited | _Unfinished] = {}
         self._tasks: dict[int, tuple[asyncio.Task[None], Awaitable[bytes]]] = {}
+        # The headers of the last call that was routed, and what they mean: route and timeout in seconds.
+        self._usual_headers: tuple[tuple[bytes, bytes], ...] = ()
+        self._usual: tuple[tuple[Method, str], float | None]
         # Answered before the request ended: to be reset once the answer is out.
         self._early: set[int] = set()
         self._established = False
@@ -266,6 +269,17 @@ class H2Connection(asyncio.BufferedProtocol):
 
     def _begin(self, event: RequestReceived) -> None:
         headers = event.headers
+        if headers == self._usual_headers:
+            # Envoy sends the same ones with nearly every call; what they mean was worked out before.
+            usual, lasting = self._usual
+            self._open[event.stream_id] = (
+                *usual,
+                headers,
+                None if lasting is None else self._loop.time() + lasting,
+            )
+            if event.end_stream:
+                self._receive(event.stream_id, b"", end=True)
+            return
         fields = dict(headers)
         route = self._routes.get(fields.get(b":path", b""))
         stream_id = event.stream_id
@@ -277,16 +291,18 @@ class H2Connection(asyncio.BufferedProtocol):
             status = StatusError(StatusCode.UNIMPLEMENTED, "unknown method")
             self._refuse(stream_id, trailers_only(status), event)
         else:
-            deadline = None
+            seconds = None
             timeout = fields.get(b"grpc-timeout")
             if timeout is not None:
                 try:
-                    deadline = self._loop.time() + parse_timeout(timeout)
+                    seconds = parse_timeout(timeout)
                 except ValueError as error:
                     self._answer_fault(stream_id, *route, StatusError(StatusCode.INTERNAL, str(error)))
                     if not event.end_stream:
                         self._early.add(stream_id)
                     return
+            self._usual_headers, self._usual = headers, (route, seconds)
+            deadline = None if seconds is None else self._loop.time() + seconds
             self._open[stream_id] = (*route, headers, deadline)
             if event.end_stream:
                 self._receive(stream_id, b"", end=True)

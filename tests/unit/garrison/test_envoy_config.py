@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from garrison.cli import main
 from garrison.envoy_binary import find_envoy
 from garrison.envoy_config import (
     Destination,
@@ -24,7 +25,6 @@ from garrison.envoy_config import (
     Upstream,
     Workload,
     dump,
-    envoy_config,
     fill,
     load_template,
     render_bootstrap,
@@ -218,7 +218,7 @@ def test_the_command_prints_a_bootstrap() -> None:
         *("--upstream", "ratings,tcp://10.0.0.1:15006,spiffe://cluster.local/ns/default/sa/ratings"),
         *("--rate-limit-domain", "bookinfo", "--rate-limit-header", "end-user=user"),
     ]
-    result = CliRunner().invoke(envoy_config, [*COMMAND, *more])
+    result = CliRunner().invoke(main, ["envoy-config", *COMMAND, *more])
     assert result.exit_code == 0, result.output
     bootstrap = yaml.safe_load(result.output)
     assert http_filters(bootstrap) == ["ext_authz", "ratelimit", "router"]
@@ -240,7 +240,7 @@ def test_the_command_prints_a_bootstrap() -> None:
 )
 def test_the_command_names_what_is_wrong(more: list[str], message: str) -> None:
     """A wrong option is a usage error that says which and why."""
-    result = CliRunner().invoke(envoy_config, [*COMMAND, *more])
+    result = CliRunner().invoke(main, ["envoy-config", *COMMAND, *more])
     assert result.exit_code == 2
     assert message in result.output
 
