@@ -23,6 +23,7 @@ from authz.decision import (
     Mutations,
     Outcome,
     ReasonCode,
+    Verdict,
     allow,
     deny,
 )
@@ -38,6 +39,8 @@ UNKNOWN_DESTINATION = deny(
     ReasonCode.UNKNOWN_DESTINATION,
     "the call names no destination: set `destination.service` in the filter's context_extensions",
 )
+
+_DENY = Verdict.DENY
 
 Clock = Callable[[], float]
 
@@ -67,7 +70,7 @@ def decide(
     """Return what the call comes to, or who has to be asked first; `clock` gives seconds since the epoch."""
     if policies is None:
         return Outcome(UNKNOWN_DESTINATION)
-    if policies.http.custom is not None or policies.tcp.custom is not None:
+    if policies.has_custom:
         matched = custom_matches(policies, attributes)
         if matched:
             return Delegation(tuple(decision for _, decision in matched), tuple(name for name, _ in matched))
@@ -90,9 +93,9 @@ def decide_here(
         if tokens.strip_headers or tokens.strip_parameters:
             mutations = _without_tokens(tokens)
     outcome = Outcome(evaluate(policies, attributes), mutations)
-    if outcome.decision.allowed and policies.mixer is not None:
+    if policies.mixer is not None and outcome.decision.allowed:
         _ask_mixer(policies.mixer, outcome, attributes, clock, lists)
-    if outcome.decision.allowed and policies.casbin:
+    if policies.casbin and outcome.decision.allowed:
         _ask_casbin(policies, outcome, attributes)
     if policies.has_marks:
         outcome.marks = marks(policies, attributes)
@@ -144,7 +147,7 @@ def finish(policies: DestinationPolicies, outcome: Outcome, attributes: Attribut
     """Return `outcome` as it goes to the caller: shaped, and in the form that its protocol wants."""
     if policies.shapes:
         outcome = shaped(policies.shapes, outcome, attributes)
-    if not outcome.decision.allowed and attributes.is_grpc:
+    if outcome.decision.verdict is _DENY and attributes.is_grpc:
         outcome.grpc = True
     return outcome
 

@@ -44,6 +44,7 @@ _INTERNAL = Outcome(
 _NO_SNAPSHOT = Outcome(
     deny(ReasonCode.NO_SNAPSHOT, "no policies have been loaded", http_status=503, public="")
 )
+_DENY = Verdict.DENY
 # Operators name few destinations; more than this many distinct ones are worked out anew for each call.
 _MAX_KNOWN = 10_000
 
@@ -124,11 +125,8 @@ class Authorization:
         self._clock = clock
         self._providers = providers or {}
         self._lists = lists
-        self._logged: tuple[Verdict, ...] = {
-            DecisionLog.NONE: (),
-            DecisionLog.DENIED: (Verdict.DENY,),
-            DecisionLog.ALL: (Verdict.ALLOW, Verdict.DENY),
-        }[decision_log]
+        self._log_denied = decision_log is not DecisionLog.NONE
+        self._log_allowed = decision_log is DecisionLog.ALL
         # A flood of denials must not take the CPU: a line costs more than a decision.
         self._lines_per_second = decision_log_lines
         self._second, self._lines = 0, 0
@@ -162,7 +160,24 @@ class Authorization:
     def check(self, message: bytes, call: Call) -> bytes | Awaitable[bytes]:
         """Return the serialised CheckResponse for a serialised CheckRequest; never raises."""
         try:
-            return self._check(message, call)
+            snapshot, writer = self._snapshot, self._writer
+            try:
+                context = CheckRequest.FromString(message).attributes
+            except DecodeError:
+                return self._answer(writer, _MALFORMED)
+            if snapshot is None:
+                return self._answer(writer, _NO_SNAPSHOT)
+            extensions = context.context_extensions
+            names = tuple(extensions)
+            known = (names, tuple(map(extensions.__getitem__, names)))
+            policies = self._known.get(known) or self._find(snapshot, known, context, call)
+            destination = policies.destination if policies is not None else None
+            attributes = Attributes(context, snapshot.mesh.path_normalization, destination, message)
+            outcome = decide(policies, attributes, self._clock, self._lists)
+            if isinstance(outcome, Delegation):
+                assert policies is not None  # noqa: S101 - without policies nothing is delegated
+                return self._delegate(message, outcome, policies, attributes)
+            return self._answer(writer, outcome, attributes)
         except Exception:
             log.exception("check_failed")
             return self._internal_error()
@@ -171,29 +186,6 @@ class Authorization:
         """Return the denial for a call that `check` could not be given."""
         log.warning("check_unreadable", error=type(error).__name__)
         return self._writer.write(_FAULT)
-
-    def _check(self, message: bytes, call: Call) -> bytes | Awaitable[bytes]:
-        snapshot, writer = self._snapshot, self._writer
-        try:
-            context = CheckRequest.FromString(message).attributes
-        except DecodeError:
-            return self._answer(writer, _MALFORMED)
-        if snapshot is None:
-            return self._answer(writer, _NO_SNAPSHOT)
-        extensions = context.context_extensions
-        names = tuple(extensions)
-        known = (names, tuple(map(extensions.__getitem__, names)))
-        policies = self._known.get(known)
-        if policies is None:
-            policies = self._find(snapshot, known, context, call)
-        mode = snapshot.mesh.path_normalization
-        destination = policies.destination if policies is not None else None
-        attributes = Attributes(context, mode, destination, message)
-        outcome = decide(policies, attributes, self._clock, self._lists)
-        if isinstance(outcome, Delegation):
-            assert policies is not None  # noqa: S101 - without policies nothing is delegated
-            return self._delegate(message, outcome, policies, attributes)
-        return self._answer(writer, outcome, attributes)
 
     def _find(
         self, snapshot: Snapshot, known: tuple[tuple[str, ...], tuple[str, ...]], context: Any, call: Call
@@ -268,7 +260,7 @@ class Authorization:
     def _answer(
         self, writer: ResponseWriter, outcome: Outcome, attributes: Attributes | None = None
     ) -> bytes:
-        if outcome.decision.verdict in self._logged:
+        if self._log_denied if outcome.decision.verdict is _DENY else self._log_allowed:
             self._log(outcome.decision, attributes)
         return writer.write(outcome)
 

@@ -215,6 +215,7 @@ class DestinationPolicies:
     casbin: tuple[CompiledPolicy, ...]
     casbin_policies: CasbinPolicies
     shapes: tuple[Shape, ...]
+    has_custom: bool
     has_marks: bool  # whether rules apply that never decide
     # Decisions by (these policies, method, path, peer, values of the attributes in `memo_on`); None there: no
     # decision can be remembered.
@@ -266,6 +267,7 @@ class PolicyIndex:
         enforced = (not self._has_roles and others) or any(
             policy.action is Action.ALLOW and not policy.shadow for policy in authorization
         )
+        tcp = self._stage(found, enforced=enforced, tcp=True)
         http = self._stage(found, enforced=enforced, tcp=False)
         return DestinationPolicies(
             destination=destination,
@@ -278,12 +280,13 @@ class PolicyIndex:
                 ]
             ),
             http=http,
-            tcp=self._stage(found, enforced=enforced, tcp=True),
+            tcp=tcp,
             by_roles=not enforced,
             mixer=mixer if mixer.rules else None,
             casbin=casbin,
             casbin_policies=self._policies.casbin,
             shapes=tuple(shape for shape in self._policies.shapes if selects(shape.selector, destination)),
+            has_custom=http.custom is not None or tcp.custom is not None,
             has_marks=bool(http.audit or http.shadow_deny or http.shadow_allow),
             memo=self._memo,
             memo_on=_memo_on(http),

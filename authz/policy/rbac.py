@@ -116,7 +116,7 @@ def _role(
             decisions=tuple(
                 allow(
                     ReasonCode.ROLE_MATCHED,
-                    f"{role.title} rule {index} is granted by {subject.origin} {subject.field}",
+                    f"granted by {subject.origin} {subject.field}",
                     policy=role.title,
                     rule=index,
                     field_path=place(where),
