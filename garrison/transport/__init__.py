@@ -53,9 +53,9 @@ class Peer:
     certificate: bytes | None = None
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Call:
-    """What a handler may know about the call besides the message.
+    """What a handler may know about the call besides the message; calls that are alike may share one.
 
     `metadata` is the request's initial metadata in wire order: lower-case names, raw values, pseudo
     headers and `grpc-*` left in by either transport or not (do not rely on them).

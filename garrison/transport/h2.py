@@ -69,7 +69,7 @@ _DRAIN_PING_SECONDS = 1.0
 _LINGER_SECONDS = 2.0
 
 _pack_prefix = PREFIX.pack
-_Awaited = tuple[Method, str, tuple[tuple[bytes, bytes], ...], float | None]
+_Awaited = tuple[Method, str, Call, float | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,9 +155,9 @@ class H2Connection(asyncio.BufferedProtocol):
         # Requests not yet handed to a handler, and calls whose handler is at work, by stream.
         self._open: dict[int, _Awaited | _Unfinished] = {}
         self._tasks: dict[int, tuple[asyncio.Task[None], Awaitable[bytes]]] = {}
-        # The headers of the last call that was routed, and what they mean: route and timeout in seconds.
+        # The headers of the last call that was routed, and what they mean: the request, its timeout in seconds.
         self._usual_headers: tuple[tuple[bytes, bytes], ...] = ()
-        self._usual: tuple[tuple[Method, str], float | None]
+        self._usual: tuple[_Awaited, float | None]
         # Answered before the request ended: to be reset once the answer is out.
         self._early: set[int] = set()
         self._established = False
@@ -271,12 +271,10 @@ class H2Connection(asyncio.BufferedProtocol):
         headers = event.headers
         if headers == self._usual_headers:
             # Envoy sends the same ones with nearly every call; what they mean was worked out before.
-            usual, lasting = self._usual
-            self._open[event.stream_id] = (
-                *usual,
-                headers,
-                None if lasting is None else self._loop.time() + lasting,
-            )
+            request, timeout = self._usual
+            if timeout is not None:
+                request = (*request[:3], self._loop.time() + timeout)
+            self._open[event.stream_id] = request
             if event.end_stream:
                 self._receive(event.stream_id, b"", end=True)
             return
@@ -292,18 +290,19 @@ class H2Connection(asyncio.BufferedProtocol):
             self._refuse(stream_id, trailers_only(status), event)
         else:
             seconds = None
-            timeout = fields.get(b"grpc-timeout")
-            if timeout is not None:
+            spelled = fields.get(b"grpc-timeout")
+            if spelled is not None:
                 try:
-                    seconds = parse_timeout(timeout)
+                    seconds = parse_timeout(spelled)
                 except ValueError as error:
                     self._answer_fault(stream_id, *route, StatusError(StatusCode.INTERNAL, str(error)))
                     if not event.end_stream:
                         self._early.add(stream_id)
                     return
-            self._usual_headers, self._usual = headers, (route, seconds)
+            call = Call(self._peer, headers)
+            self._usual_headers, self._usual = headers, ((*route, call, None), seconds)
             deadline = None if seconds is None else self._loop.time() + seconds
-            self._open[stream_id] = (*route, headers, deadline)
+            self._open[stream_id] = (*route, call, deadline)
             if event.end_stream:
                 self._receive(stream_id, b"", end=True)
 
@@ -358,11 +357,11 @@ class H2Connection(asyncio.BufferedProtocol):
         return request
 
     def _call(self, stream_id: int, request: _Awaited, message: bytes) -> None:
-        method, path, headers, deadline = request
+        method, path, call, deadline = request
         try:
             if deadline is not None and deadline <= self._loop.time():
                 raise _expired()  # noqa: TRY301 - one place turns failures into answers
-            answer = method.handler(message, Call(self._peer, headers))
+            answer = method.handler(message, call)
             if type(answer) is not bytes:
                 if inspect.isawaitable(answer):
                     task = self._loop.create_task(self._finish(stream_id, request, answer))
