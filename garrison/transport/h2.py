@@ -155,7 +155,7 @@ class H2Connection(asyncio.BufferedProtocol):
         # Requests not yet handed to a handler, and calls whose handler is at work, by stream.
         self._open: dict[int, _Awaited | _Unfinished] = {}
         self._tasks: dict[int, tuple[asyncio.Task[None], Awaitable[bytes]]] = {}
-        # The headers of the last call that was routed and what they mean: the request, its timeout in seconds.
+        # The headers of the last call that was routed, and what they mean: request and timeout in seconds.
         self._usual_headers: tuple[tuple[bytes, bytes], ...] = ()
         self._usual: tuple[_Awaited, float | None]
         # Answered before the request ended: to be reset once the answer is out.
