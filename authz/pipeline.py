@@ -23,6 +23,7 @@ from authz.decision import (
     Mutations,
     Outcome,
     ReasonCode,
+    Step,
     Verdict,
     allow,
     deny,
@@ -98,7 +99,7 @@ def decide_here(
     if policies.casbin and outcome.decision.allowed:
         _ask_casbin(policies, outcome, attributes)
     if policies.has_marks:
-        outcome.marks = marks(policies, attributes)
+        outcome.marks = {**outcome.marks, **marks(policies, attributes)}
     return finish(policies, outcome, attributes)
 
 
@@ -106,6 +107,11 @@ def _ask_mixer(
     rules: DestinationRules, outcome: Outcome, attributes: Attributes, clock: Clock, lists: Lists
 ) -> None:
     result = mixer.check(rules, attributes, clock(), lists)
+    if result.valid_duration != mixer.DEFAULT_VALID_DURATION:
+        outcome.marks = {
+            "valid_duration": f"{result.valid_duration.total_seconds():g}s",
+            "valid_use_count": str(result.valid_use_count),
+        }
     changes = _header_mutations(result.request_headers), _header_mutations(result.response_headers)
     if result.decision is not None:
         outcome.decision = result.decision
@@ -167,8 +173,44 @@ def explain(policies: DestinationPolicies | None, attributes: Attributes, clock:
     decision = result.decision if isinstance(result, Outcome) else delegated_offline(result)
     explanation = Explanation(decision, described(attributes))
     if policies is not None:
-        explanation.steps += explained(policies, attributes)
+        stages = list(explained(policies, attributes))
+        explanation.steps += [one for one in stages if one[0] == "CUSTOM"]
+        explanation.steps += _token_steps(policies, attributes, clock)
+        explanation.steps += [one for one in stages if one[0] != "CUSTOM"]
+        explanation.steps += _mixer_steps(policies, attributes, clock)
+        explanation.steps += [
+            ("CASBIN", Step(one.policy, one.rule, matched=one.allowed, field=one.field, detail=one.reason))
+            for one in policies.casbin_policies.decisions(policies.casbin, attributes)
+        ]
     return explanation
+
+
+def _token_steps(
+    policies: DestinationPolicies, attributes: Attributes, clock: Clock
+) -> Iterable[tuple[str, Step]]:
+    if policies.tokens is None:
+        return
+    result = jwt.authenticate(policies.tokens, attributes, clock)
+    if result.denial is not None:
+        yield "TOKENS", Step(result.denial.policy, -1, matched=False, field="", detail=result.denial.reason)
+    else:
+        detail = "no token" if result.claims is None else f"a token of {result.claims.get('iss')} is good"
+        yield (
+            "TOKENS",
+            Step(policies.tokens.policy, -1, matched=result.claims is not None, field="", detail=detail),
+        )
+
+
+def _mixer_steps(
+    policies: DestinationPolicies, attributes: Attributes, clock: Clock
+) -> Iterable[tuple[str, Step]]:
+    if policies.mixer is None:
+        return
+    denial = mixer.check(policies.mixer, attributes, clock(), NO_LISTS).decision
+    for rule in policies.mixer.rules:
+        denies = denial is not None and denial.policy == rule.policy
+        detail = denial.reason if denial is not None and denies else "does not deny it"
+        yield "MIXER", Step(rule.policy, -1, matched=denies, field="", detail=detail)
 
 
 def delegated_offline(delegation: Delegation) -> Decision:

@@ -171,8 +171,11 @@ class Authorization:
             names = tuple(extensions)
             known = (names, tuple(map(extensions.__getitem__, names)))
             policies = self._known.get(known) or self._find(snapshot, known, context, call)
-            destination = policies.destination if policies is not None else None
-            attributes = Attributes(context, snapshot.mesh.path_normalization, destination, message)
+            if policies is not None:
+                destination, mode = policies.destination, policies.path_normalization
+            else:
+                destination, mode = None, snapshot.mesh.path_normalization
+            attributes = Attributes(context, mode, destination, message)
             outcome = decide(policies, attributes, self._clock, self._lists)
             if isinstance(outcome, Delegation):
                 assert policies is not None  # noqa: S101 - without policies nothing is delegated

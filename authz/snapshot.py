@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
+from authz.casbin_policy import AdapterFactory
 from authz.destination import Destination
 from authz.policy.compile import MeshSettings, compile_policies
 from authz.policy.index import DestinationPolicies, PolicyIndex
@@ -51,8 +53,15 @@ def build_snapshot(documents: Sequence[Document], mesh: MeshSettings, content: I
     return _build(documents, mesh, (hashlib.sha256(piece).digest() for piece in content))
 
 
-def load_snapshot(paths: Sequence[Path], mesh: MeshSettings, cache: DocumentCache | None = None) -> Snapshot:
+def load_snapshot(
+    paths: Sequence[Path],
+    mesh: MeshSettings,
+    cache: DocumentCache | None = None,
+    adapters: Mapping[str, AdapterFactory] = MappingProxyType({}),
+) -> Snapshot:
     """Return the snapshot of all policy files below `paths`; with a `cache` only changed files are parsed.
+
+    `adapters` are the Casbin stores that policies may name.
 
     Raises:
         ConfigError: a file cannot be read or a document is wrong; every problem is in it.
@@ -60,13 +69,18 @@ def load_snapshot(paths: Sequence[Path], mesh: MeshSettings, cache: DocumentCach
     """
     loaded = (cache or DocumentCache()).load(paths)
     if loaded.diagnostics:
-        _, more = compile_policies(loaded.documents, mesh)
+        _, more = compile_policies(loaded.documents, mesh, adapters)
         raise ConfigError([*loaded.diagnostics, *more])
-    return _build(loaded.documents, mesh, loaded.digests)
+    return _build(loaded.documents, mesh, loaded.digests, adapters)
 
 
-def _build(documents: Sequence[Document], mesh: MeshSettings, digests: Iterable[bytes]) -> Snapshot:
-    policies, problems = compile_policies(documents, mesh)
+def _build(
+    documents: Sequence[Document],
+    mesh: MeshSettings,
+    digests: Iterable[bytes],
+    adapters: Mapping[str, AdapterFactory] = MappingProxyType({}),
+) -> Snapshot:
+    policies, problems = compile_policies(documents, mesh, adapters)
     if policies is None:
         raise ConfigError(problems)
     digest = hashlib.sha256(repr(mesh).encode())

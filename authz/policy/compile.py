@@ -36,6 +36,7 @@ class MeshSettings:
     trust_domain_aliases: tuple[TrustDomain, ...] = ()
     root_namespace: str = "istio-system"
     path_normalization: PathNormalization = PathNormalization.BASE
+    namespace_path_normalization: tuple[tuple[str, PathNormalization], ...] = ()  # where it differs
     providers: frozenset[str] = frozenset()  # names that CUSTOM policies may use
 
     @property
@@ -214,6 +215,8 @@ def compile_policies(
         mixer=mixer or NO_MIXER,
         casbin=casbin or CasbinPolicies(),
         sources=sources.content,
+        path_normalization=mesh.path_normalization,
+        namespace_path_normalization=dict(mesh.namespace_path_normalization),
         has_roles=any(one.resource.apiVersion.startswith("rbac.istio.io/") for one in loaded),
     )
     # One by one: freeing 100,000 models at one go would stop all other threads for 0.2 s.

@@ -17,6 +17,7 @@ from authz.casbin_policy import CasbinPolicies, CompiledPolicy
 from authz.decision import Decision, ReasonCode, allow
 from authz.destination import Destination
 from authz.mixer.rules import DestinationRules
+from authz.paths import PathNormalization
 from authz.policy.matchers import Condition, StringMatcher
 from authz.policy.rules import Action, Enforcement, Policy, PolicySet, Rule, Selector
 from authz.policy.shaping import Shape
@@ -215,6 +216,7 @@ class DestinationPolicies:
     casbin: tuple[CompiledPolicy, ...]
     casbin_policies: CasbinPolicies
     shapes: tuple[Shape, ...]
+    path_normalization: PathNormalization
     has_custom: bool
     has_marks: bool  # whether rules apply that never decide
     # Decisions by (these policies, method, path, peer, values of the attributes in `memo_on`); None there: no
@@ -286,6 +288,9 @@ class PolicyIndex:
             casbin=casbin,
             casbin_policies=self._policies.casbin,
             shapes=tuple(shape for shape in self._policies.shapes if selects(shape.selector, destination)),
+            path_normalization=self._policies.namespace_path_normalization.get(
+                namespace, self._policies.path_normalization
+            ),
             has_custom=http.custom is not None or tcp.custom is not None,
             has_marks=bool(http.audit or http.shadow_deny or http.shadow_allow),
             memo=self._memo,

@@ -5,6 +5,7 @@ Plain data without closures, so that something other than `evaluate` can read it
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from authz.authn.jwt import JwtRule
 from authz.casbin_policy import CasbinPolicies
 from authz.decision import Decision
 from authz.mixer.rules import MixerPolicies
+from authz.paths import PathNormalization
 from authz.policy.matchers import Condition
 
 if TYPE_CHECKING:
@@ -126,4 +128,6 @@ class PolicySet:
     mixer: MixerPolicies = NO_MIXER
     casbin: CasbinPolicies = field(default_factory=CasbinPolicies)
     sources: tuple[bytes, ...] = ()  # files beside the documents that they were compiled from
+    path_normalization: PathNormalization = PathNormalization.BASE
+    namespace_path_normalization: Mapping[str, PathNormalization] = field(default_factory=dict)
     has_roles: bool = False  # whether there is any role, binding or switch: `rbac.istio.io` is in use

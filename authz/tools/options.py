@@ -31,6 +31,21 @@ class _TrustDomainType(click.ParamType[TrustDomain]):
             self.fail(str(error), param, ctx)
 
 
+class _NamespaceMode(click.ParamType[tuple[str, PathNormalization]]):
+    name = "namespace=mode"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, PathNormalization]:
+        if isinstance(value, tuple):
+            return value
+        namespace, _, mode = value.partition("=")
+        if not namespace or mode not in set(PathNormalization):
+            known = ", ".join(PathNormalization)
+            self.fail(f"`{value}` is not NAMESPACE=MODE; modes: {known}", param, ctx)
+        return namespace, PathNormalization(mode)
+
+
 def mesh_options(command: Command) -> Command:
     """Add the options that say how policies read: trust domains, root namespace, path normalisation."""
     for option in reversed(
@@ -46,6 +61,12 @@ def mesh_options(command: Command) -> Command:
                 default=PathNormalization.BASE.value,
                 show_default=True,
             ),
+            click.option(
+                "--namespace-path-normalization",
+                type=_NamespaceMode(),
+                multiple=True,
+                help="NAMESPACE=MODE, where it differs; repeatable",
+            ),
         ]
     ):
         command = option(command)
@@ -59,6 +80,7 @@ def mesh_of(options: dict[str, Any]) -> MeshSettings:
         tuple(options["trust_domain_alias"]),
         options["root_namespace"],
         PathNormalization(options["path_normalization"]),
+        tuple(options["namespace_path_normalization"]),
     )
 
 

@@ -63,7 +63,8 @@ def _prepare(
 ) -> tuple[DestinationPolicies | None, Attributes]:
     policies = policies_for(snapshot, request)
     destination = policies.destination if policies is not None else None
-    attributes = Attributes(request.attributes, snapshot.mesh.path_normalization, destination)
+    mode = policies.path_normalization if policies is not None else snapshot.mesh.path_normalization
+    attributes = Attributes(request.attributes, mode, destination)
     if policies is not None:
         policies = vouched.applied(policies)
         attributes.claims = vouched.claims
@@ -216,5 +217,6 @@ def explanation_text(explanation: Explanation) -> str:
                 stage = name
                 lines.append(f"  {stage}")
             mark = "+" if step.matched else "-"
-            lines.append(f"    {mark} {step.policy} rule {step.rule}: {step.detail}")
+            number = f" rule {step.rule}" if step.rule >= 0 else ""
+            lines.append(f"    {mark} {step.policy}{number}: {step.detail}")
     return "\n".join(lines)

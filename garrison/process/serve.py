@@ -77,11 +77,11 @@ class Server:
             providers=self._providers,
             lists=self._lists,
         )
-        cache = DocumentCache()
+        cache, adapters = DocumentCache(), settings.adapters()
         self._policies: Reloader[Snapshot] = Reloader(
             "policies",
             settings.policies,
-            lambda paths: load_snapshot(paths, settings.mesh, cache),
+            lambda paths: load_snapshot(paths, settings.mesh, cache, adapters),
             self._use_policies,
             lambda snapshot: self._lists.prepare(snapshot.policies.mixer.sources),
         )

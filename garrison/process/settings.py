@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from enum import StrEnum
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
@@ -24,6 +26,7 @@ from pydantic import (
     model_validator,
 )
 
+from authz.casbin_policy import AdapterFactory
 from authz.destination import Destination, destination_from_attributes
 from authz.paths import PathNormalization
 from authz.policy.compile import MeshSettings
@@ -60,11 +63,22 @@ def _text(parser: Any) -> BeforeValidator:
     return BeforeValidator(lambda value: parser(value) if isinstance(value, str) else value)
 
 
+def _member(names: type[StrEnum]) -> BeforeValidator:
+    """Return a validator that takes the name of a member."""
+
+    def parse_member(text: str) -> StrEnum:
+        if text not in set(names):
+            raise ValueError(f"`{text}` is none of {', '.join(names)}")
+        return names(text)
+
+    return _text(parse_member)
+
+
 ListenAddress = Annotated[Address, _text(Address.parse)]
 Duration = Annotated[timedelta, _text(parse_duration)]
 Domain = Annotated[TrustDomain, _text(TrustDomain.parse)]
-Normalization = Annotated[PathNormalization, _text(PathNormalization)]
-Decisions = Annotated[DecisionLog, _text(DecisionLog)]
+Normalization = Annotated[PathNormalization, _member(PathNormalization)]
+Decisions = Annotated[DecisionLog, _member(DecisionLog)]
 FilePath = Annotated[Path, _text(Path)]
 RedisUrl = Annotated[RedisAddress, _text(RedisAddress.parse)]
 TrustedKey = Annotated[PublicKey, _text(PublicKey.parse)]
@@ -263,6 +277,32 @@ class ProviderSettings(BaseModel):
     status_on_error: int = Field(default=403, ge=400, le=599)
 
 
+class CasbinAdapterSettings(BaseModel):
+    """A Casbin store that CasbinPolicy documents may name: an adapter class and what it is made with."""
+
+    model_config = _STRICT
+    name: Annotated[str, Field(min_length=1)]
+    adapter: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]  # module:Class
+    arguments: dict[str, str | int | bool] = {}
+
+    def factory(self) -> AdapterFactory:
+        """Return what makes the adapter.
+
+        Raises:
+            ConfigError: there is no such class.
+
+        """
+        module, _, name = self.adapter.partition(":")
+        try:
+            adapter: Any = getattr(import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            where = ("casbin_adapters", self.name)
+            message = f"`{self.adapter}` cannot be imported: {error}"
+            problem = Diagnostic("settings", Position(1, 1), where, "adapter", message)
+            raise ConfigError([problem]) from error
+        return lambda: adapter(**self.arguments)
+
+
 class Settings(BaseModel):
     """Everything `garrison serve` can be told."""
 
@@ -272,6 +312,9 @@ class Settings(BaseModel):
     root_namespace: str = Field(default="istio-system", description="namespace of mesh-wide policies")
     path_normalization: Normalization = Field(
         default=PathNormalization.BASE, description="NONE, BASE, MERGE_SLASHES or DECODE_AND_MERGE_SLASHES"
+    )
+    namespace_path_normalization: dict[str, Normalization] = Field(
+        default={}, description="the same for single namespaces, such as `{legacy: NONE}`"
     )
     policies: list[FilePath] = Field(default=[], description="policy files and folders, watched")
     limits: list[FilePath] = Field(default=[], description="rate-limit files and folders, watched")
@@ -288,6 +331,9 @@ class Settings(BaseModel):
     log: LogSettings = LogSettings()
     distribution: DistributionSettings = DistributionSettings()
     workloads: list[WorkloadSettings] = Field(default=[], description="who gets which identity")
+    casbin_adapters: list[CasbinAdapterSettings] = Field(
+        default=[], description="Casbin stores that CasbinPolicy documents may name"
+    )
     ext_authz_providers: list[ProviderSettings] = Field(
         default=[], description="who CUSTOM policies may delegate to"
     )
@@ -316,8 +362,18 @@ class Settings(BaseModel):
             tuple(self.trust_domain_aliases),
             self.root_namespace,
             self.path_normalization,
+            tuple(sorted(self.namespace_path_normalization.items())),
             frozenset(provider.name for provider in self.ext_authz_providers),
         )
+
+    def adapters(self) -> dict[str, AdapterFactory]:
+        """Return the Casbin stores, by name.
+
+        Raises:
+            ConfigError: a class cannot be imported.
+
+        """
+        return {adapter.name: adapter.factory() for adapter in self.casbin_adapters}
 
     def providers(self) -> dict[str, GrpcProvider]:
         """Return the external authorizers, by name."""
@@ -386,13 +442,17 @@ class Leaf:
         return get_origin(self.annotation) is list
 
 
+# Lists of mappings can only be written in the file.
+_OF_OBJECTS = (list[WorkloadSettings], list[ProviderSettings], list[CasbinAdapterSettings])
+
+
 def leaves(model: type[BaseModel] = Settings, path: tuple[str, ...] = ()) -> Iterator[Leaf]:
     """Yield every setting that has one value or a list of plain values."""
     for name, info in model.model_fields.items():
         annotation = info.annotation
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             yield from leaves(annotation, (*path, name))
-        elif annotation not in {list[WorkloadSettings], list[ProviderSettings]}:
+        elif get_origin(annotation) is not dict and annotation not in _OF_OBJECTS:
             yield Leaf((*path, name), annotation, info.description or "", info.default)
 
 

@@ -67,7 +67,10 @@ def test_check_in_json(policies: str) -> None:
     )
     answer = json.loads(result.output)
     assert (answer["decision"], answer["http_status"], answer["policy"]) == ("deny", 403, None)
-    assert answer["considered"][0]["policy"] == "ServiceRole default/viewer"
+    assert [step["policy"] for step in answer["considered"]] == [
+        "RequestAuthentication default/jwt",
+        "ServiceRole default/viewer",
+    ]
 
 
 @pytest.mark.parametrize("stdin", ["", "{", "[]", '{"attributes": 5}', '{"x": 1}', b"\xff", "[" * 100_000])

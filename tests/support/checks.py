@@ -71,10 +71,9 @@ def decide_on(policies: Snapshot | str, request: Any, now: float = NOW) -> Decis
     compiled = snapshot(policies) if isinstance(policies, str) else policies
     context = request.attributes
     destination = DestinationResolver().resolve(context.context_extensions, context.request.http.host, CALL)
-    attributes = Attributes(
-        context, compiled.mesh.path_normalization, destination, request.SerializeToString()
-    )
     applying = compiled.policies_for(destination) if destination is not None else None
+    mode = applying.path_normalization if applying is not None else compiled.mesh.path_normalization
+    attributes = Attributes(context, mode, destination, request.SerializeToString())
     result = decide(applying, attributes, lambda: now)
     return result.decision if isinstance(result, Outcome) else delegated_offline(result)
 

@@ -10,7 +10,10 @@ from support.checks import CALL, NOW, check_request, decide_on, principal, role,
 from support.tokens import Authentication, rsa_signer
 
 from authz.decision import ReasonCode
+from authz.paths import PathNormalization
+from authz.policy.compile import MeshSettings
 from authz.service import Authorization, DecisionLog, DestinationResolver
+from authz.tools.requests import explained
 
 MIXER = """
 apiVersion: config.istio.io/v1alpha2
@@ -81,7 +84,7 @@ CLOSED = {"x-closed": "yes"}
 def test_every_kind_that_applies_has_to_let_the_call_through() -> None:
     """Roles, DENY, Mixer and Casbin each can deny what the others allow."""
     policies = snapshot(role("[{}]") + DENY + MIXER + CASBIN)
-    good = {"source": principal("a"), "headers": {"x-closed": "no"}}
+    good: dict[str, Any] = {"source": principal("a"), "headers": {"x-closed": "no"}}
     assert decide_on(policies, check_request(**good)).allowed
     by_casbin = decide_on(policies, check_request(**{**good, "source": principal("b")}))
     by_mixer = decide_on(policies, check_request(**{**good, "headers": CLOSED}))
@@ -128,3 +131,31 @@ def test_mixers_header_operations_reach_the_upstream() -> None:
 def test_an_unknown_destination_is_denied_by_every_kind(text: str) -> None:
     """Whatever there is, a call without a destination is denied."""
     assert decide_on(text, check_request(service=None)).code is ReasonCode.UNKNOWN_DESTINATION
+
+
+def test_path_normalization_can_differ_by_namespace() -> None:
+    """`namespace_path_normalization` decides how the paths of one namespace's services are read."""
+    mesh = MeshSettings(namespace_path_normalization=(("legacy", PathNormalization.NONE),))
+    text = role("[{paths: [/a/../b]}]", namespace="legacy") + role("[{paths: [/b]}]", namespace="default")
+    policies = snapshot(text, mesh)
+    legacy = check_request(path="/a/../b", service="x.legacy.svc.cluster.local")
+    assert decide_on(policies, legacy).allowed
+    assert decide_on(policies, check_request(path="/a/../b")).allowed
+    assert not decide_on(snapshot(text), legacy).allowed
+
+
+def test_an_explanation_shows_every_stage() -> None:
+    """Tokens, roles, Mixer and Casbin stand in the order in which they are asked."""
+    policies = snapshot(str(Authentication(rsa_signer().jwks())) + role("[{}]") + DENY + MIXER + CASBIN)
+    explanation = explained(policies, check_request(source=principal("b"), headers=CLOSED), NOW)
+    stages = list(dict.fromkeys(stage for stage, _ in explanation.steps))
+    assert stages == ["TOKENS", "DENY", "ALLOW", "MIXER", "CASBIN"]
+    found = {(step.policy, step.matched) for _, step in explanation.steps}
+    assert ("rule istio-system/closed", True) in found
+    assert ("CasbinPolicy default/acl", False) in found
+
+
+def test_how_long_mixers_answer_holds_is_remarked() -> None:
+    """`valid_duration` and `valid_use_count` of the handlers are in the metadata."""
+    remarks = dict(answer(role("[{}]") + MIXER, headers=CLOSED).dynamic_metadata)
+    assert (remarks["valid_duration"], remarks["valid_use_count"]) == ("5s", "1000")

@@ -160,3 +160,23 @@ def test_what_is_no_duration(text: str) -> None:
     """A number without a unit is refused: nobody knows what it counts."""
     with pytest.raises(ValueError, match="is not a duration"):
         parse_duration(text)
+
+
+def test_namespaces_can_have_their_own_path_normalization(tmp_path: Path) -> None:
+    """One namespace may need paths as they are sent."""
+    settings = load_settings(write(tmp_path, "namespace_path_normalization: {legacy: NONE}\n"), {}, {})
+    assert settings.mesh.namespace_path_normalization == (("legacy", PathNormalization.NONE),)
+    assert "`SOME` is none of NONE, BASE" in problems(
+        tmp_path, "namespace_path_normalization: {legacy: SOME}\n"
+    )
+
+
+def test_casbin_adapters_are_made_from_a_class(tmp_path: Path) -> None:
+    """An adapter is `module:Class` with arguments; one that cannot be imported is an error that names it."""
+    text = "casbin_adapters: [{name: file, adapter: '%s', arguments: {file_path: p.csv}}]\n"
+    settings = load_settings(write(tmp_path, text % "casbin.persist.adapters:FileAdapter"), {}, {})
+    assert type(settings.adapters()["file"]()).__name__ == "FileAdapter"
+    broken = load_settings(write(tmp_path, text % "no.such:Thing"), {}, {})
+    with pytest.raises(ConfigError, match=r"`no\.such:Thing` cannot be imported"):
+        broken.adapters()
+    assert "casbin_adapters[0].adapter" in problems(tmp_path, text % "nonsense")
