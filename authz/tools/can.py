@@ -98,7 +98,8 @@ def can(  # noqa: PLR0917 - what stands on the command line
     vouched = Vouched(claims=_claims(claims) if claims else None)
     explanation = explained(snapshot, request, time.time(), vouched)
     decision = explanation.decision
-    click.echo(f"{'yes' if decision.allowed else 'no'}: {decision.reason}")
+    by = f"{decision.policy} rule {decision.rule} " if decision.allowed and decision.rule >= 0 else ""
+    click.echo(f"{'yes' if decision.allowed else 'no'}: {by}{decision.reason}")
     if explain:
         click.echo(explanation_text(explanation))
     sys.exit(OK if decision.allowed else FOUND)
