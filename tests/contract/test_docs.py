@@ -1,7 +1,7 @@
 """The documentation says what the code does.
 
 Tables between `<!-- generated: NAME -->` and `<!-- end -->` are made from the code. Run this file as a script to
-write them again after a change: `.venv/bin/python tests/contract/test_docs.py`.
+write them again after a change: `PYTHONPATH=tests .venv/bin/python tests/contract/test_docs.py`.
 """
 
 from __future__ import annotations
@@ -100,8 +100,11 @@ def value_text(value: Any, name: str = "") -> str:
     if isinstance(value, list):
         return ", ".join(value_text(one) for one in value)
     if isinstance(value, timedelta):
-        seconds = int(value.total_seconds())
-        return f"`{seconds // 3600}h`" if seconds % 3600 == 0 else f"`{seconds}s`"
+        milliseconds = value // timedelta(milliseconds=1)
+        for unit, length in (("h", 3_600_000), ("s", 1000)):
+            if milliseconds % length == 0:
+                return f"`{milliseconds // length}{unit}`"
+        return f"`{milliseconds}ms`"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
     if name.endswith("unix_mode"):
@@ -442,7 +445,6 @@ def test_files_that_are_named_exist(file: Path) -> None:
         assert known, f"`{word}`"
 
 
-# Pages that code already names and that are still to be written; each goes from here with its page.
 def test_pages_that_code_names_exist() -> None:
     """A comment or message that sends readers to a page sends them to one that is there."""
     tops = ("authz", "benchmarks", "ca", "deploy", "examples", "garrison", "ratelimit", "tests")
