@@ -79,7 +79,7 @@ def test_large_nonsense_is_read_in_small_steps(text: str) -> None:
         sizes.append(len(piece))
     assert max(sizes) <= 16384
     documents, problems = parse(content, "f.yaml")
-    assert documents == [] or problems
+    assert len(documents) + len(problems) <= 1
 
 
 def test_a_bomb_costs_no_memory() -> None:
