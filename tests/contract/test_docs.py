@@ -14,7 +14,7 @@ from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 from textwrap import dedent
-from types import NoneType
+from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin
 
 import click
@@ -33,7 +33,14 @@ from authz.policy.compile import MeshSettings, compile_policies
 from garrison.cli import main
 from garrison.documents import parse
 from garrison.errors import ConfigError
-from garrison.process.settings import ProviderSettings, Settings, WorkloadSettings, leaves, load_settings
+from garrison.process.settings import (
+    CasbinAdapterSettings,
+    ProviderSettings,
+    Settings,
+    WorkloadSettings,
+    leaves,
+    load_settings,
+)
 from garrison.telemetry import names
 from garrison.telemetry.metrics import DistributionCollector, ServerCollector
 from garrison.transport.address import Address
@@ -82,12 +89,14 @@ def type_name(annotation: Any, name: str = "") -> str:
     others = [one for one in arguments if one is not NoneType]
     if arguments and len(others) < len(arguments):
         return type_name(others[0], name)
+    if origin is UnionType:
+        return " or ".join(type_name(one) for one in arguments)
     if isinstance(annotation, type) and issubclass(annotation, StrEnum):
         return ", ".join(f"`{value.value}`" for value in annotation)
     if name.endswith("unix_mode"):
         return "octal file mode"
     if origin is dict:
-        return "map of strings"
+        return f"map of {type_name(arguments[1])}" if arguments[1] is not str else "map of strings"
     plain = {str: "string", int: "whole number", bool: "`true`, `false`", timedelta: "duration", Path: "path"}
     words: str = re.sub(r"(?<!^)([A-Z])", r" \1", annotation.__name__).lower()
     return plain.get(annotation) or words.replace("spiffe id", "SPIFFE ID")
@@ -136,6 +145,11 @@ def workloads_table() -> str:
 def providers_table() -> str:
     """Return the fields of one of `ext_authz_providers`."""
     return fields_table(ProviderSettings)
+
+
+def adapters_table() -> str:
+    """Return the fields of one of `casbin_adapters`."""
+    return fields_table(CasbinAdapterSettings)
 
 
 def fields_table(model: type[BaseModel]) -> str:
@@ -213,6 +227,7 @@ GENERATED: dict[str, tuple[str, Callable[[], str]]] = {
     "settings": ("docs/reference/settings.md", settings_table),
     "workloads": ("docs/reference/settings.md", workloads_table),
     "providers": ("docs/reference/settings.md", providers_table),
+    "adapters": ("docs/reference/settings.md", adapters_table),
     "cli": ("docs/reference/cli.md", help_pages),
     "metrics": ("docs/reference/metrics.md", metrics_table),
     "kinds": ("docs/semantics.md", kinds_table),
