@@ -99,7 +99,7 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.
 
 @click.group(
     cls=_Commands,
-    epilog=EXIT_CODES,
+    epilog="\b\nExample:\n  ca init --dir ./pki --trust-domain cluster.local\n\n" + EXIT_CODES,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 def ca() -> None:
@@ -116,7 +116,7 @@ def ca() -> None:
 )
 @_json_option
 def init(directory: Path, trust_domain: TrustDomain, as_json: bool) -> None:  # noqa: FBT001
-    r"""Make a root and an intermediate in a directory that has no CA yet.
+    """Make a root and an intermediate in a directory that has no CA yet.
 
     The root key is needed again only for the next intermediate: move root-key.pem off this machine.
 
@@ -162,7 +162,7 @@ def issue(
     force: bool,
     as_json: bool,
 ) -> None:
-    r"""Issue an X509-SVID with a new key: svid.pem (leaf, intermediate), svid.key, bundle.pem.
+    """Issue an X509-SVID with a new key: svid.pem (leaf, intermediate), svid.key, bundle.pem.
 
     \b
     Example:
@@ -191,7 +191,7 @@ def issue(
 @click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
 @_json_option
 def show(file: Path, as_json: bool) -> None:  # noqa: FBT001
-    r"""Show every certificate in FILE (- reads stdin): PEM, DER, a signing request, or a SPIFFE bundle.
+    """Show every certificate in FILE (- reads stdin): PEM, DER, a signing request, or a SPIFFE bundle.
 
     \b
     Example:
@@ -222,7 +222,7 @@ def show(file: Path, as_json: bool) -> None:  # noqa: FBT001
 )
 @_json_option
 def bundle(directory: Path, form: str, as_json: bool) -> None:  # noqa: FBT001
-    r"""Print the trust bundle: the roots that others verify our SVIDs with. --json is --format spiffe.
+    """Print the trust bundle: the roots that others verify our SVIDs with. --json is --format spiffe.
 
     \b
     Example:
