@@ -10,17 +10,37 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
+from typing import TYPE_CHECKING, TypeAlias
 
 from authz.casbin_policy import AdapterFactory, CasbinPolicies, CasbinPolicy, compile_casbin, load_sources
 from authz.kinds import KINDS
 from authz.mixer.compile import compile_mixer
 from authz.paths import PathNormalization
-from authz.policy.documents import Resource
+from authz.policy.documents import (
+    AuthorizationPolicy,
+    RequestAuthentication,
+    Resource,
+    ResponsePolicy,
+    ServiceRole,
+    ServiceRoleBinding,
+)
 from authz.policy.matchers import AddressMatcher, Matcher, StringMatcher
-from authz.policy.rules import NO_MIXER, PolicySet
+from authz.policy.rules import NO_MIXER, Policy, PolicySet, TokenPolicy
 from garrison.documents import Diagnostic, Document, Field, Severity, format_field, validate
 from garrison.identity import SCHEME, TrustDomain
+
+if TYPE_CHECKING:
+    from authz.policy.rbac import Grant, Role
+    from authz.policy.shaping import Shape
+
+# What a document comes to that is compiled by itself.
+Product: TypeAlias = "Role | Grant | Policy | TokenPolicy | Shape"
+# The kinds of such documents.
+_SINGLE = frozenset(
+    {AuthorizationPolicy, RequestAuthentication, ResponsePolicy, ServiceRole, ServiceRoleBinding}
+)
 
 # Istio: `cluster.local` in a policy means "our trust domain" (trustdomain/bundle.go).
 LOCAL_TRUST_DOMAIN = "cluster.local"
@@ -61,6 +81,10 @@ class Compiler:
     problems: list[Diagnostic] = field(default_factory=list)
     _strings: dict[tuple[str, ...], StringMatcher] = field(default_factory=dict)
 
+    def alone(self) -> Compiler:
+        """Return a compiler with problems of its own that shares the matchers."""
+        return Compiler(self.mesh, _strings=self._strings)
+
     def strings(self, patterns: Iterable[str]) -> StringMatcher:
         """Return the matcher for `patterns`; equal lists share one."""
         key = tuple(patterns)
@@ -73,9 +97,8 @@ class Compiler:
         """Record an error at the value at `path`."""
         self.problems.append(loaded.document.error(path, code, message, hint))
 
-    def warn(self, loaded: Loaded, path: Field, code: str, message: str) -> None:
+    def warn(self, document: Document, path: Field, code: str, message: str) -> None:
         """Record something that is allowed and probably not meant."""
-        document = loaded.document
         self.problems.append(
             Diagnostic(document.file, document.position(path), path, code, message, severity=Severity.WARNING)
         )
@@ -134,7 +157,7 @@ class Compiler:
             if value.startswith(SCHEME):
                 message = f"principals are written without `{SCHEME}`"
                 message += "" if denies else ", so this matches nobody"
-                self.warn(loaded, where, "principal_scheme", message)
+                self.warn(loaded.document, where, "principal_scheme", message)
             yield value.removeprefix(SCHEME) if denies else value
 
     def split_key(
@@ -186,6 +209,20 @@ def place(where: Field) -> str:
     return format_field(where)
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one document comes to by itself: a function of it and the mesh settings, and of nothing else.
+
+    So it is remembered with the document, without the model that it was made from: 100,000 models take
+    360 MB. Only kinds that are compiled together keep theirs (`Loaded`), and are not remembered. A document
+    that cannot be read has problems and no product.
+    """
+
+    key: tuple[str, str, str]  # kind, namespace, name
+    problems: tuple[Diagnostic, ...]
+    product: Product | Loaded | None
+
+
 def compile_policies(
     documents: Sequence[Document],
     mesh: MeshSettings,
@@ -193,57 +230,131 @@ def compile_policies(
 ) -> tuple[PolicySet | None, list[Diagnostic]]:
     """Return the compiled policies and all problems; no policies when one of the problems is an error.
 
+    What follows from a document alone is remembered with it: documents that are kept are compiled once.
     `adapters` are the Casbin stores that a CasbinPolicy may name; its model and policy files are read here.
     """
     # Imported here: they need the `Compiler` above.
-    from authz.policy import rbac, security, shaping  # noqa: PLC0415
+    from authz.policy import rbac, security  # noqa: PLC0415
+    from authz.policy.shaping import Shape  # noqa: PLC0415
 
     compiler = Compiler(mesh)
-    loaded = _load(compiler, documents)
-    resources = [(one.resource, one.document) for one in loaded]
+    products, all_readable = _load(compiler, documents)
+    together = [one for one, _ in products if isinstance(one, Loaded)]
+    resources = [(one.resource, one.document) for one in together]
     mixer, found = compile_mixer(resources, mesh.root_namespace)
     compiler.problems += found
     with_models = [(one, document) for one, document in resources if isinstance(one, CasbinPolicy)]
     sources = load_sources(with_models, adapters)
     casbin, found = compile_casbin(with_models, mesh.root_namespace, sources)
     compiler.problems += found
+    for one in together:
+        security.refuse_dry_run(compiler, one)
+    roles = [one for one, _ in products if isinstance(one, rbac.Role)]
+    grants = [(one, document) for one, document in products if isinstance(one, rbac.Grant)]
+    if all_readable:  # a role that could not be read is not missing
+        rbac.warn_of_missing_roles(compiler, roles, grants)
+    shapes = [one for one, _ in products if isinstance(one, Shape)]
     policies = PolicySet(
-        policies=(*rbac.compile_roles(compiler, loaded), *security.compile_authorization(compiler, loaded)),
-        tokens=tuple(security.compile_tokens(compiler, loaded)),
-        enforcement=rbac.compile_enforcement(compiler, loaded),
-        shapes=tuple(sorted(shaping.compile_shapes(compiler, loaded), key=lambda one: one.title)),
+        policies=(
+            *rbac.bind(roles, (grant for grant, _ in grants)),
+            *(one for one, _ in products if isinstance(one, Policy)),
+        ),
+        tokens=tuple(one for one, _ in products if isinstance(one, TokenPolicy)),
+        enforcement=rbac.compile_enforcement(compiler, together),
+        shapes=tuple(sorted(shapes, key=lambda one: one.title)),
         mixer=mixer or NO_MIXER,
         casbin=casbin or CasbinPolicies(),
         sources=sources.content,
         path_normalization=mesh.path_normalization,
         namespace_path_normalization=dict(mesh.namespace_path_normalization),
-        has_roles=any(one.resource.apiVersion.startswith("rbac.istio.io/") for one in loaded),
+        has_roles=bool(roles or grants)
+        or any(one.resource.apiVersion.startswith("rbac.istio.io/") for one in together),
     )
-    # One by one: freeing 100,000 models at one go would stop all other threads for 0.2 s.
-    for models in (with_models, resources, loaded):
-        while models:
-            models.pop()
+    # One by one: freeing so much at one go would stop all other threads for longer than a call may wait.
+    for pairs in (products, resources, with_models, grants, together):
+        while pairs:
+            pairs.pop()
     failed = any(problem.severity is Severity.ERROR for problem in compiler.problems)
     return (None if failed else policies), compiler.problems
 
 
-def _load(compiler: Compiler, documents: Sequence[Document]) -> list[Loaded]:
-    loaded: list[Loaded] = []
+def _load(
+    compiler: Compiler, documents: Sequence[Document]
+) -> tuple[list[tuple[Product | Loaded, Document]], bool]:
+    """Return what each document comes to, and whether all of them could be read."""
+    products: list[tuple[Product | Loaded, Document]] = []
+    all_readable = True
+    others: list[Diagnostic] = []  # may follow from what cannot be read, so they come after that
     seen: dict[tuple[str, str, str], Document] = {}
+    remembered_by = (Part, compiler.mesh)
     for document in _without_lists(documents):
-        resource = _validate(compiler, document)
-        if resource is None:
+        model = _model(document)
+        if model in _SINGLE:
+            part = document.derived(remembered_by, partial(_part, compiler, document, model))
+        else:
+            part = _part(compiler, document, model)
+        if part.product is None:
+            compiler.problems += part.problems
+            all_readable = False
             continue
-        key = (resource.kind, resource.metadata.namespace, resource.metadata.name)
-        if key in seen:
-            first = seen[key]
+        kind, namespace, name = part.key
+        if part.key in seen:
+            first = seen[part.key]
             where = f"{first.file}:{first.position(()).line}"
-            message = f"there are two {resource.title}, the first at {where}"
+            message = f"there are two {kind} {namespace}/{name}, the first at {where}"
             compiler.problems.append(document.error(("metadata", "name"), "duplicate_name", message))
+            all_readable = False
             continue
-        seen[key] = document
-        loaded.append(Loaded(resource, document))
-    return loaded
+        seen[part.key] = document
+        others += part.problems
+        products.append((part.product, document))
+    compiler.problems += others
+    while seen:  # one by one, as above
+        seen.popitem()
+    return products, all_readable
+
+
+def _model(document: Document) -> type[Resource] | None:
+    data = document.data
+    if not isinstance(data, dict):
+        return None
+    version, kind = data.get("apiVersion"), data.get("kind")
+    return KINDS.get((version, kind)) if isinstance(version, str) and isinstance(kind, str) else None
+
+
+def _part(compiler: Compiler, document: Document, model: type[Resource] | None) -> Part:
+    """Return what `document` comes to; of `compiler` only the settings and shared matchers are used."""
+    if model is None:
+        return Part(("", "", ""), (_unknown(document),), None)
+    resource = validate(model, document)
+    if isinstance(resource, list):
+        return Part(("", "", ""), tuple(resource), None)
+    loaded = Loaded(resource, document)
+    key = (resource.kind, resource.metadata.namespace, resource.metadata.name)
+    if model not in _SINGLE:
+        return Part(key, (), loaded)
+    alone = compiler.alone()
+    product = _product(alone, loaded)
+    return Part(key, tuple(alone.problems), product)
+
+
+def _product(compiler: Compiler, loaded: Loaded) -> Product:
+    from authz.policy import rbac, security, shaping  # noqa: PLC0415 - as above
+
+    resource = loaded.resource
+    if isinstance(resource, AuthorizationPolicy):
+        return security.compile_authorization(compiler, loaded, resource)
+    security.refuse_dry_run(compiler, loaded)
+    match resource:
+        case ServiceRole():
+            return rbac.compile_role(compiler, loaded, resource)
+        case ServiceRoleBinding():
+            return rbac.compile_grant(compiler, loaded, resource)
+        case RequestAuthentication():
+            return security.compile_tokens(compiler, loaded, resource)
+        case _:
+            (shape,) = shaping.compile_shapes(compiler, [loaded])
+            return shape
 
 
 def _without_lists(documents: Iterable[Document]) -> Iterable[Document]:
@@ -256,20 +367,10 @@ def _without_lists(documents: Iterable[Document]) -> Iterable[Document]:
             yield document
 
 
-def _validate(compiler: Compiler, document: Document) -> Resource | None:
+def _unknown(document: Document) -> Diagnostic:
     if not isinstance(document.data, dict):
-        compiler.problems.append(document.error((), "dict_type", "expected a mapping with `kind`"))
-        return None
+        return document.error((), "dict_type", "expected a mapping with `kind`")
     version, kind = document.data.get("apiVersion"), document.data.get("kind")
-    model = KINDS.get((version, kind)) if isinstance(version, str) and isinstance(kind, str) else None
-    if model is None:
-        known = sorted({f"{name} ({group})" for group, name in KINDS})
-        message = "`kind` is missing" if kind is None else f"kind `{kind}` of `{version}` is not known here"
-        problem = document.error(("kind",), "unknown_kind", message, f"known: {', '.join(known)}")
-        compiler.problems.append(problem)
-        return None
-    result = validate(model, document)
-    if isinstance(result, list):
-        compiler.problems += result
-        return None
-    return result
+    known = sorted({f"{name} ({group})" for group, name in KINDS})
+    message = "`kind` is missing" if kind is None else f"kind `{kind}` of `{version}` is not known here"
+    return document.error(("kind",), "unknown_kind", message, f"known: {', '.join(known)}")

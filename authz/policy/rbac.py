@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from operator import is_
 
 from authz.decision import ReasonCode, allow
 from authz.policy.compile import Compiler, Loaded, place
@@ -12,7 +12,7 @@ from authz.policy.documents import ClusterRbacConfig, RbacConfig, ServiceRole, S
 from authz.policy.documents import rbac as shape
 from authz.policy.matchers import Condition, EitherMatcher, Matcher, MetadataMatcher, StringMatcher
 from authz.policy.rules import Action, Alternative, Enforcement, Policy, Rule, Selector
-from garrison.documents import Field
+from garrison.documents import Document, Field
 
 # Constraint keys that speak of the workload, and so choose whether a rule applies at all.
 _DESTINATION_KEYS = frozenset(
@@ -51,49 +51,89 @@ _AUTHENTICATED = "allAuthenticatedUsers"
 Key = tuple[str, str]  # (namespace, role)
 
 
-def compile_roles(compiler: Compiler, loaded: Sequence[Loaded]) -> Iterable[Policy]:
-    """Return a policy for each rule of each role, with the subjects of every binding that grants the role."""
-    enforced: dict[Key, list[Alternative]] = defaultdict(list)
-    shadow: dict[Key, list[Alternative]] = defaultdict(list)
-    bindings: dict[Key, list[Loaded]] = defaultdict(list)
-    roles: dict[Key, Loaded] = {}
-    for one in loaded:
-        namespace = one.resource.metadata.namespace
-        if isinstance(one.resource, ServiceRole):
-            roles[namespace, one.resource.metadata.name] = one
-        elif isinstance(one.resource, ServiceRoleBinding):
-            key = (namespace, one.resource.spec.roleRef.name)
-            bindings[key].append(one)
-            granted = shadow if one.resource.spec.mode == "PERMISSIVE" else enforced
-            granted[key] += _subjects(compiler, one, one.resource)
-    policies: list[Policy] = []
-    for key, one in roles.items():
-        policies += _role(compiler, one, tuple(enforced.get(key, ())), shadow=False)
-        if key in shadow:
-            policies += _role(compiler, one, tuple(shadow[key]), shadow=True)
-    if not compiler.problems:  # a role that could not be read is not missing
-        _warn_of_missing_roles(compiler, bindings, roles)
-    for table in (enforced, shadow, bindings, roles):  # one by one, as in `compile_policies`
-        while table:
-            table.popitem()
-    return policies
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A compiled binding: a role and who has it. `shadow` ones (mode PERMISSIVE) are only tried."""
+
+    role: Key
+    subjects: tuple[Alternative, ...]
+    shadow: bool
 
 
-def _warn_of_missing_roles(
-    compiler: Compiler, bindings: Mapping[Key, Sequence[Loaded]], roles: Mapping[Key, Loaded]
+class Role:
+    """A compiled role: a policy for each of its rules, bound to nobody so far."""
+
+    __slots__ = ("_bound", "_to", "key", "rules")
+
+    def __init__(self, key: Key, rules: tuple[Policy, ...]) -> None:
+        self.key = key
+        self.rules = rules
+        # A role and its subjects seldom change: what they came to the last time is most often right.
+        self._to: tuple[tuple[Alternative, ...], tuple[Alternative, ...] | None] = ((), None)
+        self._bound = rules
+
+    def bound(
+        self, subjects: tuple[Alternative, ...], shadow: tuple[Alternative, ...] | None
+    ) -> tuple[Policy, ...]:
+        """Return the policies of the role with these subjects; `shadow` are those of bindings to be tried."""
+        before, tried_before = self._to
+        if not (_are_same(subjects, before) and _are_same(shadow, tried_before)):
+            bound = tuple(_bound(rule, subjects, shadow=False) for rule in self.rules)
+            if shadow is not None:
+                bound += tuple(_bound(rule, shadow, shadow=True) for rule in self.rules)
+            self._to, self._bound = (subjects, shadow), bound
+        return self._bound
+
+
+def _are_same(one: Sequence[Alternative] | None, two: Sequence[Alternative] | None) -> bool:
+    """Return whether these are the very same objects: cheaper than equal, and never wrong."""
+    if one is None or two is None:
+        return one is two
+    return len(one) == len(two) and all(map(is_, one, two))
+
+
+def bind(roles: Iterable[Role], grants: Iterable[Grant]) -> Iterable[Policy]:
+    """Yield a policy for each rule of each role, with the subjects of every binding that grants the role."""
+    enforced: dict[Key, list[Alternative]] = {}
+    shadow: dict[Key, list[Alternative]] = {}
+    for grant in grants:
+        granted = shadow if grant.shadow else enforced
+        granted.setdefault(grant.role, []).extend(grant.subjects)
+    for role in roles:
+        tried = shadow.pop(role.key, None)
+        yield from role.bound(tuple(enforced.pop(role.key, ())), tuple(tried) if tried is not None else None)
+
+
+def warn_of_missing_roles(
+    compiler: Compiler, roles: Iterable[Role], grants: Iterable[tuple[Grant, Document]]
 ) -> None:
-    for (namespace, name), granting in bindings.items():
-        if (namespace, name) not in roles:
+    """Warn of bindings that grant nothing because their role is not there."""
+    there = {role.key for role in roles}
+    for grant, document in grants:
+        if grant.role not in there:
+            namespace, name = grant.role
             message = f"namespace `{namespace}` has no ServiceRole `{name}`: nothing is granted"
-            for one in granting:
-                compiler.warn(one, ("spec", "roleRef", "name"), "missing_role", message)
+            compiler.warn(document, ("spec", "roleRef", "name"), "missing_role", message)
+    while there:  # one by one, as in `compile_policies`
+        there.pop()
 
 
-def _role(
-    compiler: Compiler, loaded: Loaded, subjects: tuple[Alternative, ...], *, shadow: bool
-) -> Iterable[Policy]:
-    role = loaded.resource
-    assert isinstance(role, ServiceRole)  # noqa: S101 - narrows the type; the caller sorted by kind
+def compile_grant(compiler: Compiler, loaded: Loaded, binding: ServiceRoleBinding) -> Grant:
+    """Return the compiled binding."""
+    return Grant(
+        (binding.metadata.namespace, binding.spec.roleRef.name),
+        tuple(_subjects(compiler, loaded, binding)),
+        shadow=binding.spec.mode == "PERMISSIVE",
+    )
+
+
+def compile_role(compiler: Compiler, loaded: Loaded, role: ServiceRole) -> Role:
+    """Return the compiled role."""
+    key = (role.metadata.namespace, role.metadata.name)
+    return Role(key, tuple(_rules(compiler, loaded, role)))
+
+
+def _rules(compiler: Compiler, loaded: Loaded, role: ServiceRole) -> Iterable[Policy]:
     for index, rule in enumerate(role.spec.rules):
         where: Field = ("spec", "rules", index)
         conditions = [*_operation(compiler, loaded, where, rule)]
@@ -111,18 +151,9 @@ def _role(
                     place(where), tuple(one for one in conditions if one.attribute not in _DESTINATION_KEYS)
                 ),
             ),
-            sources=subjects,
+            sources=(),
             when=(),
-            decisions=tuple(
-                allow(
-                    ReasonCode.ROLE_MATCHED,
-                    f"granted by {subject.origin} {subject.field}",
-                    policy=role.title,
-                    rule=index,
-                    field_path=place(where),
-                )
-                for subject in subjects
-            ),
+            decisions=(),
         )
         selector = Selector(
             role.metadata.namespace,
@@ -131,8 +162,33 @@ def _role(
         )
         # What a connection does not have, no condition of a role matches, except a negative one: those drop
         # the rule, or the subject (Istio 1.3).
-        tcp = () if any(map(_needs_http, conditions)) else (_for_tcp(compiled),)
-        yield Policy(role.title, selector, Action.ALLOW, (compiled,), tcp, shadow=shadow, is_role=True)
+        tcp = () if any(map(_needs_http, conditions)) else (compiled,)
+        yield Policy(role.title, selector, Action.ALLOW, (compiled,), tcp, is_role=True)
+
+
+def _bound(policy: Policy, subjects: tuple[Alternative, ...], *, shadow: bool) -> Policy:
+    """Return the policy of one rule of a role with its subjects."""
+    (rule,) = policy.rules
+    bound = Rule(
+        policy=rule.policy,
+        index=rule.index,
+        action=rule.action,
+        operations=rule.operations,
+        sources=subjects,
+        when=rule.when,
+        decisions=tuple(
+            allow(
+                ReasonCode.ROLE_MATCHED,
+                f"granted by {subject.origin} {subject.field}",
+                policy=rule.policy,
+                rule=rule.index,
+                field_path=rule.operations[0].field,
+            )
+            for subject in subjects
+        ),
+    )
+    tcp = (_for_tcp(bound),) if policy.tcp else ()
+    return Policy(policy.title, policy.selector, policy.action, (bound,), tcp, shadow=shadow, is_role=True)
 
 
 def _needs_http(condition: Condition) -> bool:

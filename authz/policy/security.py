@@ -104,14 +104,16 @@ _NOT_FOR_CUSTOM = (
 )
 
 
-def compile_authorization(compiler: Compiler, loaded: Sequence[Loaded]) -> Iterable[Policy]:
-    """Yield the compiled AuthorizationPolicies."""
-    for one in loaded:
-        if isinstance(one.resource, AuthorizationPolicy):
-            yield _Authorization(compiler, one, one.resource).compile()
-        elif DRY_RUN in one.resource.metadata.annotations:
-            where = ("metadata", "annotations", DRY_RUN)
-            compiler.report(one, where, "dry_run", "only an AuthorizationPolicy can be tried out")
+def compile_authorization(compiler: Compiler, loaded: Loaded, policy: AuthorizationPolicy) -> Policy:
+    """Return the compiled AuthorizationPolicy."""
+    return _Authorization(compiler, loaded, policy).compile()
+
+
+def refuse_dry_run(compiler: Compiler, loaded: Loaded) -> None:
+    """Report a document of another kind that is marked as to be tried: it would be in force."""
+    if DRY_RUN in loaded.resource.metadata.annotations:
+        where = ("metadata", "annotations", DRY_RUN)
+        compiler.report(loaded, where, "dry_run", "only an AuthorizationPolicy can be tried out")
 
 
 class _Authorization:
@@ -151,7 +153,8 @@ class _Authorization:
         if custom and spec.provider is not None and spec.provider.name not in self._compiler.mesh.providers:
             # Istio: requests that match are denied. They are here, too; the operator should know.
             message = f"no provider `{spec.provider.name}` in the settings: what matches is denied"
-            self._compiler.warn(self._loaded, ("spec", "provider", "name"), "unknown_provider", message)
+            where = ("spec", "provider", "name")
+            self._compiler.warn(self._loaded.document, where, "unknown_provider", message)
         if self._action in {Action.DENY, Action.CUSTOM} and not spec.rules:
             self._report(("spec",), "missing_field", f"{self._action} needs `rules`")
 
@@ -408,14 +411,8 @@ _GROUPS = {
 }
 
 
-def compile_tokens(compiler: Compiler, loaded: Sequence[Loaded]) -> Iterable[TokenPolicy]:
-    """Yield the compiled RequestAuthentications."""
-    for one in loaded:
-        if isinstance(one.resource, RequestAuthentication):
-            yield _token_policy(compiler, one, one.resource)
-
-
-def _token_policy(compiler: Compiler, loaded: Loaded, authentication: RequestAuthentication) -> TokenPolicy:
+def compile_tokens(compiler: Compiler, loaded: Loaded, authentication: RequestAuthentication) -> TokenPolicy:
+    """Return the compiled RequestAuthentication."""
     rules: list[JwtRule] = []
     for index, rule in enumerate(authentication.spec.jwtRules):
         try:
