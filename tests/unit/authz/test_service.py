@@ -303,3 +303,43 @@ def test_custom_without_its_provider_denies_what_matches() -> None:
     text = CUSTOM + role("[{}]")
     assert delegated(None, text, check_request().SerializeToString()).status.code == 7
     assert delegated(None, text, check_request(method="PUT").SerializeToString()).status.code == 0
+
+
+def test_what_is_kept_between_calls_does_not_leak_into_the_next() -> None:
+    """One service, one call after the other: destinations, tokens, protocols and peers stay apart."""
+    text = str(Authentication(rsa_signer().jwks())) + role("[{methods: [GET]}]", "[{user: a}]")
+    peer = SpiffeId.parse(principal("products"))
+    workload = destination_from_attributes({"destination.service": SERVICE})
+    assert workload is not None
+    authorization = service(text, DestinationResolver({peer: workload}))
+    plain = check_request(service=None, source=principal("a")).SerializeToString()
+    token, other = rsa_signer().token(), rsa_signer().token({"sub": "b"})
+
+    def ask(message: bytes, call: Call = CALL) -> Any:
+        return answer(authorization, message, call)
+
+    def call(*authorizations: str, **request: Any) -> bytes:
+        raw = [("authorization", f"Bearer {one}".encode()) for one in authorizations]
+        more = [(name, value.encode()) for name, value in request.pop("lines", ())]
+        message: bytes = check_request(raw_headers=[*raw, *more], **request).SerializeToString()
+        return message
+
+    for _ in range(2):
+        # The asking SVID names the destination of its own calls only.
+        assert ask(plain, Call(Peer("x", peer), ())).status.code == 0
+        assert ask(plain).status.code == 7
+        # The peer is part of what a decision is remembered by.
+        assert ask(call(source=principal("a"))).status.code == 0
+        assert ask(call(source=principal("b"))).status.code == 7
+        # Only a token that came is removed.
+        assert list(ask(call(token, source=principal("a"))).ok_response.headers_to_remove) == [
+            "authorization"
+        ]
+        assert list(ask(call(source=principal("a"))).ok_response.headers_to_remove) == []
+        # A token seen before does not vouch for another one beside it.
+        assert ask(call(token, other, source=principal("a"))).denied_response.status.code == 401
+        assert ask(call(token, "x", source=principal("a"))).denied_response.status.code == 401
+        # A denial to a gRPC caller has no content type, the same one to others has.
+        grpc = ask(call(method="PUT", source=principal("a"), lines=[("content-type", "application/grpc")]))
+        assert (grpc.status.code, len(grpc.denied_response.headers)) == (7, 0)
+        assert len(ask(call(method="PUT", source=principal("a"))).denied_response.headers) == 1
