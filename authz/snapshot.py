@@ -43,14 +43,21 @@ class Snapshot:
         return found
 
 
-def build_snapshot(documents: Sequence[Document], mesh: MeshSettings, content: Iterable[bytes]) -> Snapshot:
+def build_snapshot(
+    documents: Sequence[Document],
+    mesh: MeshSettings,
+    content: Iterable[bytes],
+    adapters: Mapping[str, AdapterFactory] = MappingProxyType({}),
+) -> Snapshot:
     """Return the snapshot of `documents`; `content` is what its version is made from.
+
+    `adapters` are the Casbin stores that policies may name.
 
     Raises:
         ConfigError: a document is wrong; all problems of all documents are in it.
 
     """
-    return _build(documents, mesh, (hashlib.sha256(piece).digest() for piece in content))
+    return _build(documents, mesh, (hashlib.sha256(piece).digest() for piece in content), adapters)
 
 
 def load_snapshot(

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -25,6 +25,7 @@ from garrison.distribution.keys import PublicKey, parse_private_key, private_pem
 from garrison.distribution.policies import check_files, read_files
 from garrison.distribution.publisher import DEFAULT_KEEP, Entry, Publisher
 from garrison.errors import ConfigError, DependencyError, RequestError
+from garrison.process.settings import Settings, load_settings
 
 # 0: done. 1: refused, or replicas differ. 2: usage. 3: Redis does not answer.
 OK, REFUSED, USAGE, UNREACHABLE = 0, 1, 2, 3
@@ -173,10 +174,9 @@ Example:
     help="what replicas take at most",
 )
 @click.option(
-    "--ext-authz-provider",
-    "providers",
-    multiple=True,
-    help="an authorizer in the replicas' settings; repeatable",
+    "--config",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="settings of a replica: its mesh, providers and Casbin stores instead of the options below",
 )
 @mesh_options
 def publish(
@@ -189,11 +189,11 @@ def publish(
 ) -> None:
     """Put policy files in force on every replica that follows the channel.
 
-    They are loaded here first, as replicas with the given mesh options would; what does not load is not
-    published.
+    They are loaded here first, as replicas with these settings would; what does not load is not published.
     """
     key = _key(key_file, options["address"], unsigned=unsigned)
-    mesh = replace(mesh_of(options), providers=frozenset(options["providers"]))
+    settings = _settings(options["config"])
+    mesh = settings.mesh if settings else mesh_of(options)
     try:
         files = read_files(paths)
         if not files:
@@ -201,7 +201,7 @@ def publish(
                 REFUSED,
                 "there is no policy file below these paths; an empty bundle would remove all policies",
             )
-        snapshot = check_files(files, mesh)
+        snapshot = check_files(files, mesh, settings.adapters() if settings else {})
         bundle = pack([file for _, file in files])
     except ConfigError as error:
         _fail(REFUSED, *map(str, error.diagnostics))
@@ -331,6 +331,14 @@ def _key(file: Path | None, address: RedisAddress, *, unsigned: bool) -> Ed25519
         _fail(USAGE, f"{file}: {(error.strerror or str(error)).lower()}")
     except ValueError as error:
         _fail(USAGE, f"{file}: {error}")
+
+
+def _settings(file: Path | None) -> Settings | None:
+    """Return a replica's settings; end the process when they are wrong."""
+    try:
+        return load_settings(file, {}, {}) if file else None
+    except ConfigError as error:
+        _fail(USAGE, *map(str, error.diagnostics))
 
 
 def _now_ms() -> int:

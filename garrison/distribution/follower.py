@@ -30,7 +30,6 @@ log = structlog.get_logger()
 _PIECE_BYTES = 1024 * 1024
 # Whoever may publish could make us look all the time: no more often than this.
 _REST_SECONDS = 0.05
-_MAX_MESSAGES = 1000
 _FIRST_PAUSE_SECONDS = 0.1
 _MAX_PAUSE_SECONDS = 10.0
 _REPORTS_PER_LIFE = 3
@@ -127,6 +126,7 @@ class Follower:
                 log.exception("distribution_failed", in_force=self._version())
                 self.connected = False
                 self._attempted.set()
+            _raise_if_cancelled()
             # Replicas that lost the same Redis at one moment must not all come back at one moment.
             await asyncio.sleep(pause * (0.5 + self._jitter()))
             pause = min(pause * 2, _MAX_PAUSE_SECONDS)
@@ -144,9 +144,7 @@ class Follower:
                 self._attempted.set()
                 await asyncio.sleep(_REST_SECONDS)
                 await news.get_message(timeout=self._followed.poll_seconds)
-                for _ in range(_MAX_MESSAGES):
-                    if await news.get_message(timeout=0) is None:
-                        break
+                _raise_if_cancelled()
 
     async def _look(self, client: Any) -> None:
         # One byte more than may be: enough to refuse it.
@@ -284,6 +282,13 @@ class Follower:
 
     def _version(self) -> str:
         return self.in_force.version if self.in_force else ""
+
+
+def _raise_if_cancelled() -> None:
+    """Make up for what the Redis client may do: take a cancellation for the end of a timeout of its own."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def _files(pieces: Sequence[bytes], announcement: Announcement) -> tuple[BundleFile, ...]:

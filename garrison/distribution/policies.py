@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
+from types import MappingProxyType
 
+from authz.casbin_policy import AdapterFactory
 from authz.policy.compile import MeshSettings
 from authz.snapshot import Snapshot, build_snapshot
 from garrison.distribution.bundle import BundleFile
@@ -21,11 +23,14 @@ _INSIDE = "bundle:"
 class BundleCompiler:
     """Compiles the files of one bundle after the other; files that did not change are not parsed again.
 
-    Not for several threads at once.
+    `adapters` are the Casbin stores that policies may name. Not for several threads at once.
     """
 
-    def __init__(self, mesh: MeshSettings) -> None:
+    def __init__(
+        self, mesh: MeshSettings, adapters: Mapping[str, AdapterFactory] = MappingProxyType({})
+    ) -> None:
         self._mesh = mesh
+        self._adapters = adapters
         self._parsed: dict[tuple[str, bytes], tuple[list[Document], list[Diagnostic]]] = {}
 
     def compile(self, files: Sequence[BundleFile]) -> Snapshot:
@@ -49,7 +54,7 @@ class BundleCompiler:
         problems = [problem for _, found in parsed.values() for problem in found]
         if problems:
             raise ConfigError(problems)
-        return build_snapshot(documents, self._mesh, [file.content for file in files])
+        return build_snapshot(documents, self._mesh, [file.content for file in files], self._adapters)
 
 
 def read_files(paths: Sequence[Path]) -> list[tuple[Path, BundleFile]]:
@@ -76,8 +81,12 @@ def read_files(paths: Sequence[Path]) -> list[tuple[Path, BundleFile]]:
     raise ConfigError([_unreadable(paths[0], "it keeps changing")])
 
 
-def check_files(files: Iterable[tuple[Path, BundleFile]], mesh: MeshSettings) -> Snapshot:
-    """Return the snapshot that replicas with these `mesh` settings will make of `files`.
+def check_files(
+    files: Iterable[tuple[Path, BundleFile]],
+    mesh: MeshSettings,
+    adapters: Mapping[str, AdapterFactory] = MappingProxyType({}),
+) -> Snapshot:
+    """Return the snapshot that replicas with these settings will make of `files`.
 
     Raises:
         ConfigError: they cannot be used; problems name the files as they are on this machine.
@@ -92,9 +101,9 @@ def check_files(files: Iterable[tuple[Path, BundleFile]], mesh: MeshSettings) ->
         problems += wrong
     if problems:
         raise ConfigError(problems)
-    build_snapshot(documents, mesh, ())
+    build_snapshot(documents, mesh, (), adapters)
     # Once more, as replicas do it: without what stands beside the documents on this machine.
-    return BundleCompiler(mesh).compile([file for _, file in files])
+    return BundleCompiler(mesh, adapters).compile([file for _, file in files])
 
 
 def _name(path: Path, paths: Sequence[Path]) -> str:

@@ -89,7 +89,7 @@ class Server:
         self._limits: Reloader[RateLimits] = Reloader(
             "limits", settings.limits, load_limits, self._use_limits
         )
-        self._follower = self._follow(settings.distribution)
+        self._follower = self._follow(settings.distribution, BundleCompiler(settings.mesh, adapters))
         if self._follower is None or settings.policies:
             self._policies.load()
         self._limits.load()
@@ -168,12 +168,11 @@ class Server:
         if self._listening and not self._ready:
             self._set_ready(ready=True)
 
-    def _follow(self, distribution: DistributionSettings) -> Follower | None:
+    def _follow(self, distribution: DistributionSettings, compiler: BundleCompiler) -> Follower | None:
         """Return who follows the channel of the settings, None without one."""
         address, ca = distribution.redis, distribution.redis_ca
         if address is None:
             return None
-        compiler = BundleCompiler(self._settings.mesh)
 
         async def install(files: Sequence[BundleFile]) -> str:
             refused = await self._policies.replace(lambda: compiler.compile(files))
