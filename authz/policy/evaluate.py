@@ -62,8 +62,8 @@ def _remembered_by(policies: DestinationPolicies, attributes: Attributes) -> tup
     if not method or not path or len(method) + len(path) > MAX_REMEMBERED_LENGTH:
         return None
     if not memo_on:
-        return (policies, method, path, attributes.reported)
-    key: list[Any] = [policies, method, path, attributes.reported]
+        return (policies.number, method, path, attributes.reported)
+    key: list[Any] = [policies.number, method, path, attributes.reported]
     for attribute, argument in memo_on:
         values = attributes.values(attribute, argument)
         if len(values) > 1 or (values and len(values[0]) > MAX_REMEMBERED_LENGTH):

@@ -6,10 +6,13 @@ under the patterns of one attribute that it cannot match without, and a call loo
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from heapq import merge
+from itertools import chain, count, islice
+from operator import is_
+from typing import Any, overload
 
 from authz.attributes import Attributes
 from authz.authn.jwt import TokenRules
@@ -24,6 +27,11 @@ from authz.policy.shaping import Shape
 
 # Fewer rules than this are faster walked than looked up.
 _WORTH_INDEXING = 8
+# So many policies of one place are indexed when they are loaded, not by the first call: that takes some 10
+# microseconds for each.
+_WORTH_GROUPING = 100
+# Sorting so many takes about a millisecond, in which no other thread runs.
+_SORTED_AT_ONCE = 1_000
 # Set by the gateway controller on the pods of a Gateway; what it says picks `targetRefs`.
 _GATEWAY_LABEL = "gateway.networking.k8s.io/gateway-name"
 
@@ -34,22 +42,21 @@ Dimension = tuple[str, str]  # (attribute, argument)
 class _Filed:
     """Rules filed under the patterns of one attribute; a value is looked up once per length of pattern."""
 
-    exact: dict[str, list[Rule]] = field(default_factory=lambda: defaultdict(list))
-    prefixes: dict[str, list[Rule]] = field(default_factory=lambda: defaultdict(list))
-    suffixes: dict[str, list[Rule]] = field(default_factory=lambda: defaultdict(list))
+    exact: dict[str, list[Rule]] = field(default_factory=dict)
+    prefixes: dict[str, list[Rule]] = field(default_factory=dict)
+    suffixes: dict[str, list[Rule]] = field(default_factory=dict)
     prefix_lengths: tuple[int, ...] = ()
     suffix_lengths: tuple[int, ...] = ()
 
     def add(self, rule: Rule, matcher: StringMatcher) -> None:
         for pattern in matcher.exact:
-            self.exact[pattern].append(rule)
+            self.exact.setdefault(pattern, []).append(rule)
         for pattern in matcher.prefixes:
-            self.prefixes[pattern].append(rule)
+            self.prefixes.setdefault(pattern, []).append(rule)
         for pattern in matcher.suffixes:
-            self.suffixes[pattern].append(rule)
+            self.suffixes.setdefault(pattern, []).append(rule)
 
     def close(self) -> None:
-        self.exact, self.prefixes, self.suffixes = dict(self.exact), dict(self.prefixes), dict(self.suffixes)
         self.prefix_lengths = tuple(sorted({len(pattern) for pattern in self.prefixes}))
         self.suffix_lengths = tuple(sorted({len(pattern) for pattern in self.suffixes}))
 
@@ -66,10 +73,16 @@ class _Filed:
 
 
 class RuleIndex:
-    """The rules of one destination and action; `rules` are all of them, in their order."""
+    """The rules of one destination and action; `rules` are all of them, in their order.
+
+    `reads` are the attributes that their conditions look at.
+    """
 
     def __init__(self, rules: Sequence[Rule]) -> None:
-        self.rules = tuple(rules)
+        self.rules: Sequence[Rule] = tuple(rules)
+        self.reads = frozenset(
+            (condition.attribute, condition.argument) for rule in rules for condition in _conditions(rule)
+        )
         # A role that is bound to nobody is shown in explanations and never looked at otherwise.
         live = [rule for rule in rules if rule.sources]
         self._filed: dict[Dimension, _Filed] = {}
@@ -91,26 +104,65 @@ class RuleIndex:
     def _file(self, rules: Sequence[Rule]) -> None:
         keys = [_keys(rule) for rule in rules]
         # The attribute with the most different patterns tells rules apart best.
-        spread: Counter[Dimension] = Counter()
-        seen: set[tuple[Dimension, str]] = set()
+        spread: dict[Dimension, set[str]] = defaultdict(set)
         for dimensions in keys:
             for dimension, matchers in dimensions.items():
-                for pattern in (text for matcher in matchers for text in _patterns(matcher)):
-                    if (dimension, pattern) not in seen:
-                        seen.add((dimension, pattern))
-                        spread[dimension] += 1
+                for matcher in matchers:
+                    spread[dimension].update(_patterns(matcher))
         rest: list[Rule] = []
-        for rule, dimensions in zip(rules, keys, strict=True):
+        keys.reverse()
+        for rule in rules:
+            dimensions = keys.pop()  # one by one: see `garrison.process.heap`
             if not dimensions:
                 rest.append(rule)
                 continue
-            best = max(dimensions, key=lambda dimension: (spread[dimension], dimension))
+            best = max(dimensions, key=lambda dimension: (len(spread[dimension]), dimension))
             filed = self._filed.setdefault(best, _Filed())
             for matcher in dimensions[best]:
                 filed.add(rule, matcher)
         for filed in self._filed.values():
             filed.close()
         self._rest = tuple(rest)
+
+
+class _JoinedIndex(RuleIndex):
+    """Several indexes as one, for what was worked out in parts."""
+
+    def __init__(self, parts: Sequence[RuleIndex]) -> None:
+        self.rules = _Merged([part.rules for part in parts])
+        self.reads = frozenset().union(*(part.reads for part in parts))
+        self._parts = parts
+
+    def candidates(self, attributes: Attributes) -> Iterable[Rule]:
+        return chain.from_iterable(part.candidates(attributes) for part in self._parts)
+
+
+class _Merged(Sequence[Rule]):
+    """Sorted sequences as one that is sorted; put together when somebody reads it, and only so far."""
+
+    def __init__(self, parts: Sequence[Sequence[Rule]]) -> None:
+        self._parts = parts
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts))
+
+    def __iter__(self) -> Iterator[Rule]:
+        return merge(*self._parts, key=lambda rule: (rule.policy, rule.index))
+
+    @overload
+    def __getitem__(self, at: int) -> Rule: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Rule]: ...
+    def __getitem__(self, at: int | slice) -> Rule | Sequence[Rule]:
+        if isinstance(at, slice) and at.start is None and at.step is None and (at.stop or -1) >= 0:
+            return tuple(islice(self, at.stop))
+        return tuple(self)[at]
+
+
+def _conditions(rule: Rule) -> Iterable[Condition]:
+    yield from rule.when
+    for alternative in (*rule.operations, *rule.sources):
+        yield from alternative.conditions
 
 
 def _patterns(matcher: StringMatcher) -> Iterable[str]:
@@ -180,16 +232,12 @@ _MAX_MEMORABLE_VALUES = 3
 
 def _memo_on(stage: Stage) -> tuple[Dimension, ...] | None:
     """Return the attributes whose values a decision must be remembered by; None if it cannot be."""
-    rules = [rule for index in (stage.deny, stage.allow) if index is not None for rule in index.rules]
     read = {
-        (condition.attribute, condition.argument)
-        for rule in rules
-        for conditions in (
-            rule.when,
-            *(alternative.conditions for alternative in (*rule.operations, *rule.sources)),
-        )
-        for condition in conditions
-        if condition.attribute not in _MEMORABLE
+        (attribute, argument)
+        for index in (stage.deny, stage.allow)
+        if index is not None
+        for attribute, argument in index.reads
+        if attribute not in _MEMORABLE
     }
     if len(read) > _MAX_MEMORABLE_VALUES or any(
         not attribute.startswith(_MEMORABLE_VALUES) for attribute, _ in read
@@ -219,10 +267,86 @@ class DestinationPolicies:
     path_normalization: PathNormalization
     has_custom: bool
     has_marks: bool  # whether rules apply that never decide
-    # Decisions by (these policies, method, path, peer, values of the attributes in `memo_on`); None there: no
-    # decision can be remembered.
+    # Decisions by (`number`, method, path, peer, values of the attributes in `memo_on`); None there: no
+    # decision can be remembered. A number, as these policies themselves would be a reference cycle.
+    number: int
     memo: dict[Any, Decision]
     memo_on: tuple[Dimension, ...] | None
+
+
+# (action, whether it is only tried, whether it comes from a role)
+Class = tuple[Action, bool, bool]
+# Where a policy applies: a namespace (None: any), what of a destination it asks for, and its value. A
+# destination looks only at places that can be its own.
+Place = tuple[str | None, str, object]
+
+
+class _Group:
+    """Many policies that apply to whatever is in one place: put in order and indexed when they are loaded."""
+
+    def __init__(self, policies: Sequence[Policy]) -> None:
+        rules: dict[tuple[Class, bool], list[Rule]] = {}
+        for policy in _in_order(policies):
+            for tcp in (False, True):
+                one = rules.setdefault((_class(policy), tcp), [])
+                one += policy.tcp if tcp else policy.rules
+        self._indexes: dict[tuple[Class, bool], RuleIndex] = {}
+        for (what, tcp), found in rules.items():
+            http = self._indexes.get((what, False))
+            is_same = http is not None and len(http.rules) == len(found) and all(map(is_, http.rules, found))
+            self._indexes[what, tcp] = http if http is not None and is_same else RuleIndex(found)
+
+    def has(self, what: Class) -> bool:
+        """Return whether there is any policy of this class, with rules or without."""
+        return (what, False) in self._indexes
+
+    def index(self, what: Class, *, tcp: bool) -> RuleIndex | None:
+        """Return the rules of a class, None if there are none."""
+        found = self._indexes.get((what, tcp))
+        return found if found is not None and found.rules else None
+
+
+def _class(policy: Policy) -> Class:
+    return policy.action, policy.shadow, policy.is_role
+
+
+def _in_order(policies: Sequence[Policy]) -> Iterable[Policy]:
+    """Yield policies by name, sorted in steps: one large sort would stop all other threads."""
+
+    def order(policy: Policy) -> tuple[str, int]:
+        return policy.title, policy.rules[0].index if policy.rules else -1
+
+    size = _SORTED_AT_ONCE
+    steps = [sorted(policies[at : at + size], key=order) for at in range(0, len(policies), size)]
+    return steps[0] if len(steps) == 1 else merge(*steps, key=order)
+
+
+def _places(selector: Selector) -> Iterable[Place]:
+    """Yield the places of which a destination must be in one for `selector` to select it."""
+    scope = None if selector.any_namespace else selector.namespace
+    services = selector.services
+    if selector.targets:
+        yield scope, "", ""
+    elif selector.labels:
+        yield scope, "label", selector.labels[0]
+    elif services is None or "*" in services:
+        yield scope, "", ""
+    else:
+        for service in dict.fromkeys(services):
+            if service.startswith("*"):
+                yield scope, "suffix", service[1:]
+            elif service.endswith("*"):
+                yield scope, "prefix", service[:-1]
+            else:
+                yield scope, "service", service
+
+
+def _is_all(selector: Selector) -> bool:
+    """Return whether whatever is in one of the places of `selector` is selected, and in no other of them."""
+    services = selector.services or ()
+    if selector.targets or selector.conditions or len(selector.labels) + bool(services) > 1:
+        return False
+    return len(services) <= 1 or not any("*" in service for service in services)
 
 
 class PolicyIndex:
@@ -232,45 +356,55 @@ class PolicyIndex:
         self._policies = policies
         self._has_roles = policies.has_roles
         self._has_authorization = any(not policy.is_role for policy in policies.policies)
-        self._by_service: dict[tuple[str, str], list[Policy]] = defaultdict(list)
-        self._by_namespace: dict[str, list[Policy]] = defaultdict(list)
-        self._anywhere: list[Policy] = []
         self._memo: dict[Any, Decision] = {}
+        self._numbers = count()
+        self._by_place: dict[Place, list[Policy]] = {}
         for policy in policies.policies:
-            selector = policy.selector
-            if selector.any_namespace:
-                self._anywhere.append(policy)
-            elif selector.services is not None and not any("*" in service for service in selector.services):
-                for service in dict.fromkeys(selector.services):
-                    self._by_service[selector.namespace, service].append(policy)
-            else:
-                self._by_namespace[selector.namespace].append(policy)
+            for place in _places(policy.selector):
+                self._by_place.setdefault(place, []).append(policy)
+        self._groups: dict[Place, _Group] = {}
+        self._lengths: dict[tuple[str | None, str], set[int]] = defaultdict(set)
+        for place, found in self._by_place.items():
+            scope, what, value = place
+            if what in {"prefix", "suffix"} and isinstance(value, str):
+                self._lengths[scope, what].add(len(value))
+            # What few policies come to is worked out by the first call, many would keep it waiting.
+            if len(found) >= _WORTH_GROUPING:
+                together = [policy for policy in found if _is_all(policy.selector)]
+                if len(together) >= _WORTH_GROUPING:
+                    self._groups[place] = _Group(together)
+                    found[:] = [policy for policy in found if not _is_all(policy.selector)]
+
+    def _places_of(self, destination: Destination) -> Iterable[Place]:
+        service = destination.service
+        for scope in (destination.namespace, None):
+            yield scope, "", ""
+            yield scope, "service", service
+            for length in self._lengths.get((scope, "prefix"), ()):
+                if length <= len(service):
+                    yield scope, "prefix", service[:length]
+            for length in self._lengths.get((scope, "suffix"), ()):
+                if length <= len(service):
+                    yield scope, "suffix", service[len(service) - length :]
+            for label in destination.labels.items():
+                yield scope, "label", label
 
     def policies_for(self, destination: Destination) -> DestinationPolicies:
         """Return what applies to `destination`."""
-        namespace, service = destination.namespace, destination.service
-        found = [
-            policy
-            for policy in (
-                *self._by_service.get((namespace, service), ()),
-                *self._by_namespace.get(namespace, ()),
-                *self._anywhere,
-            )
-            if selects(policy.selector, destination)
-        ]
-        found.sort(key=lambda policy: (policy.title, policy.rules[0].index if policy.rules else -1))
-        authorization = [policy for policy in found if not policy.is_role]
+        places = [*self._places_of(destination)]
+        groups = [self._groups[place] for place in places if place in self._groups]
+        # By identity: a policy for several patterns may be in several of the places.
+        near = {id(policy): policy for place in places for policy in self._by_place.get(place, ())}
+        found = [*_in_order([one for one in near.values() if selects(one.selector, destination)])]
         mixer = self._policies.mixer.for_destination(destination)
         casbin = self._policies.casbin.policies_for(destination)
         # Istio 1.4: where an ALLOW policy is enforced, roles are not looked at. Elsewhere they have to allow,
         # unless this mesh has none and something else speaks of the destination: then what none denies is
         # allowed (Istio, which starts from there).
         others = bool(self._has_authorization or mixer.rules or casbin)
-        enforced = (not self._has_roles and others) or any(
-            policy.action is Action.ALLOW and not policy.shadow for policy in authorization
-        )
-        tcp = self._stage(found, enforced=enforced, tcp=True)
-        http = self._stage(found, enforced=enforced, tcp=False)
+        enforced = (not self._has_roles and others) or _has(found, groups, _ALLOW)
+        tcp = self._stage(found, groups, enforced=enforced, tcp=True)
+        http = self._stage(found, groups, enforced=enforced, tcp=False)
         return DestinationPolicies(
             destination=destination,
             tokens=TokenRules.of(
@@ -289,52 +423,72 @@ class PolicyIndex:
             casbin_policies=self._policies.casbin,
             shapes=tuple(shape for shape in self._policies.shapes if selects(shape.selector, destination)),
             path_normalization=self._policies.namespace_path_normalization.get(
-                namespace, self._policies.path_normalization
+                destination.namespace, self._policies.path_normalization
             ),
             has_custom=http.custom is not None or tcp.custom is not None,
             has_marks=bool(http.audit or http.shadow_deny or http.shadow_allow),
+            number=next(self._numbers),
             memo=self._memo,
             memo_on=_memo_on(http),
             not_enforced=None if enforced else not_enforced(self._policies.enforcement, destination),
         )
 
-    def _stage(self, found: Sequence[Policy], *, enforced: bool, tcp: bool) -> Stage:
-        def index(rules: Sequence[Rule]) -> RuleIndex | None:
-            return RuleIndex(rules) if rules else None
-
-        def rules(action: Action, *, shadow: bool, role: bool = False) -> list[Rule]:
-            return [
+    def _stage(
+        self, found: Sequence[Policy], groups: Sequence[_Group], *, enforced: bool, tcp: bool
+    ) -> Stage:
+        def index(*classes: Class) -> RuleIndex | None:
+            rules = [
                 rule
+                for what in classes
                 for policy in found
-                if (policy.action, policy.shadow, policy.is_role) == (action, shadow, role)
+                if _class(policy) == what
                 for rule in (policy.tcp if tcp else policy.rules)
             ]
+            parts = [RuleIndex(rules)] if rules else []
+            parts += [
+                part
+                for group in groups
+                for what in classes
+                if (part := group.index(what, tcp=tcp)) is not None
+            ]
+            if len(parts) > 1:
+                return _JoinedIndex(parts)
+            return parts[0] if parts else None
 
-        def has(*, shadow: bool) -> bool:
-            return any(
-                policy.action is Action.ALLOW and policy.shadow is shadow and not policy.is_role
-                for policy in found
-            )
-
-        if enforced:
-            allow_rules = RuleIndex(rules(Action.ALLOW, shadow=False)) if has(shadow=False) else None
-        else:
-            allow_rules = RuleIndex(rules(Action.ALLOW, shadow=False, role=True))
-        shadow_allow = rules(Action.ALLOW, shadow=True)
-        tried = has(shadow=True)  # one without rules is tried, too, and allows nothing
         if not enforced:
-            permissive = self._policies.enforcement.permissive  # "global permissive" tries every binding
-            shadow_allow += rules(Action.ALLOW, shadow=True, role=True)
-            shadow_allow += rules(Action.ALLOW, shadow=False, role=True) if permissive else []
-            tried = tried or permissive
+            allow_rules = index(_ROLE) or RuleIndex(())
+        elif _has(found, groups, _ALLOW):
+            allow_rules = index(_ALLOW) or RuleIndex(())
+        else:
+            allow_rules = None
+        tried = _has(found, groups, _SHADOW_ALLOW)  # one without rules is tried, too, and allows nothing
+        if enforced:
+            shadow_allow = index(_SHADOW_ALLOW)
+        elif self._policies.enforcement.permissive:  # "global permissive" tries every binding
+            shadow_allow = index(_SHADOW_ALLOW, _SHADOW_ROLE, _ROLE)
+            tried = True
+        else:
+            shadow_allow = index(_SHADOW_ALLOW, _SHADOW_ROLE)
+        if shadow_allow is None and tried:
+            shadow_allow = RuleIndex(())
         return Stage(
-            custom=index(rules(Action.CUSTOM, shadow=False)),
-            audit=index(rules(Action.AUDIT, shadow=False)),
-            deny=index(rules(Action.DENY, shadow=False)),
+            custom=index((Action.CUSTOM, False, False)),
+            audit=index((Action.AUDIT, False, False)),
+            deny=index((Action.DENY, False, False)),
             allow=allow_rules,
-            shadow_deny=index(rules(Action.DENY, shadow=True)),
-            shadow_allow=RuleIndex(shadow_allow) if shadow_allow or tried else None,
+            shadow_deny=index((Action.DENY, True, False)),
+            shadow_allow=shadow_allow,
         )
+
+
+_ALLOW: Class = (Action.ALLOW, False, False)
+_SHADOW_ALLOW: Class = (Action.ALLOW, True, False)
+_ROLE: Class = (Action.ALLOW, False, True)
+_SHADOW_ROLE: Class = (Action.ALLOW, True, True)
+
+
+def _has(found: Sequence[Policy], groups: Sequence[_Group], what: Class) -> bool:
+    return any(_class(policy) == what for policy in found) or any(group.has(what) for group in groups)
 
 
 def selects(selector: Selector, destination: Destination) -> bool:
