@@ -243,7 +243,7 @@ class Attributes:
         values = self.headers(name)
         if self._http.header_map.headers or not any("," in value for value in values):
             return values
-        return [*values, *(piece for value in values for piece in value.split(",") if "," in value)]
+        return [*values, *(piece.strip() for value in values for piece in value.split(",") if "," in value)]
 
     def _principals(self, _: str) -> Sequence[str]:
         """Return what names the peer, even if it is no SPIFFE ID: a DNS name, a subject, odd characters."""

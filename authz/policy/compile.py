@@ -265,6 +265,7 @@ def compile_policies(
         mixer=mixer or NO_MIXER,
         casbin=casbin or CasbinPolicies(),
         sources=sources.content,
+        files=sources.paths,
         path_normalization=mesh.path_normalization,
         namespace_path_normalization=dict(mesh.namespace_path_normalization),
         has_roles=bool(roles or grants)

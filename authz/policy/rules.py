@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from authz.authn.jwt import JwtRule
@@ -127,7 +128,9 @@ class PolicySet:
     shapes: tuple[Shape, ...] = ()
     mixer: MixerPolicies = NO_MIXER
     casbin: CasbinPolicies = field(default_factory=CasbinPolicies)
-    sources: tuple[bytes, ...] = ()  # files beside the documents that they were compiled from
+    # Files beside the documents that they were compiled from, and what those held.
+    files: tuple[Path, ...] = ()
+    sources: tuple[bytes, ...] = ()
     path_normalization: PathNormalization = PathNormalization.BASE
     namespace_path_normalization: Mapping[str, PathNormalization] = field(default_factory=dict)
     has_roles: bool = False  # whether there is any role, binding or switch: `rbac.istio.io` is in use

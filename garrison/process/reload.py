@@ -52,7 +52,8 @@ class Reloader(Generic[Generation]):
     """Keeps one kind of configuration current.
 
     `build` is called in a thread, must not change anything, and raises ConfigError; `use` puts a generation
-    in force and is called in the event loop's thread, after `prepare` if there is any.
+    in force and is called in the event loop's thread, after `prepare` if there is any; `also` names further
+    files that a generation was made of.
     """
 
     def __init__(
@@ -61,10 +62,13 @@ class Reloader(Generic[Generation]):
         paths: Sequence[Path],
         build: Callable[[Sequence[Path]], Generation],
         use: Callable[[Generation], None],
+        *,
         prepare: Callable[[Generation], Awaitable[None]] | None = None,
+        also: Callable[[Generation], Sequence[Path]] = lambda _: (),
     ) -> None:
         self.kind = kind
         self._prepare = prepare
+        self._also = also
         self.paths = tuple(paths)
         self._build = build
         self._use = use
@@ -140,6 +144,12 @@ class Reloader(Generic[Generation]):
         if generation is not None and self._prepare is not None:
             await self._prepare(generation)
 
+    @property
+    def watched(self) -> tuple[Path, ...]:
+        """Every path whose change calls for a reload."""
+        more = self._also(self.current) if self.current is not None else ()
+        return (*self.paths, *more)
+
     def has_changed(self, listing: Listing, *, told: bool) -> bool:
         """Return whether `listing` shows that the files are not those that were loaded last.
 
@@ -162,7 +172,7 @@ class Reloader(Generic[Generation]):
 
     def _load(self) -> Generation:
         # Looked at before reading: what changes meanwhile shows as a change from this.
-        self._listing = list_files(self.paths)
+        self._listing = list_files(self.watched)
         self._postponed = False
         self._trusted = is_settled(self._listing, time.time_ns())
         with quiet_build():
@@ -172,6 +182,9 @@ class Reloader(Generic[Generation]):
         previous = self.current.version if self.current else ""
         self._use(generation)
         self.current = generation
+        if more := self._also(generation):
+            # As they are now; what changed while they were read shows in the version of the next reload.
+            self._listing = {**self._listing, **list_files(more)}
         self.results["ok"] += 1
         log.info("snapshot_swapped", kind=self.kind, version=generation.version, previous=previous)
         for warning in generation.warnings:
@@ -193,7 +206,7 @@ async def watch(reloaders: Iterable[Reloader[Versioned]], stop: asyncio.Event) -
             changed = [
                 reloader
                 for reloader in watched
-                if reloader.has_changed(await asyncio.to_thread(list_files, reloader.paths), told=told)
+                if reloader.has_changed(await asyncio.to_thread(list_files, reloader.watched), told=told)
             ]
             pause = max(_LOOK_SECONDS, (time.monotonic() - begin) / _LOOK_SHARE)
             for reloader in changed:
@@ -211,9 +224,9 @@ async def _follow(reloader: Reloader[Versioned], stop: asyncio.Event) -> None:
     """
     begin = time.monotonic()
     late = False
-    listing = await asyncio.to_thread(list_files, reloader.paths)
+    listing = await asyncio.to_thread(list_files, reloader.watched)
     while not await _is_set(stop, _GLANCE_SECONDS if late else _QUIET_SECONDS):
-        before, listing = listing, await asyncio.to_thread(list_files, reloader.paths)
+        before, listing = listing, await asyncio.to_thread(list_files, reloader.watched)
         # Between two glances, a lack of changes says nothing.
         finished = listing != before and is_replaced_whole(before, listing) if late else listing == before
         if finished and not await asyncio.to_thread(reloader.is_being_written, listing):

@@ -83,7 +83,8 @@ class Server:
             settings.policies,
             lambda paths: load_snapshot(paths, settings.mesh, cache, adapters),
             self._use_policies,
-            lambda snapshot: self._lists.prepare(snapshot.policies.mixer.sources),
+            prepare=lambda snapshot: self._lists.prepare(snapshot.policies.mixer.sources),
+            also=lambda snapshot: snapshot.policies.files,
         )
         self._limits_in_force: RateLimits
         self._limits: Reloader[RateLimits] = Reloader(

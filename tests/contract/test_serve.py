@@ -147,6 +147,38 @@ def test_a_replaced_file_is_noticed(server: Serving, folder: Path) -> None:
     assert (check(address, "a"), check(address, "b")) == (403, 200)
 
 
+CASBIN = """
+apiVersion: garrison.dev/v1alpha1
+kind: CasbinPolicy
+metadata: {name: acl, namespace: default}
+spec:
+  request: [source.principal, request.method]
+  model: |
+    [request_definition]
+    r = sub, act
+    [policy_definition]
+    p = sub, act
+    [policy_effect]
+    e = some(where (p.eft == allow))
+    [matchers]
+    m = r.sub == p.sub && r.act == p.act
+  policyFile: acl.csv
+"""
+
+
+def test_a_changed_file_beside_the_policies_takes_effect(server: Serving, folder: Path) -> None:
+    """The rows of a CasbinPolicy may stand in a file of their own, which is no YAML."""
+    address = server.wait_for("ready")["request"][0]
+    rows = folder / "policies" / "acl.csv"
+    rows.write_text("p, cluster.local/ns/default/sa/b, GET\n")
+    (folder / "policies" / "casbin.yaml").write_text(CASBIN)
+    server.wait_for("snapshot_swapped", lambda event: event["kind"] == "policies")
+    assert check(address, "a") == 403
+    rows.write_text("p, cluster.local/ns/default/sa/a, GET\n")
+    server.wait_for("snapshot_swapped", lambda event: event["kind"] == "policies")
+    assert check(address, "a") == 200
+
+
 def test_changed_limits_take_effect(server: Serving, folder: Path) -> None:
     """Rate limits reload like policies."""
     server.wait_for("ready")
