@@ -110,7 +110,8 @@ class Mutations:
 
     request_headers: tuple[HeaderMutation, ...] = ()
     response_headers: tuple[HeaderMutation, ...] = ()
-    set_parameters: tuple[tuple[str, str], ...] = ()  # values percent-encoded
+    # Of the query, not encoded; the pipeline's last step makes a new `:path` of them.
+    set_parameters: tuple[tuple[str, str], ...] = ()
     remove_parameters: tuple[str, ...] = ()
     shaped: bool = False  # holds values of the call, so its answer is not kept for the next one
 

@@ -1,4 +1,4 @@
-"""Request paths as policies see them: without query and fragment, normalised once.
+"""Request paths as policies see them: without query and fragment, normalised once; and queries to be changed.
 
 Modes as in Istio's `meshConfig.pathNormalization`. Envoy must forward the same form that is decided on
 (`docs/howto/connect-envoy.md`); decoding happens once, so `%252e` stays `%2e`.
@@ -7,7 +7,9 @@ Modes as in Istio's `meshConfig.pathNormalization`. Envoy must forward the same 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Mapping
 from enum import StrEnum
+from urllib.parse import quote, unquote_plus
 
 
 class PathNormalization(StrEnum):
@@ -25,6 +27,9 @@ _SPECIAL = re.compile(r"[?#%\\]|/[./]")
 _QUERY_OR_FRAGMENT = re.compile(r"[?#].*", re.DOTALL)
 _ENCODED_SLASH = re.compile(r"%2[fF]|%5[cC]")
 _SLASHES = re.compile(r"/{2,}")
+# `&`, and `;` that some servers still take for it.
+_BETWEEN_PARAMETERS = re.compile(r"([&;])")
+_VISIBLE = "".join(map(chr, range(0x21, 0x7F)))
 
 
 def normalize_path(target: str, mode: PathNormalization) -> str:
@@ -58,3 +63,26 @@ def _remove_dot_segments(path: str) -> str:
     if segments[-1] in {".", ".."}:
         kept.append("")
     return "/" + "/".join(kept)
+
+
+def change_query(target: str, remove: Collection[str], add: Mapping[str, str]) -> str:
+    """Return the request target `target` (origin form) without the parameters `remove`, with those of `add`.
+
+    A parameter goes in every spelling (`%61` for `a`) and as often as it is there. Names and values in `add`
+    are percent-encoded here. What stays, stays as it was written, apart from bytes that no target may have
+    and a fragment, which is not part of one (RFC 9112, section 3.2).
+    """
+    whole = quote(target.partition("#")[0], safe=_VISIBLE, errors="surrogateescape")
+    path, _, query = whole.partition("?")
+    gone = {*remove, *add}
+    pieces = _BETWEEN_PARAMETERS.split(query)
+    kept = ""
+    for at in range(0, len(pieces), 2):
+        piece = pieces[at]
+        if piece and unquote_plus(piece.partition("=")[0]) not in gone:
+            kept += (pieces[at - 1] if kept else "") + piece
+    for name, value in add.items():
+        kept += (
+            f"{'&' if kept else ''}{quote(name, safe='')}={quote(value, safe='', errors='surrogateescape')}"
+        )
+    return f"{path}?{kept}" if kept else path

@@ -32,6 +32,7 @@ from authz.mixer import evaluate as mixer
 from authz.mixer.evaluate import HeaderOperation, Lists
 from authz.mixer.lists import EntryList, ListSource
 from authz.mixer.rules import DestinationRules
+from authz.paths import change_query
 from authz.policy.evaluate import custom_matches, evaluate, explained, marks
 from authz.policy.index import DestinationPolicies
 from authz.policy.shaping import shaped
@@ -153,9 +154,29 @@ def finish(policies: DestinationPolicies, outcome: Outcome, attributes: Attribut
     """Return `outcome` as it goes to the caller: shaped, and in the form that its protocol wants."""
     if policies.shapes:
         outcome = shaped(policies.shapes, outcome, attributes)
-    if outcome.decision.verdict is _DENY and attributes.is_grpc:
-        outcome.grpc = True
+    if outcome.decision.verdict is _DENY:
+        outcome.grpc = attributes.is_grpc
+    elif outcome.mutations.set_parameters or outcome.mutations.remove_parameters:
+        outcome.mutations = _with_new_query(outcome.mutations, attributes)
     return outcome
+
+
+def _with_new_query(mutations: Mutations, attributes: Attributes) -> Mutations:
+    """Return `mutations` with a new `:path` in place of changes to parameters.
+
+    Envoy 1.40 can change the query too, but with `validate_mutations` it refuses every value that needs
+    encoding, and without it encodes none; and it leaves a caller's `%61dmin=` beside the `admin=` it sets.
+    """
+    target = attributes.header(":path") or ""
+    changes = mutations.request_headers
+    if target.startswith("/"):  # not `*`, and not CONNECT, which have no query
+        added = dict(mutations.set_parameters)
+        removed = (*mutations.remove_parameters, *added)
+        # The path of a gRPC call is its method, which a query would make another one.
+        changed = change_query(target, removed, {} if attributes.is_grpc else added)
+        if changed != target:
+            changes = (*changes, HeaderMutation(":path", changed))
+    return replace(mutations, request_headers=changes, set_parameters=(), remove_parameters=(), shaped=True)
 
 
 def _without_tokens(tokens: TokenResult) -> Mutations:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from envoy.config.core.v3.base_pb2 import HeaderValue, HeaderValueOption, QueryParameter
+from envoy.config.core.v3.base_pb2 import HeaderValue, HeaderValueOption
 from envoy.service.auth.v3.external_auth_pb2 import CheckResponse, DeniedHttpResponse, OkHttpResponse
 from envoy.type.v3.http_status_pb2 import HttpStatus
 from google.protobuf.struct_pb2 import Struct
@@ -115,10 +115,6 @@ def _ok(mutations: Mutations) -> OkHttpResponse:
         headers=[_option(one) for one in mutations.request_headers if one.action is not HeaderAction.REMOVE],
         headers_to_remove=removed,
         response_headers_to_add=[_response_option(one) for one in mutations.response_headers],
-        query_parameters_to_set=[
-            QueryParameter(key=name, value=value) for name, value in mutations.set_parameters
-        ],
-        query_parameters_to_remove=mutations.remove_parameters,
     )
 
 

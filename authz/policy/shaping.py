@@ -2,7 +2,7 @@
 
 A template names attributes as policies do: `${source.principal}`, `${request.headers[x-a]}`. What is absent
 is never an empty header that an upstream might believe: a header whose value needs an absent attribute is
-removed instead, so a copy that the client sent does not get through either.
+removed instead, so a copy that the client sent does not get through either. So is a query parameter.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from urllib.parse import quote
 
 from authz.attributes import ATTRIBUTES, Attributes
 from authz.decision import Decision, HeaderAction, HeaderMutation, Outcome
@@ -179,18 +178,17 @@ def shaped(shapes: Sequence[Shape], outcome: Outcome, attributes: Attributes) ->
 def _allowed(shapes: Sequence[Shape], outcome: Outcome, attributes: Attributes) -> Outcome:
     mutations, marks = outcome.mutations, dict(outcome.marks)
     for one in shapes:
+        parameters = [(name, template.fill(attributes)) for name, template in one.set_parameters]
         mutations = replace(
             mutations,
             request_headers=mutations.request_headers + _mutations(one.request_headers, attributes),
             response_headers=mutations.response_headers + _mutations(one.response_headers, attributes),
             set_parameters=mutations.set_parameters
-            # Envoy puts values into the query as they are (1.40), so they are encoded here.
-            + tuple(
-                (name, quote(value, safe=""))
-                for name, template in one.set_parameters
-                if (value := template.fill(attributes)) is not None
-            ),
-            remove_parameters=mutations.remove_parameters + one.remove_parameters,
+            + tuple((name, value) for name, value in parameters if value is not None),
+            # As with headers: what cannot be told is not what the caller says it is.
+            remove_parameters=mutations.remove_parameters
+            + one.remove_parameters
+            + tuple(name for name, value in parameters if value is None),
             shaped=True,
         )
         for name, template in one.metadata:

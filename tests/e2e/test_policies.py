@@ -105,6 +105,8 @@ spec:
     - {name: x-debug, value: "", action: REMOVE}
     responseHeaders:
     - {name: x-checked-by, value: garrison}
+    setParameters: {caller: "${source.principal}", who: "a&b=c d"}
+    removeParameters: [debug]
     metadata: {caller: "${source.principal}"}
   denied:
   - forStatus: [403]
@@ -787,6 +789,41 @@ def test_an_absent_identity_is_no_header(world: World) -> None:
     assert seen["x-subject"] == ["a"]
     assert "authorization" not in seen
     assert answer.header("x-checked-by") == "garrison"
+
+
+def query_seen(answer: Answer) -> list[str]:
+    """Return the query parameters that the upstream saw, as they arrived."""
+    path, _, query = target_seen(answer).partition("?")
+    assert path == "/public"
+    return query.split("&")
+
+
+ENCODED_CALLER = CALLER.replace("/", "%2F")
+
+
+@pytest.mark.parametrize(
+    ("query", "mtls", "expected"),
+    [
+        ("caller=admin&debug=1&keep=%32&who=me&debug=3", True, ["keep=%32", f"caller={ENCODED_CALLER}"]),
+        ("%63aller=admin&d%65bug=1;keep=2", True, ["keep=2", f"caller={ENCODED_CALLER}"]),
+        # Who has no identity does not get one by saying so.
+        ("caller=admin&keep=2;caller=root", False, ["keep=2"]),
+        ("", False, []),
+    ],
+)
+def test_query_parameters(world: World, query: str, mtls: bool, expected: list[str]) -> None:
+    """Parameters are set, encoded, in place of every copy of the caller's, or removed; others stay."""
+    assert query_seen(world.get("a.shaped", f"/public?{query}", mtls=mtls)) == [
+        *expected,
+        "who=a%26b%3Dc%20d",
+    ]
+
+
+def test_a_token_in_the_query_stays_with_envoy(world: World) -> None:
+    """A token that came as a query parameter is taken out of it."""
+    bearer = token()[1].removeprefix("Bearer ")
+    answer = world.get("a.tokens", f"/x?a=%2F&access_token={bearer}&b=2")
+    assert (answer.status, target_seen(answer)) == (200, "/x?a=%2F&b=2")
 
 
 def test_the_denial_page(world: World) -> None:

@@ -48,15 +48,13 @@ def test_an_allowed_call_carries_headers_parameters_and_metadata() -> None:
       responseHeaders: [{name: x-by, value: garrison, action: APPEND}],
       setParameters: {who: "${source.principal}&x=1"}, removeParameters: [debug],
       metadata: {caller: "${source.principal}"}}}"""
-    response = answer(role("[{}]") + shape(spec), source=principal("a"))
+    response = answer(role("[{}]") + shape(spec), source=principal("a"), path="/p?debug=1&%77ho=root&keep=2")
     caller = "cluster.local/ns/default/sa/a"
-    assert headers(response.ok_response.headers) == {"x-caller": caller}
+    target = "/p?keep=2&who=cluster.local%2Fns%2Fdefault%2Fsa%2Fa%26x%3D1"
+    assert headers(response.ok_response.headers) == {"x-caller": caller, ":path": target}
     assert not response.ok_response.headers[0].append.value
     assert list(response.ok_response.headers_to_remove) == ["x-internal"]
     assert headers(response.ok_response.response_headers_to_add) == {"x-by": "garrison"}
-    parameters = {one.key: one.value for one in response.ok_response.query_parameters_to_set}
-    assert parameters == {"who": "cluster.local%2Fns%2Fdefault%2Fsa%2Fa%26x%3D1"}
-    assert list(response.ok_response.query_parameters_to_remove) == ["debug"]
     assert dict(response.dynamic_metadata)["caller"] == caller
 
 
@@ -73,6 +71,24 @@ def test_an_absent_attribute_removes_the_header() -> None:
     assert list(response.ok_response.headers_to_remove) == ["x-user"]
     token = {"authorization": f"Bearer {rsa_signer().token()}"}
     assert headers(answer(text, headers=token).ok_response.headers) == {"x-user": "u:a"}
+
+
+def test_an_absent_attribute_removes_the_parameter() -> None:
+    """A client cannot send the parameter that would have told who it is; without one the path stays as it is."""
+    text = role("[{}]") + shape('{allowed: {setParameters: {user: "${source.principal}"}}}')
+    changed = headers(answer(text, path="/p?user=root&x=1").ok_response.headers)
+    assert changed == {":path": "/p?x=1"}
+    assert headers(answer(text, path="/p?x=1").ok_response.headers) == {}
+
+
+def test_what_has_no_query_gets_none() -> None:
+    """`OPTIONS *`, CONNECT and gRPC have no query to be set; a caller cannot use that to bring their own."""
+    text = role("[{}]") + shape("{allowed: {setParameters: {x: y}}}")
+    grpc = {"content-type": "application/grpc"}
+    assert headers(answer(text, path="/s/m", headers=grpc).ok_response.headers) == {}
+    assert headers(answer(text, path="/s/m?x=z", headers=grpc).ok_response.headers) == {":path": "/s/m"}
+    for path in ("*", ""):
+        assert headers(answer(text, path=path, method="OPTIONS").ok_response.headers) == {}
 
 
 def test_two_callers_do_not_get_each_others_headers() -> None:
