@@ -28,7 +28,9 @@ ROLES = st.builds(
     ),
     SPELLED,
     st.sampled_from(["/x", "/y/*", '"*/z"']),
-    st.sampled_from(["", "", '{key: "destination.labels[app]", values: [v]}', "{key: wrong, values: [v]}"]),
+    st.sampled_from(
+        ["", "", '{key: "destination.labels[app]", values: [v]}', '{key: "destination.name", values: [c]}']
+    ),
 )
 
 
@@ -46,17 +48,14 @@ spec: {{mode: {mode}, subjects: {subjects}, roleRef: {{kind: ServiceRole, name: 
 PLAIN_ROLES = st.builds(
     lambda rules, name: role(rules, "[]", name).split("---")[0], ROLES, st.sampled_from(NAMES)
 )
-BINDINGS = st.builds(
-    binding,
-    st.sampled_from(NAMES),
-    st.sampled_from(NAMES),
-    st.lists(
-        st.sampled_from(["*", "s1", "cluster.local/ns/default/sa/s2", "spiffe://x/ns/a/sa/b"]),
-        min_size=1,
-        max_size=2,
-    ),
-    st.sampled_from(["ENFORCED", "ENFORCED", "PERMISSIVE"]),
+USERS = st.lists(
+    st.sampled_from(["*", "s1", "cluster.local/ns/default/sa/s2", "spiffe://x/ns/a/sa/b"]),
+    min_size=1,
+    max_size=2,
 )
+MODES = st.sampled_from(["ENFORCED", "ENFORCED", "PERMISSIVE"])
+BINDINGS = st.builds(binding, st.sampled_from(NAMES), st.sampled_from(NAMES), USERS, MODES)
+BINDINGS_OF_A = st.builds(binding, st.just("a"), st.just("a"), USERS, MODES)
 POLICIES = st.builds(
     lambda rules, action, name, namespace, label, dry_run: policy(
         rules,
@@ -67,7 +66,7 @@ POLICIES = st.builds(
         annotations=f'{{"istio.io/dry-run": "{dry_run}"}}',
     ).split("---")[0],
     st.sampled_from(
-        ["[{}]", "[]", "[{to: [{operation: {paths: [/x]}}]}]", "[{to: [{operation: {ports: [x]}}]}]"]
+        ["[{}]", "[]", "[{to: [{operation: {paths: [/x]}}]}]", "[{to: [{operation: {hosts: [x]}}]}]"]
     ),
     st.sampled_from(["ALLOW", "DENY", "AUDIT"]),
     st.sampled_from(NAMES),
@@ -81,7 +80,11 @@ SWITCH = st.sampled_from(["ON", "OFF"]).map(
         f"metadata: {{name: default}}\nspec: {{mode: '{mode}'}}\n"
     )
 )
-DOCUMENTS = st.one_of(PLAIN_ROLES, BINDINGS, BINDINGS, POLICIES, SWITCH, st.just("kind: Nothing\n"))
+ROLE_A = role("[{paths: [/x]}]", "[]", "a").split("---")[0]
+WRONG = st.sampled_from(
+    ["kind: Nothing\n", ROLE_A.replace("[/x]", "x"), policy("[{}]", "CUSTOM").split("---")[0]]
+)
+DOCUMENTS = st.one_of(PLAIN_ROLES, BINDINGS, BINDINGS, POLICIES, SWITCH, WRONG)
 MESHES = [MeshSettings(), MeshSettings(trust_domain=TrustDomain("x"))]
 DESTINATIONS = [
     Destination(service, namespace, labels=labels)
@@ -100,11 +103,18 @@ def read(texts: Sequence[str]) -> list[Document]:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(DOCUMENTS, min_size=1, max_size=5),
-    st.lists(st.tuples(st.integers(0, 5), DOCUMENTS, st.sampled_from(MESHES)), max_size=6),
+    st.lists(DOCUMENTS, max_size=4),
+    st.lists(
+        st.one_of(
+            st.tuples(st.integers(1, 5), DOCUMENTS, st.sampled_from(MESHES)),
+            st.tuples(st.just(1), BINDINGS_OF_A, st.sampled_from(MESHES)),
+        ),
+        max_size=6,
+    ),
 )
 def test_a_reload_gives_what_a_fresh_load_gives(texts: list[str], edits: list[tuple[int, str, Any]]) -> None:
     """After any edits, and under changed settings, kept documents come to what they come to when new."""
+    texts = [ROLE_A, binding("a", "a", ["s1"], "ENFORCED"), *texts]
     kept = dict(enumerate(texts))
     documents = {number: parse(text.encode(), f"{number}")[0] for number, text in kept.items()}
     for place, text, mesh in [(0, texts[0], MESHES[0]), *edits]:
@@ -122,6 +132,11 @@ def test_a_reload_gives_what_a_fresh_load_gives(texts: list[str], edits: list[tu
             assert again.has_roles == fresh.has_roles
 
 
+def _named(text: str) -> tuple[str, str]:
+    metadata = parse(text.encode(), "p.yaml")[0][0].data["metadata"]
+    return metadata["name"], metadata["namespace"]
+
+
 def rules_of(stage: Stage) -> list[list[tuple[str, int]] | None]:
     """Return the rules of each part of a stage, in their order."""
     return [
@@ -136,11 +151,14 @@ def shape_of(found: DestinationPolicies) -> Any:
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(st.one_of(PLAIN_ROLES, BINDINGS, POLICIES), min_size=1, max_size=6))
-def test_policies_in_groups_are_those_that_apply_one_by_one(texts: list[str]) -> None:
+@given(
+    st.lists(st.one_of(PLAIN_ROLES, POLICIES), min_size=1, max_size=6, unique_by=_named),
+    st.lists(BINDINGS, min_size=1, max_size=3, unique_by=_named),
+)
+def test_policies_in_groups_are_those_that_apply_one_by_one(texts: list[str], bindings: list[str]) -> None:
     """Whatever is indexed ahead: the same rules apply to a destination, in the same order, and decide alike."""
     try:
-        built = [_snapshot(texts, size) for size in (1, 2, 10**9)]
+        built = [_snapshot([*texts, *bindings], size) for size in (1, 2, 10**9)]
     except ConfigError:
         return
     for destination in DESTINATIONS:
