@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import grpc
 import structlog
-from envoy.service.auth.v3.external_auth_pb2 import CheckResponse
+from envoy.service.auth.v3.external_auth_pb2 import CheckRequest, CheckResponse
 from google.protobuf.message import DecodeError
 
+# Envoy may emit them as they are, so that one header becomes two (1.40, without `validate_mutations`).
+_LINE_ENDS = re.compile(r"[\r\n\0]")
 _CHECK = "/envoy.service.auth.v3.Authorization/Check"
 
 log = structlog.get_logger()
@@ -78,6 +81,7 @@ class GrpcProvider:
         except (grpc.aio.AioRpcError, DecodeError) as error:
             why = error.code().name if isinstance(error, grpc.aio.AioRpcError) else "not a CheckResponse"
             return self._failed(why)
+        _clean(response, message)
         if not response.HasField("status"):
             return self._failed("an answer without a status")
         if response.status.code == 0:
@@ -98,3 +102,22 @@ class GrpcProvider:
         if self._fail_open:
             return ProviderAnswer(None)
         return ProviderAnswer(f"did not answer: {why}", self._status_on_error)
+
+
+def _clean(response: Any, message: bytes) -> None:
+    """Remove line ends from a provider's answer, and what would make another call of the one decided on.
+
+    Of the pseudo-headers only `:path` may change, and of it only the query.
+    """
+    ok = response.ok_response
+    for option in (*ok.headers, *ok.response_headers_to_add, *response.denied_response.headers):
+        option.header.value = _LINE_ENDS.sub("", option.header.value)
+    for option in list(ok.headers):
+        name = option.header.key.lower()
+        if name == "host" or (name.startswith(":") and not _keeps_path(name, option.header.value, message)):
+            ok.headers.remove(option)
+
+
+def _keeps_path(name: str, value: str, message: bytes) -> bool:
+    sent: str = CheckRequest.FromString(message).attributes.request.http.path
+    return name == ":path" and value.partition("?")[0] == sent.partition("?")[0]

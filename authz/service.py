@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Any
 
 import structlog
-from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
+from envoy.service.auth.v3.external_auth_pb2 import CheckRequest, OkHttpResponse
 from google.protobuf.message import DecodeError
 
 from authz.attributes import Attributes
@@ -251,12 +251,15 @@ class Authorization:
         return serialized
 
     def _merged(self, writer: ResponseWriter, outcome: Outcome, allowed: list[Any]) -> bytes:
-        """Return our answer with the headers that the providers set."""
+        """Return our answer with the headers that the providers set; of two for one header, ours counts."""
         writer.write(outcome)
         response = writer.build(outcome)
+        merged = OkHttpResponse()
         for theirs in allowed:
             if theirs is not None:
-                response.ok_response.MergeFrom(theirs.ok_response)
+                merged.MergeFrom(theirs.ok_response)
+        merged.MergeFrom(response.ok_response)  # Envoy goes through them in order
+        response.ok_response.CopyFrom(merged)
         serialized: bytes = response.SerializeToString()
         return serialized
 

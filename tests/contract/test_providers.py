@@ -35,7 +35,7 @@ async def authorizer(handler: Callable[[bytes], Awaitable[bytes]]) -> AsyncItera
         await server.stop(None)
 
 
-def ask(answer: bytes | Exception | float, **options: Any) -> ProviderAnswer:
+def ask(answer: bytes | Exception | float, path: str = "/", **options: Any) -> ProviderAnswer:
     """Return what a provider says whose server answers so: bytes, a failure, or nothing for some seconds."""
 
     async def handler(message: bytes) -> bytes:
@@ -51,7 +51,9 @@ def ask(answer: bytes | Exception | float, **options: Any) -> ProviderAnswer:
         async with authorizer(handler) as target:
             provider = GrpcProvider("ext", target, **{"timeout_seconds": 10, **options})
             try:
-                return await provider.ask(CheckRequest().SerializeToString())
+                request = CheckRequest()
+                request.attributes.request.http.path = path
+                return await provider.ask(request.SerializeToString())
             finally:
                 await provider.close()
 
@@ -103,3 +105,30 @@ def test_nobody_there_denies() -> None:
             await provider.close()
 
     assert asyncio.run(scenario()).denial == "did not answer: UNAVAILABLE"
+
+
+def test_a_provider_cannot_make_it_another_call() -> None:
+    """What was decided on is what goes on: of method, host and path a provider may change the query only."""
+    sent = CheckResponse()
+    sent.status.SetInParent()
+    named = (("x-a", "1"), (":path", "/a?c"), (":path", "/admin"), (":method", "PUT"), ("Host", "b"))
+    for name, value in (*named, (":Authority", "b"), ("host-name", "b"), ("x-b", "c\r\nd: e")):
+        option = sent.ok_response.headers.add()
+        option.header.key, option.header.value = name, value
+    answer = ask(sent.SerializeToString(), path="/a?b")
+    assert answer.denial is None
+    assert [(one.header.key, one.header.value) for one in answer.response.ok_response.headers] == [
+        ("x-a", "1"),
+        (":path", "/a?c"),
+        ("host-name", "b"),
+        ("x-b", "cd: e"),
+    ]
+
+
+def test_a_provider_cannot_split_a_response() -> None:
+    """Line ends in the headers of a denial are removed, for Envoy may emit them."""
+    sent = CheckResponse.FromString(response(7, 403))
+    option = sent.denied_response.headers.add()
+    option.header.key, option.header.value = "x-a", "b\r\nset-cookie: c\0"
+    headers = ask(sent.SerializeToString()).response.denied_response.headers
+    assert [one.header.value for one in headers] == ["bset-cookie: c"]

@@ -96,6 +96,11 @@ spec:
 RESPONSES = """
 apiVersion: garrison.dev/v1alpha1
 kind: ResponsePolicy
+metadata: {name: ours, namespace: custom-ok}
+spec: {allowed: {requestHeaders: [{name: x-both, value: ours}]}}
+---
+apiVersion: garrison.dev/v1alpha1
+kind: ResponsePolicy
 metadata: {name: shaping, namespace: shaped}
 spec:
   allowed:
@@ -234,7 +239,10 @@ kind: ResponsePolicy
 metadata: {name: second, namespace: custom-ok}
 spec:
   allowed:
-    requestHeaders: [{name: x-second, value: "asked about ${request.path}"}]
+    requestHeaders:
+    - {name: x-second, value: "asked about ${request.path}"}
+    - {name: x-both, value: second}
+    setParameters: {second: "a/b"}
   denied:
   - {status: 418, body: "the second says no", headers: [{name: x-second, value: "no"}]}
 """
@@ -690,10 +698,11 @@ def test_connections_to_nobody_knows_where(world: World) -> None:
 
 
 def test_custom_allows_with_its_header(world: World) -> None:
-    """What the external authorizer adds reaches the upstream, in place of the caller's own copy."""
-    answer = world.get("a.custom-ok", "/open", ("x-second", "mine"))
-    assert answer.status == 200
+    """What the external authorizer adds reaches the upstream in place of the caller's copy, but not of ours."""
+    answer = world.get("a.custom-ok", "/open", ("x-second", "mine"), ("x-both", "mine"))
+    assert (answer.status, target_seen(answer)) == (200, "/open?second=a%2Fb")
     assert upstream_headers(answer)["x-second"] == ["asked about /open"]
+    assert upstream_headers(answer)["x-both"] == ["ours"]
 
 
 def test_custom_denies_in_its_own_words(world: World) -> None:
