@@ -18,7 +18,7 @@ _COMMANDS = {
     "new": ("authz.tools.new", "new"),
     "schema": ("authz.tools.schema", "print_schema"),
     "completion": ("garrison.cli", "completion"),
-    "policies": ("garrison.distribution.cli", "policies"),
+    "policies": ("garrison.process.policies", "policies"),
     "ca": ("ca.cli", "ca"),
     "demo": ("garrison.demo.cli", "demo"),
     "envoy-config": ("garrison.envoy_config", "envoy_config"),

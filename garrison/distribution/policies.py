@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePath
 from types import MappingProxyType
 
@@ -82,28 +83,29 @@ def read_files(paths: Sequence[Path]) -> list[tuple[Path, BundleFile]]:
 
 
 def check_files(
-    files: Iterable[tuple[Path, BundleFile]],
+    files: Sequence[tuple[Path, BundleFile]],
     mesh: MeshSettings,
     adapters: Mapping[str, AdapterFactory] = MappingProxyType({}),
-) -> Snapshot:
-    """Return the snapshot that replicas with these settings will make of `files`.
+) -> tuple[Snapshot, list[Diagnostic]]:
+    """Return the snapshot that replicas with these settings will make of `files`, and its warnings.
+
+    Compiled as replicas do it: without what stands beside the documents on this machine. Only the problems
+    name the files as they are here.
 
     Raises:
-        ConfigError: they cannot be used; problems name the files as they are on this machine.
+        ConfigError: they cannot be used.
 
     """
-    files = list(files)
-    documents: list[Document] = []
-    problems: list[Diagnostic] = []
-    for path, file in files:
-        found, wrong = parse(file.content, str(path))
-        documents += found
-        problems += wrong
-    if problems:
-        raise ConfigError(problems)
-    build_snapshot(documents, mesh, (), adapters)
-    # Once more, as replicas do it: without what stands beside the documents on this machine.
-    return BundleCompiler(mesh, adapters).compile([file for _, file in files])
+    here = {_INSIDE + file.name: str(path) for path, file in files}
+
+    def placed(problems: Iterable[Diagnostic]) -> list[Diagnostic]:
+        return [replace(problem, file=here.get(problem.file, problem.file)) for problem in problems]
+
+    try:
+        snapshot = BundleCompiler(mesh, adapters).compile([file for _, file in files])
+    except ConfigError as error:
+        raise ConfigError(placed(error.diagnostics)) from error
+    return snapshot, placed(snapshot.warnings)
 
 
 def _name(path: Path, paths: Sequence[Path]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from redis.exceptions import NoPermissionError
 from support.valkey import Valkey
 
 from garrison.distribution.address import RedisAddress
@@ -64,6 +65,8 @@ class Replica:
         self.installed: list[bytes] = []
         followed = Followed(more.get("trust", TRUST), name, more.get("max_bundle_bytes", 10_000), 0.1)
         address = RedisAddress.parse(valkey.url)
+        if "username" in more:
+            address = replace(address, username=more["username"], password="any")
         self.follower = Follower(
             followed,
             address.connect_async,
@@ -409,26 +412,52 @@ def test_unsigned_where_it_is_asked_for(valkey: Valkey, redis: Any) -> None:
     asyncio.run(scenario())
 
 
-def test_a_replica_that_may_not_report_follows(valkey: Valkey, publisher: Publisher, redis: Any) -> None:
-    """Redis users with the least rights: reading the channel is all that following takes."""
-    redis.acl_setuser(
-        "replica",
-        enabled=True,
-        nopass=True,
-        keys=[f"%R~{NAMES.prefix}*"],
-        channels=[NAMES.news],
-        commands=["+getrange", "+strlen", "+subscribe", "+unsubscribe"],
-    )
+def test_replicas_may_have_no_right_to_write(valkey: Valkey, publisher: Publisher, redis: Any) -> None:
+    """Reading the channel is all that following takes; then there are no reports."""
+    rights = f"on nopass resetchannels &{NAMES.news} %R~{NAMES.prefix}* +getrange +strlen +subscribe"
+    redis.execute_command("ACL", "SETUSER", "replica", *rights.split())
 
     async def scenario() -> None:
         publisher.publish(A, KEY, NOW_MS)
-        replica = Replica(valkey)
-        address = replace(RedisAddress.parse(valkey.url), username="replica", password="any")
-        replica.follower._connect = address.connect_async
+        replica = Replica(valkey, username="replica")
         async with replica.running() as follower:
             assert replica.installed == [b"a"]
             assert follower.connected
         assert publisher.replicas() == []
+
+    asyncio.run(scenario())
+
+
+def test_the_rights_in_the_documentation_are_enough(valkey: Valkey, redis: Any) -> None:
+    """Both users of the how-to can do their part, and the replica's not the publisher's."""
+    page = (Path(__file__).parents[2] / "docs/howto/many-replicas.md").read_text()
+    lines = [line.split() for line in page.splitlines() if line.startswith("ACL SETUSER")]
+    assert [line[2] for line in lines] == ["replica", "publisher"]
+    for line in lines:
+        redis.execute_command(*(word.replace(">PASSWORD", ">any") for word in line))
+
+    async def scenario() -> None:
+        address = replace(RedisAddress.parse(valkey.url), username="publisher", password="any")
+        with address.connect() as client:
+            publisher = Publisher(client, TRUST)
+            publisher.publish(A, KEY, NOW_MS)
+            publisher.publish(B, KEY, NOW_MS)
+            publisher.rollback(None, KEY, NOW_MS)
+            for _ in range(2):
+                publisher.publish(A, KEY, NOW_MS, keep=2)
+            replica = Replica(valkey, username="replica")
+            async with replica.running():
+                assert replica.installed == [b"a"]
+                await until(lambda: [report.bundle for report in publisher.replicas()] == [digest(A)[:12]])
+        with replace(address, username="replica").connect() as client:
+            for attempt in (
+                lambda: Publisher(client, TRUST).publish(B, KEY, NOW_MS),
+                lambda: client.set(NAMES.bundle(digest(A)), b""),
+                lambda: client.set(NAMES.current, b""),
+                lambda: client.publish(NAMES.news, b""),
+            ):
+                with pytest.raises((DependencyError, NoPermissionError)):
+                    attempt()
 
     asyncio.run(scenario())
 

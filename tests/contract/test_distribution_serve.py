@@ -325,7 +325,8 @@ spec: {modelFile: model.conf, policy: "p, a", request: [source.principal]}
     )
     result = mesh.run("publish", str(mesh.policies))
     assert result.exit_code == 1
-    assert "model.conf` cannot be read" in result.stderr
+    assert f"{mesh.policies}/casbin.yaml:5:" in result.stderr
+    assert "`model.conf` cannot be read" in result.stderr
 
 
 @pytest.mark.parametrize(

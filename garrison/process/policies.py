@@ -201,7 +201,7 @@ def publish(
                 REFUSED,
                 "there is no policy file below these paths; an empty bundle would remove all policies",
             )
-        snapshot = check_files(files, mesh, settings.adapters() if settings else {})
+        snapshot, warnings = check_files(files, mesh, settings.adapters() if settings else {})
         bundle = pack([file for _, file in files])
     except ConfigError as error:
         _fail(REFUSED, *map(str, error.diagnostics))
@@ -217,7 +217,7 @@ def publish(
         f" snapshot {snapshot.version}",
         as_json=as_json,
     )
-    for warning in snapshot.warnings:
+    for warning in warnings:
         click.echo(str(warning), err=True)
 
 
