@@ -227,7 +227,7 @@ class Attributes:
     def _paths(self, _: str) -> Sequence[str]:
         """Return the path, also when Envoy shows only part of its bytes, and without matrix parameters.
 
-        Some upstreams drop those, and resolve the dot segments that are then left (`/..;/`).
+        Some upstreams drop those, and resolve what is then left: dot segments (`/..;/`), slashes (`/;x/`).
         """
         target = self._http.path
         if not target:
@@ -236,12 +236,16 @@ class Attributes:
         if ";" not in path:
             return (path,)
         plain = _MATRIX_PARAMETERS.sub("", path)
-        return (path, plain, normalize_path(plain, self._mode))
+        merged = normalize_path(plain, PathNormalization.MERGE_SLASHES)
+        return (path, plain, normalize_path(plain, self._mode), merged)
 
     def _header_lines(self, name: str) -> Sequence[str]:
-        """Return the values of a header, and each of those that Envoy may have joined into one."""
+        """Return the values of a header, and each of those that Envoy may have joined into one.
+
+        Also from the raw header map: Envoy (1.40) joins lines of the headers that it knows even there.
+        """
         values = self.headers(name)
-        if self._http.header_map.headers or not any("," in value for value in values):
+        if not any("," in value for value in values):
             return values
         return [*values, *(piece.strip() for value in values for piece in value.split(",") if "," in value)]
 
