@@ -218,7 +218,7 @@ class Authorization:
             outcome = decide_here(policies, attributes, self._clock, self._lists)
             if not outcome.decision.allowed or not any(allowed):
                 return self._answer(writer, outcome, attributes)
-            return self._merged(writer, outcome, allowed)
+            return self._merged(writer, outcome, allowed, attributes)
         except Exception:
             log.exception("check_failed")
             return self._internal_error()
@@ -250,9 +250,11 @@ class Authorization:
         serialized: bytes = response.SerializeToString()
         return serialized
 
-    def _merged(self, writer: ResponseWriter, outcome: Outcome, allowed: list[Any]) -> bytes:
+    def _merged(
+        self, writer: ResponseWriter, outcome: Outcome, allowed: list[Any], attributes: Attributes
+    ) -> bytes:
         """Return our answer with the headers that the providers set; of two for one header, ours counts."""
-        writer.write(outcome)
+        self._answer(writer, outcome, attributes)
         response = writer.build(outcome)
         merged = OkHttpResponse()
         for theirs in allowed:

@@ -66,10 +66,14 @@ def _remembered_by(policies: DestinationPolicies, attributes: Attributes) -> tup
     key: list[Any] = [policies.number, method, path, attributes.reported]
     for attribute, argument in memo_on:
         values = attributes.values(attribute, argument)
-        if len(values) > 1 or (values and len(values[0]) > MAX_REMEMBERED_LENGTH):
+        if len(values) > 1 or (values and _length(values[0]) > MAX_REMEMBERED_LENGTH):
             return None
         key.append(values[0] if values else None)
     return tuple(key)
+
+
+def _length(value: str | tuple[str, str]) -> int:
+    return len(value) if isinstance(value, str) else len(value[0]) + len(value[1])
 
 
 def _evaluate(policies: DestinationPolicies, attributes: Attributes) -> Decision:

@@ -13,6 +13,8 @@ import logging
 import queue
 import sys
 import threading
+import time
+from collections import Counter
 from typing import Any, TextIO
 
 import structlog
@@ -24,6 +26,10 @@ _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARN
 _MAX_WAITING_LINES = 20_000
 # How long the end of the process waits for lines that are still to be written.
 _FLUSH_SECONDS = 2.0
+
+# What one bad caller or one dead upstream can make happen with every call.
+_FLOODING = frozenset({"check_unreadable", "provider_failed", "check_failed"})
+_FLOODING_LINES_PER_SECOND = 20
 
 _encode = json.JSONEncoder(default=str, separators=(",", ":")).encode
 
@@ -73,6 +79,7 @@ def configure(level: str, format_: str, stream: TextIO | None = None) -> LineWri
     atexit.register(writer.close)
     console = format_ == "console" or (format_ == "auto" and target.isatty())
     processors: list[Any] = [
+        _Throttle(),
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -88,6 +95,26 @@ def configure(level: str, format_: str, stream: TextIO | None = None) -> LineWri
         cache_logger_on_first_use=True,
     )
     return writer
+
+
+class _Throttle:
+    """Drops lines of events that callers can cause at will, above a number of them in a second."""
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._lines: Counter[str] = Counter()
+
+    def __call__(self, _logger: Any, _method: str, event: Any) -> Any:
+        name = event["event"]
+        if name in _FLOODING:
+            second = int(time.monotonic())
+            if second != self._second:
+                self._second = second
+                self._lines.clear()
+            self._lines[name] += 1
+            if self._lines[name] > _FLOODING_LINES_PER_SECOND:
+                raise structlog.DropEvent
+        return event
 
 
 def _render(_logger: Any, _method: str, event: Any) -> str:

@@ -53,3 +53,19 @@ def test_lines_are_json_objects() -> None:
     line = json.loads(stream.getvalue())
     assert (line["event"], line["level"], line["path"]) == ("event", "info", {"a": 1})
     assert line["timestamp"].endswith("Z")
+
+
+def test_what_callers_can_cause_does_not_flood_the_log() -> None:
+    """Of one such event only so many lines are written in a second; other events are not touched."""
+    stream = io.StringIO()
+    before = structlog.get_config()
+    writer = telemetry_log.configure("info", "json", stream)
+    logger: Any = structlog.get_logger().bind()
+    for _ in range(500):
+        logger.warning("provider_failed")
+        logger.info("other")
+    writer.close()
+    structlog.configure(**before)
+    events = [json.loads(line)["event"] for line in stream.getvalue().splitlines()]
+    assert events.count("other") == 500
+    assert 20 <= events.count("provider_failed") <= 60
