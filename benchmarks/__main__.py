@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import bench_check, bench_envoy, bench_ratelimit, bench_roles, bench_target
+from benchmarks import bench_check, bench_envoy, bench_load, bench_ratelimit, bench_roles, bench_target
 from benchmarks.report import Section, as_json, failures, render
 from benchmarks.run import running
 from garrison.errors import GarrisonError
@@ -33,6 +33,7 @@ BENCHMARKS = {
     "check": bench_check.transports,
     "log": bench_check.decision_log,
     "roles": bench_roles.roles,
+    "load": bench_load.load,
     "envoy": bench_envoy.envoy,
     "ratelimit": bench_ratelimit.rate_limit,
 }
@@ -84,7 +85,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         metavar="FILE",
         help="where the figures go; by default benchmarks/results/latest.json, or target.json with --target",
     )
-    parser.add_argument("--quick", action="store_true", help="under 30 seconds; rougher figures")
+    parser.add_argument("--quick", action="store_true", help="under 45 seconds; rougher figures")
     parser.add_argument("--only", action="append", choices=BENCHMARKS, help="run this one only (repeatable)")
     return parser.parse_args(arguments)
 

@@ -13,8 +13,9 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import cycle
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from statistics import median
 
 import uvloop
 
@@ -22,7 +23,7 @@ from authz.policy.compile import MeshSettings
 from authz.service import Authorization, DestinationResolver
 from authz.snapshot import Snapshot, load_snapshot
 from benchmarks.report import Requirement, Row, Sample, Section, render
-from benchmarks.run import BenchmarkError, Run
+from benchmarks.run import BenchmarkError, Run, running
 from benchmarks.workload import Shape, role_documents, role_requests
 from garrison.documents import DocumentCache, find_files
 from garrison.process.reload import Reloader
@@ -47,20 +48,23 @@ class Cost:
     reload_seconds: float
     reload_megabytes: float
     median_wait_ms: float
+    p99_wait_ms: float
     longest_wait_ms: float
 
 
-def write_documents(folder: Path, files: int, roles: int = _ROLES) -> None:
+def write_documents(folder: Path, files: int, roles: int = _ROLES, services: int = _SERVICES) -> None:
     """Write roles and their bindings, evenly spread over so many files."""
-    texts = role_documents(Shape(roles, _SERVICES)).decode().split("---\n")
+    texts = role_documents(Shape(roles, services)).decode().split("---\n")
     size = -(-len(texts) // files)
     for number in range(files):
         part = texts[number * size : (number + 1) * size]
         (folder / f"{number:05}.yaml").write_text("---\n".join(part), encoding="utf-8")
 
 
-async def measure(folder: Path) -> Cost:
-    """Load the documents in `folder`, then change one file and reload, deciding calls all the while.
+async def measure(folder: Path, reloads: int, services: int) -> Cost:
+    """Load the documents in `folder`, then change one file and reload, so often; decide calls all the while.
+
+    The calls are for a thousand services, or for the one that there is.
 
     A call's wait is what passes between the moment it is due and its answer, beyond what it costs alone.
     """
@@ -74,7 +78,7 @@ async def measure(folder: Path) -> Cost:
     reloader.load()
     load_seconds, load_megabytes = time.perf_counter() - begin, _resident_megabytes()
 
-    (message,) = role_requests(Shape(1, 1), 1)
+    messages = cycle(role_requests(Shape(_ROLES, services), 1_000))
     waits: list[float] = []
     done = asyncio.Event()
 
@@ -82,48 +86,77 @@ async def measure(folder: Path) -> Cost:
         while not done.is_set():
             due = time.perf_counter() + _PAUSE_SECONDS
             await asyncio.sleep(_PAUSE_SECONDS)
-            service.check(message, _CALL)
+            service.check(next(messages), _CALL)
             waits.append((time.perf_counter() - due) * 1e3)
 
-    await asyncio.to_thread(_change, min(find_files([folder])))
     calling = asyncio.create_task(call())
-    begin = time.perf_counter()
-    await reloader.reload()
-    reload_seconds = time.perf_counter() - begin
+    reload_seconds: list[float] = []
+    for number in range(reloads):
+        await asyncio.to_thread(_change, min(find_files([folder])), number)
+        begin = time.perf_counter()
+        await reloader.reload()
+        reload_seconds.append(time.perf_counter() - begin)
     done.set()
     await calling
+    if reloader.results != {"ok": 1 + reloads, "refused": 0}:
+        raise BenchmarkError(f"not every reload was put in force: {reloader.results}")
+    waits.sort()
     return Cost(
         load_seconds,
         load_megabytes,
-        reload_seconds,
+        median(reload_seconds),
         _resident_megabytes(),
-        sorted(waits)[len(waits) // 2],
-        max(waits),
+        waits[len(waits) // 2],
+        waits[len(waits) * 99 // 100],
+        waits[-1],
     )
 
 
-def _change(file: Path) -> None:
-    file.write_bytes(file.read_bytes() + b"# changed\n")
+def _change(file: Path, number: int) -> None:
+    """Add a role to `file`."""
+    more = role_documents(Shape(1, 1)).replace(b"role-0", b"added-%d" % number)
+    file.write_bytes(file.read_bytes() + b"\n---\n" + more)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How the documents lie, and how often a file is changed."""
+
+    files: int
+    services: int
+    reloads: int
+
+    def __str__(self) -> str:
+        where = "in one file" if self.files == 1 else f"in {self.files:,} files"
+        return where if self.services > 1 else f"{where}, for one service"
+
+
+# Parts of a file are not known apart, so all of it is read again: once is enough.
+_ONE_FILE, _MANY_FILES = Layout(1, _SERVICES, 1), Layout(1_000, _SERVICES, 5)
+_ONE_SERVICE = Layout(1_000, 1, 2)
 
 
 def load(run: Run) -> Section:
-    """Measure 100,000 documents in one file and in 1,000."""
-    run.say("100,000 documents in one file and in 1,000")
-    return section({files: _measured(run.folder / f"load-{files}", files) for files in (1, 1000)})
+    """Measure 100,000 documents in one file, in 1,000, and all for one service."""
+    costs: dict[Layout, Cost] = {}
+    for layout in (_MANY_FILES,) if run.quick else (_ONE_FILE, _MANY_FILES, _ONE_SERVICE):
+        run.say(f"100,000 documents {layout}")
+        costs[layout] = _measured(run.folder / f"load-{layout.files}-{layout.services}", layout)
+    return section(costs)
 
 
-def section(costs: Mapping[int, Cost]) -> Section:
-    """Return what was measured, by number of files, with what is required of it."""
+def section(costs: Mapping[Layout, Cost]) -> Section:
+    """Return what was measured, by layout, with what is required of it."""
     rows: list[Row] = []
     requirements: list[Requirement] = []
-    for files, cost in costs.items():
-        where = "in one file" if files == 1 else f"in {files:,} files"
+    for where, cost in costs.items():
         for what, value, unit, bound in (
             ("loading", cost.load_seconds, "s", MAX_SECONDS),
             ("memory after loading", cost.load_megabytes, "MB", MAX_MEGABYTES),
             ("reloading after a change of one file", cost.reload_seconds, "s", None),
-            ("memory after that", cost.reload_megabytes, "MB", None),
+            (f"memory after {where.reloads} of these", cost.reload_megabytes, "MB", MAX_MEGABYTES),
             ("a call's median wait meanwhile", cost.median_wait_ms, "ms", None),
+            ("p99 of a call's wait meanwhile", cost.p99_wait_ms, "ms", None),
             ("a call's longest wait meanwhile", cost.longest_wait_ms, "ms", MAX_WAIT_MS),
         ):
             sample = Sample.of([value])
@@ -132,17 +165,25 @@ def section(costs: Mapping[int, Cost]) -> Section:
                 requirements.append(Requirement(f"{what}, {where} ({unit})", sample, bound, at_least=False))
     return Section(
         "100,000 policy documents",
-        "50,000 roles and their bindings are read, checked, compiled and put in force; then a file changes.",
+        "50,000 roles and their bindings, for 5,000 services or for one, are read, checked, compiled and put "
+        "in force; then a role is added to a file. Meanwhile a call is decided each millisecond.",
         tuple(rows),
         tuple(requirements),
     )
 
 
-def _measured(folder: Path, files: int) -> Cost:
+def _measured(folder: Path, layout: Layout) -> Cost:
     folder.mkdir()
-    write_documents(folder, files)
+    write_documents(folder, layout.files, services=layout.services)
     child = subprocess.run(
-        [sys.executable, "-m", "benchmarks.bench_load", str(folder)],
+        [
+            sys.executable,
+            "-m",
+            "benchmarks.bench_load",
+            str(folder),
+            str(layout.reloads),
+            str(layout.services),
+        ],
         stdout=subprocess.PIPE,
         check=False,
         timeout=600,
@@ -160,11 +201,11 @@ def _resident_megabytes() -> float:
 def main(arguments: Sequence[str]) -> int:
     """Measure the folder that is named, and print JSON; without one measure all and print a table."""
     if arguments:
-        print(json.dumps(asdict(uvloop.run(measure(Path(arguments[0]))))))
+        folder, reloads, services = arguments
+        print(json.dumps(asdict(uvloop.run(measure(Path(folder), int(reloads), int(services))))))
         return 0
-    with TemporaryDirectory(prefix="garrison-bench-") as folder:
-        measured = {files: _measured(Path(folder) / str(files), files) for files in (1, 1000)}
-    print(render([section(measured)], {}))
+    with running(quick=False, say=print) as run:
+        print(render([load(run)], {}))
     return 0
 
 

@@ -5,9 +5,12 @@ Deterministic but for the signing key of a run: the same messages in the same or
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import yaml
 from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
@@ -199,39 +202,55 @@ spec:
 """
 
 
+class By(StrEnum):
+    """What tells a role from the others of its service."""
+
+    PATH_AND_CALLER = "exact path and caller"
+    PATH = "exact path"
+    PREFIX = "path prefix"
+    SUFFIX = "path suffix"
+    CALLER = "exact caller"
+
+
 @dataclass(frozen=True, slots=True)
 class Shape:
     """How many roles there are and over how many services they are spread.
 
-    A role has one rule, one exact path (or a prefix, if `prefixes`), and a binding to one caller (or to
-    anyone, if `prefixes`).
+    A role has one rule and one binding. What `by` does not name is open to any path or caller.
     """
 
     roles: int
     services: int
-    prefixes: bool = False
+    by: By = By.PATH_AND_CALLER
 
 
 def role_documents(shape: Shape) -> bytes:
-    """Return the YAML of the roles and bindings of `shape`."""
-    return "".join(_role(shape, number) for number in range(shape.roles)).encode()
+    """Return the YAML of the roles and bindings of `shape`, in flow style."""
+    return "\n---\n".join(map(json.dumps, role_data(shape))).encode()
 
 
-def _role(shape: Shape, number: int) -> str:
-    path = f"/api/v1/item-{number}/*" if shape.prefixes else f"/api/v1/item-{number}"
-    user = "*" if shape.prefixes else f"account-{number}"
-    return f"""\
-apiVersion: rbac.istio.io/v1alpha1
-kind: ServiceRole
-metadata: {{name: role-{number}, namespace: default}}
-spec: {{rules: [{{services: ["{_service(shape, number)}"], methods: ["GET"], paths: ["{path}"]}}]}}
----
-apiVersion: rbac.istio.io/v1alpha1
-kind: ServiceRoleBinding
-metadata: {{name: role-{number}, namespace: default}}
-spec: {{subjects: [{{user: "{user}"}}], roleRef: {{kind: ServiceRole, name: role-{number}}}}}
----
-"""
+def role_data(shape: Shape) -> Iterator[dict[str, Any]]:
+    """Yield the roles and bindings of `shape`, as they are once their YAML is read."""
+    for number in range(shape.roles):
+        rule = {"services": [_service(shape, number)], "methods": ["GET"]}
+        if shape.by is not By.CALLER:
+            rule["paths"] = [_PATHS.get(shape.by, "/api/v1/item-{}").format(number)]
+        user = f"account-{number}" if shape.by in _OF_ONE_CALLER else "*"
+        metadata = {"name": f"role-{number}", "namespace": "default"}
+        version = {"apiVersion": "rbac.istio.io/v1alpha1"}
+        yield version | {"kind": "ServiceRole", "metadata": metadata, "spec": {"rules": [rule]}}
+        yield version | {
+            "kind": "ServiceRoleBinding",
+            "metadata": metadata,
+            "spec": {
+                "subjects": [{"user": user}],
+                "roleRef": {"kind": "ServiceRole", "name": metadata["name"]},
+            },
+        }
+
+
+_OF_ONE_CALLER = frozenset({By.CALLER, By.PATH_AND_CALLER})
+_PATHS = {By.PREFIX: "/api/v1/item-{}/*", By.SUFFIX: "*/item-{}"}
 
 
 def _service(shape: Shape, number: int) -> str:
@@ -239,15 +258,18 @@ def _service(shape: Shape, number: int) -> str:
 
 
 def role_requests(shape: Shape, count: int) -> list[bytes]:
-    """Return `count` serialised `CheckRequest`s that roles of `shape`, evenly chosen, allow."""
+    """Return `count` different serialised `CheckRequest`s that roles of `shape`, evenly chosen, allow."""
     step = max(1, shape.roles // count)
-    return [_role_request(shape, index * step % shape.roles) for index in range(count)]
+    return [_role_request(shape, index * step % shape.roles, index) for index in range(count)]
 
 
-def _role_request(shape: Shape, number: int) -> bytes:
-    path = f"/api/v1/item-{number}/x" if shape.prefixes else f"/api/v1/item-{number}"
-    service = f"service-{number % shape.services}"
-    return _check_request(Ask(f"account-{number}", service, path), number, number, "")
+def _role_request(shape: Shape, role: int, number: int) -> bytes:
+    # The query is no part of what roles match.
+    path = f"/api/v1/item-{role}" + ("/x" if shape.by is By.PREFIX else "") + f"?n={number}"
+    caller = role if shape.by in _OF_ONE_CALLER else number
+    return _check_request(
+        Ask(f"account-{caller}", f"service-{role % shape.services}", path), number, number, ""
+    )
 
 
 def outcomes(mix: Sequence[Ask]) -> Mapping[str, float]:

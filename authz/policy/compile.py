@@ -85,6 +85,11 @@ class Compiler:
         """Return a compiler with problems of its own that shares the matchers."""
         return Compiler(self.mesh, _strings=self._strings)
 
+    def close(self) -> None:
+        """Forget which matchers were made; one by one, see `compile_policies`."""
+        while self._strings:
+            self._strings.popitem()
+
     def strings(self, patterns: Iterable[str]) -> StringMatcher:
         """Return the matcher for `patterns`; equal lists share one."""
         key = tuple(patterns)
@@ -275,6 +280,7 @@ def compile_policies(
     for pairs in (products, resources, with_models, grants, together):
         while pairs:
             pairs.pop()
+    compiler.close()
     failed = any(problem.severity is Severity.ERROR for problem in compiler.problems)
     return (None if failed else policies), compiler.problems
 

@@ -102,17 +102,16 @@ class RuleIndex:
         return found
 
     def _file(self, rules: Sequence[Rule]) -> None:
-        keys = [_keys(rule) for rule in rules]
         # The attribute with the most different patterns tells rules apart best.
         spread: dict[Dimension, set[str]] = defaultdict(set)
-        for dimensions in keys:
-            for dimension, matchers in dimensions.items():
+        for rule in rules:
+            for dimension, matchers in _keys(rule).items():
                 for matcher in matchers:
                     spread[dimension].update(_patterns(matcher))
         rest: list[Rule] = []
-        keys.reverse()
         for rule in rules:
-            dimensions = keys.pop()  # one by one: see `garrison.process.heap`
+            # Once more: to keep all of them would leave the collector a long list to walk at one go.
+            dimensions = _keys(rule)
             if not dimensions:
                 rest.append(rule)
                 continue

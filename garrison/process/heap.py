@@ -27,27 +27,40 @@ def quiet_build() -> Iterator[None]:
     out of the collector's sight for good (`gc.freeze`): it is freed when nobody refers to it any more, unless
     it refers to itself. So generations must not hold reference cycles.
     """
-    with _building:
+    with _building, _giving_way():
         # Small: what earlier builds left is out of sight. What is garbage now must not be frozen.
         gc.collect()
         thresholds = gc.get_threshold()
-        interval = sys.getswitchinterval()
         gc.set_threshold(*thresholds[:2], _NEVER)
-        sys.setswitchinterval(min(interval, _SWITCH_SECONDS))
         try:
             yield
         finally:
             gc.collect(1)
             gc.freeze()
             gc.set_threshold(*thresholds)
-            sys.setswitchinterval(interval)
+
+
+@contextmanager
+def _giving_way() -> Iterator[None]:
+    """Let other threads run soon after they ask; one thread at a time can be in here."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(min(interval, _SWITCH_SECONDS))
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def release(held: list[object]) -> None:
     """Free what nobody but `held` refers to, object by object, so that other threads can run in between.
 
-    `held` is empty afterwards. What is still used elsewhere is left alone.
+    `held` is empty afterwards. What is still used elsewhere is left alone. Takes turns with builds.
     """
+    with _building, _giving_way():
+        _release(held)
+
+
+def _release(held: list[object]) -> None:
     while held:
         item = held.pop()
         # Two: `item`, and the argument of the call. Then nobody else can get at it, now or later.

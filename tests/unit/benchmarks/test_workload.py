@@ -16,6 +16,7 @@ from benchmarks.workload import (
     DENIALS,
     MIX,
     ROUNDS,
+    By,
     Shape,
     check_requests,
     describe,
@@ -66,7 +67,7 @@ def test_the_mix_describes_itself() -> None:
     assert len(set(check_requests(MIX, Tokens()))) == 1000
 
 
-@pytest.mark.parametrize("shape", [Shape(10, 10), Shape(40, 8), Shape(40, 1), Shape(40, 1, prefixes=True)])
+@pytest.mark.parametrize("shape", [Shape(10, 10), Shape(40, 8), *(Shape(40, 1, by) for by in By)])
 def test_every_request_is_allowed_by_one_role(shape: Shape) -> None:
     """Under any shape the calls are allowed, and a call to a path that no role has is not."""
     documents = role_documents(shape)
@@ -76,7 +77,7 @@ def test_every_request_is_allowed_by_one_role(shape: Shape) -> None:
     service = Authorization(DestinationResolver(), lambda: 0.0, DecisionLog.NONE)
     service.use(build_snapshot(parsed, MeshSettings(), [documents]))
     assert all(decide(service, role_requests(shape, 40)))
-    beyond = Shape(shape.roles + 1, shape.services, shape.prefixes)
+    beyond = Shape(shape.roles + 1, shape.services, shape.by)
     assert decide(service, role_requests(beyond, shape.roles + 1))[-1] is False
 
 
