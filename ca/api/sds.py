@@ -209,11 +209,12 @@ class SecretDiscovery:
                     self.counters.responses += 1
                     await context.write(subscription.respond(secrets))
         finally:
+            # Before anything is awaited: the call may be cancelled again there.
+            self._forced.discard(forced)
+            self.counters.streams -= 1
             reading.cancel()
             rotation.cancel()
             await asyncio.gather(reading, rotation, return_exceptions=True)
-            self._forced.discard(forced)
-            self.counters.streams -= 1
 
     def _attest(self, context: _Context) -> _Caller:
         peer = context.peer()

@@ -30,7 +30,7 @@ from ca.authority import Hierarchy
 from ca.inspection import check_leaf
 from ca.registration import Registration
 from garrison.identity import TrustDomain
-from garrison.transport.unix_peer import PeerCredentialListener
+from garrison.transport.unix_peer import PeerCredentialListener, PeerCredentials
 
 START = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
 WEB = "spiffe://cluster.local/ns/default/sa/web"
@@ -486,5 +486,43 @@ def test_no_stream_is_left_behind(tmp_path: Path) -> None:
         rude.cancel()
         while lab.sds.counters.streams:  # noqa: ASYNC110 - waits for the server, bounded by the lab's timeout
             await asyncio.sleep(0)
+
+    run(scenario, tmp_path)
+
+
+def test_a_stream_that_is_cancelled_twice_is_forgotten(tmp_path: Path) -> None:
+    """A server of grpcio may cancel a call again while its stream is being torn down."""
+
+    async def scenario(lab: Lab) -> None:
+        tearing_down = asyncio.Event()
+
+        async def requests() -> AsyncIterator[Any]:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                tearing_down.set()
+                await asyncio.Event().wait()
+            yield
+
+        class Context:
+            """A call of this process."""
+
+            def peer(self) -> str:
+                return "unix:"
+
+        lab.sds._peer_credentials = lambda _: PeerCredentials(
+            os.getpid(), os.getuid(), os.getgid(), MY_EXECUTABLE
+        )
+        context: Any = Context()
+        call = asyncio.ensure_future(lab.sds._stream_secrets(requests(), context))
+        while not lab.sds.counters.streams:  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        call.cancel()
+        await tearing_down.wait()
+        call.cancel()
+        await asyncio.wait({call})
+        assert call.cancelled()
+        assert lab.sds.counters.streams == 0
 
     run(scenario, tmp_path)
