@@ -40,9 +40,9 @@ _BATCH = 50
 _CALL = Call(Peer("benchmark"), ())
 
 
-def spread(roles: int) -> Shape:
+def spread(roles: int, by: By) -> Shape:
     """Return so many roles, ten for each service."""
-    return Shape(roles, max(1, roles // _PER_SERVICE), By.PATH)
+    return Shape(roles, max(1, roles // _PER_SERVICE), by)
 
 
 def describe(shape: Shape) -> str:
@@ -55,8 +55,11 @@ def roles(run: Run) -> Section:
     """Measure decisions under few and many roles in turn."""
     many = _MANY_QUICK if run.quick else _MANY
     pairs = [
-        (spread(_FEW), spread(_SOME), SPREAD_RATIO),
-        (spread(_FEW), spread(many), SPREAD_RATIO),
+        *(
+            (spread(_FEW, by), spread(more, by), SPREAD_RATIO)
+            for by in (By.PATH_AND_CALLER, By.PATH)
+            for more in (_SOME, many)
+        ),
         *((Shape(_FEW, 1, by), Shape(many, 1, by), ONE_SERVICE_RATIO) for by in ALONE),
     ]
     shapes = dict.fromkeys(shape for few, more, _ in pairs for shape in (few, more))
@@ -75,8 +78,8 @@ def roles(run: Run) -> Section:
         "Many roles",
         "`Authorization.check` in this process, without transport and without remembered decisions; "
         f"{_REQUESTS:,} calls, no two alike, each allowed by one role, which its own path or caller tells "
-        "from the others. By path, anyone may call, and a thousand callers do. Ten roles for each service, or "
-        "all on one.",
+        "from the others. Ten roles for each service, or all on one. By path alone, anyone may call, "
+        "and a thousand callers do under any number of roles; ten roles by caller have ten callers.",
         (
             *(Row(describe(shape), sample, "us CPU a decision") for shape, sample in samples.items()),
             *(Row(what, ratio, "times") for what, ratio, _ in ratios),

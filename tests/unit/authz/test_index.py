@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -249,3 +251,46 @@ def test_rules_on_namespaces_are_looked_up() -> None:
     for index in (found.http.allow, found.http.deny):
         assert index is not None
         assert [one.index for one in index.candidates(attributes)] == [7]
+
+
+def test_what_was_in_force_is_freed_without_the_collector() -> None:
+    """Remembered decisions are no reference cycle: the collector never looks at a generation."""
+    policies = snapshot(role("[{paths: [/x]}]"))
+    assert decide_on(policies, check_request(path="/x", source=principal("a"))).allowed
+    gone = weakref.ref(policies.policies_for(HERE).http.allow)
+    gc.collect()
+    gc.disable()
+    try:
+        del policies
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("by", ["exact", "prefix", "suffix"])
+def test_many_policies_of_one_place_are_worked_out_when_they_are_loaded(by: str) -> None:
+    """The first call for a destination finds the index of its many roles ready, however they name the service."""
+    pattern = {"exact": SERVICE, "prefix": "products.*", "suffix": "*.cluster.local"}[by]
+    index = indexed(
+        "".join(role(f'[{{services: ["{pattern}"], paths: [/{n}]}}]', name=f"r{n:03}") for n in range(150))
+    )
+    ours = [index.policies_for(Destination(SERVICE, "default", user=user)).http.allow for user in ("a", "b")]
+    assert ours[0] is not None
+    assert ours[0] is ours[1]
+    assert [rule.policy for rule in ours[0].rules] == [f"ServiceRole default/r{n:03}" for n in range(150)]
+    elsewhere = index.policies_for(Destination("x.other.svc.cluster.local", "other")).http.allow
+    assert elsewhere is not None
+    assert not elsewhere.rules
+
+
+def test_many_policies_and_few_are_in_order_together() -> None:
+    """What was worked out ahead and what was not are read as one sequence, in part or in whole."""
+    many = "".join(role(f"[{{paths: [/{n}]}}]", name=f"r{n:03}") for n in range(150))
+    one = role(f'[{{services: ["{SERVICE}"], paths: [/a]}}]', name="r0005")
+    found = indexed(many + one).policies_for(Destination(SERVICE, "default")).http.allow
+    assert found is not None
+    names = [rule.policy.rpartition("/")[2] for rule in found.rules]
+    assert names == sorted(names)
+    assert len(found.rules) == len(names) == 151
+    assert [rule.policy.rpartition("/")[2] for rule in found.rules[:3]] == ["r000", "r0005", "r001"]
+    assert found.rules[-1].policy == "ServiceRole default/r149"
