@@ -28,9 +28,9 @@ from authz.decision import (
     allow,
     deny,
 )
+from authz.environment import OFFLINE, Environment
 from authz.mixer import evaluate as mixer
 from authz.mixer.evaluate import HeaderOperation, Lists
-from authz.mixer.lists import EntryList, ListSource
 from authz.mixer.rules import DestinationRules
 from authz.paths import change_query
 from authz.policy.evaluate import custom_matches, evaluate, explained, marks
@@ -47,17 +47,6 @@ _DENY = Verdict.DENY
 Clock = Callable[[], float]
 
 
-class _NoLists:
-    """No list was ever fetched, so whatever depends on one is denied."""
-
-    def current(self, source: ListSource) -> EntryList | None:
-        del source
-        return None
-
-
-NO_LISTS: Lists = _NoLists()
-
-
 @dataclass(frozen=True, slots=True)
 class Delegation:
     """CUSTOM rules matched: each named provider has to allow before anything else is looked at."""
@@ -67,7 +56,10 @@ class Delegation:
 
 
 def decide(
-    policies: DestinationPolicies | None, attributes: Attributes, clock: Clock, lists: Lists = NO_LISTS
+    policies: DestinationPolicies | None,
+    attributes: Attributes,
+    clock: Clock,
+    environment: Environment = OFFLINE,
 ) -> Outcome | Delegation:
     """Return what the call comes to, or who has to be asked first; `clock` gives seconds since the epoch."""
     if policies is None:
@@ -76,11 +68,14 @@ def decide(
         matched = custom_matches(policies, attributes)
         if matched:
             return Delegation(tuple(decision for _, decision in matched), tuple(name for name, _ in matched))
-    return decide_here(policies, attributes, clock, lists)
+    return decide_here(policies, attributes, clock, environment)
 
 
 def decide_here(
-    policies: DestinationPolicies, attributes: Attributes, clock: Clock, lists: Lists = NO_LISTS
+    policies: DestinationPolicies,
+    attributes: Attributes,
+    clock: Clock,
+    environment: Environment = OFFLINE,
 ) -> Outcome:
     """Return what the call comes to when every external authorizer that matters has allowed it.
 
@@ -96,7 +91,7 @@ def decide_here(
             mutations = _without_tokens(tokens)
     outcome = Outcome(evaluate(policies, attributes), mutations)
     if policies.mixer is not None and outcome.decision.allowed:
-        _ask_mixer(policies.mixer, outcome, attributes, clock, lists)
+        _ask_mixer(policies.mixer, outcome, attributes, clock, environment.lists)
     if policies.casbin and outcome.decision.allowed:
         _ask_casbin(policies, outcome, attributes)
     if policies.has_marks:
@@ -227,7 +222,7 @@ def _mixer_steps(
 ) -> Iterable[tuple[str, Step]]:
     if policies.mixer is None:
         return
-    denial = mixer.check(policies.mixer, attributes, clock(), NO_LISTS).decision
+    denial = mixer.check(policies.mixer, attributes, clock(), OFFLINE.lists).decision
     for rule in policies.mixer.rules:
         denies = denial is not None and denial.policy == rule.policy
         detail = denial.reason if denial is not None and denies else "does not deny it"

@@ -23,8 +23,8 @@ from authz.destination import (
     attributes_from_metadata,
     destination_from_attributes,
 )
-from authz.mixer.evaluate import Lists
-from authz.pipeline import NO_LISTS, Delegation, decide, decide_here, described
+from authz.environment import OFFLINE, Environment
+from authz.pipeline import Delegation, decide, decide_here, described
 from authz.policy.index import DestinationPolicies
 from authz.providers import UNKNOWN_PROVIDER, Provider, ProviderAnswer
 from authz.response import Counts, ResponseWriter
@@ -113,18 +113,17 @@ class Authorization:
         *,
         decision_log_lines: int = 100,
         providers: Mapping[str, Provider] | None = None,
-        lists: Lists = NO_LISTS,
+        environment: Environment = OFFLINE,
     ) -> None:
         """Serve decisions.
 
         `clock` gives seconds since the epoch; at most `decision_log_lines` decisions are logged in a second,
-        `unlogged` counts the others; `providers` are who CUSTOM policies may ask, `lists` what Mixer's
-        list checkers have fetched.
+        `unlogged` counts the others; `providers` are who CUSTOM policies may ask.
         """
         self._resolver = resolver
         self._clock = clock
         self._providers = providers or {}
-        self._lists = lists
+        self._environment = environment
         self._log_denied = decision_log is not DecisionLog.NONE
         self._log_allowed = decision_log is DecisionLog.ALL
         # A flood of denials must not take the CPU: a line costs more than a decision.
@@ -176,7 +175,7 @@ class Authorization:
             else:
                 destination, mode = None, snapshot.mesh.path_normalization
             attributes = Attributes(context, mode, destination, message)
-            outcome = decide(policies, attributes, self._clock, self._lists)
+            outcome = decide(policies, attributes, self._clock, self._environment)
             if isinstance(outcome, Delegation):
                 assert policies is not None  # noqa: S101 - without policies nothing is delegated
                 return self._delegate(message, outcome, policies, attributes)
@@ -215,7 +214,7 @@ class Authorization:
                 if answer.denial is not None:
                     return self._denied_by(writer, name, decision, answer, attributes)
                 allowed.append(answer.response)
-            outcome = decide_here(policies, attributes, self._clock, self._lists)
+            outcome = decide_here(policies, attributes, self._clock, self._environment)
             if not outcome.decision.allowed or not any(allowed):
                 return self._answer(writer, outcome, attributes)
             return self._merged(writer, outcome, allowed, attributes)

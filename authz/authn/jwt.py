@@ -17,11 +17,9 @@ from typing import Any, NoReturn, TypeGuard
 from urllib.parse import parse_qsl, urlsplit
 
 import jwt
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from authz.attributes import Attributes, Claims
+from authz.authn.keys import VerificationKey, unique_names
 from authz.decision import Decision, ReasonCode, deny
 
 # Real tokens are 0.5 to 4 KB; Envoy's whole header block is 60 KB by default.
@@ -30,91 +28,6 @@ MAX_TOKEN_BYTES = 16 * 1024
 MAX_CACHED_TOKENS = 10_000
 
 _SIGNATURES = jwt.PyJWS()
-_RSA_ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")
-_CURVE_ALGORITHMS = {"secp256r1": ("ES256",), "secp384r1": ("ES384",), "secp521r1": ("ES512",)}
-# RFC 7518, section 3.3: RSA keys of 2048 bits or more.
-_MIN_RSA_BITS = 2048
-
-
-class KeySetError(ValueError):
-    """A JWKS that cannot be used; the message says what is wrong with it."""
-
-
-@dataclass(frozen=True, slots=True)
-class VerificationKey:
-    """A public key and the algorithms it may be used with."""
-
-    kid: str | None
-    key: Any
-    algorithms: tuple[str, ...]
-
-
-def parse_jwks(text: str) -> tuple[VerificationKey, ...]:
-    """Return the signature keys in the JWK Set `text` (RFC 7517, section 5).
-
-    Entries with an unknown `kty` or another `use` are left out, as section 5 asks.
-
-    Raises:
-        KeySetError: not a JWK Set, no usable key in it, a symmetric or private key, or a weak RSA key.
-
-    """
-    try:
-        document = json.loads(text, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        raise KeySetError(f"is not JSON: {error}") from error
-    entries = document.get("keys") if isinstance(document, dict) else None
-    if not isinstance(entries, list):
-        raise KeySetError("has no list `keys`")
-    keys = [
-        key for index, entry in enumerate(entries) if (key := _verification_key(index, entry)) is not None
-    ]
-    if not keys:
-        raise KeySetError("has no key that verifies signatures")
-    return tuple(keys)
-
-
-def _verification_key(index: int, entry: Any) -> VerificationKey | None:
-    if not isinstance(entry, dict):
-        raise KeySetError(f"keys[{index}] is not an object")
-    if entry.get("kty") == "oct":
-        raise KeySetError(f"keys[{index}] is a symmetric key; whoever verifies with it could sign with it")
-    if entry.get("kty") not in {"RSA", "EC", "OKP"} or entry.get("use", "sig") != "sig":
-        return None
-    if "d" in entry:
-        raise KeySetError(f"keys[{index}] holds a private key")
-    kid = entry.get("kid")
-    if kid is not None and not isinstance(kid, str):
-        raise KeySetError(f"keys[{index}].kid is not a string")
-    try:
-        key = jwt.PyJWK(entry, algorithm=_declared_algorithm(entry)).key
-    except (jwt.PyJWTError, ValueError, TypeError, KeyError) as error:
-        raise KeySetError(f"keys[{index}] is not a usable key: {error}") from error
-    algorithms = _algorithms_for(index, key)
-    declared = entry.get("alg")
-    if declared is not None:
-        if declared not in algorithms:
-            raise KeySetError(f"keys[{index}].alg `{declared}` does not fit the key")
-        algorithms = (declared,)
-    return VerificationKey(kid, key, algorithms)
-
-
-def _declared_algorithm(entry: Mapping[str, Any]) -> str:
-    """PyJWK wants an algorithm to build a key with; which one it is does not matter to the key."""
-    return {"RSA": "RS256", "EC": "ES256", "OKP": "EdDSA"}[entry["kty"]]
-
-
-def _algorithms_for(index: int, key: Any) -> tuple[str, ...]:
-    if isinstance(key, RSAPublicKey):
-        if key.key_size < _MIN_RSA_BITS:
-            raise KeySetError(
-                f"keys[{index}] is an RSA key of {key.key_size} bits, fewer than {_MIN_RSA_BITS}"
-            )
-        return _RSA_ALGORITHMS
-    if isinstance(key, EllipticCurvePublicKey) and key.curve.name in _CURVE_ALGORITHMS:
-        return _CURVE_ALGORITHMS[key.curve.name]
-    if isinstance(key, Ed25519PublicKey):
-        return ("EdDSA",)
-    raise KeySetError(f"keys[{index}] has a curve that is not supported")
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,7 +244,7 @@ def _decode(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
 def _decode_part(part: str) -> dict[str, Any]:
     try:
         text = _decode_base64(part).decode("utf-8")
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        value = json.loads(text, object_pairs_hook=unique_names, parse_constant=_no_constant)
     except (ValueError, RecursionError):
         raise _Invalid("the token is not a JWT: its header or payload is not a JSON object") from None
     if not isinstance(value, dict):
@@ -348,13 +261,6 @@ def _decode_base64(part: str) -> bytes:
     if base64.urlsafe_b64encode(decoded).rstrip(b"=").decode() != part:
         raise _Invalid("the token is not base64url in its one canonical spelling")
     return decoded
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a name stands twice")
-    return result
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 
-from authz.authn.jwt import parse_jwks
+from authz.authn.keys import parse_jwks
 from authz.lint.places import Findings, Places, titles
 from authz.policy.documents import (
     ClusterRbacConfig,

@@ -14,10 +14,9 @@ from authz.authn.jwt import (
     DEFAULT_HEADERS,
     DEFAULT_PARAMETERS,
     JwtRule,
-    KeySetError,
     TokenHeader,
-    parse_jwks,
 )
+from authz.authn.keys import KeySetError, parse_jwks
 from authz.decision import Decision, ReasonCode, allow, deny
 from authz.policy.compile import Compiler, Loaded, place
 from authz.policy.documents import AuthorizationPolicy, RequestAuthentication

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
 from pydantic import BaseModel
 
-from authz.authn.jwt import VerificationKey
+from authz.authn.keys import VerificationKey
 from authz.decision import Verdict
 from authz.paths import PathNormalization
 from authz.policy.compile import MeshSettings

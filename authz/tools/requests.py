@@ -12,7 +12,8 @@ from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
 from google.protobuf import json_format
 
 from authz.attributes import Attributes, Claims
-from authz.authn.jwt import JwtRule, TokenRules, VerificationKey
+from authz.authn.jwt import JwtRule, TokenRules
+from authz.authn.keys import VerificationKey
 from authz.decision import Decision, Explanation, Outcome
 from authz.pipeline import decide, delegated_offline, explain
 from authz.policy.index import DestinationPolicies

@@ -16,6 +16,7 @@ from typing import Any
 import structlog
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
+from authz.environment import Environment
 from authz.mixer.refresher import ListRefresher
 from authz.service import Authorization, DestinationResolver
 from authz.snapshot import Snapshot, load_snapshot
@@ -75,7 +76,7 @@ class Server:
             settings.log.decisions,
             decision_log_lines=settings.log.decisions_per_second,
             providers=self._providers,
-            lists=self._lists,
+            environment=Environment(lists=self._lists),
         )
         cache, adapters = DocumentCache(), settings.adapters()
         self._policies: Reloader[Snapshot] = Reloader(

@@ -37,6 +37,7 @@ PURE = [
     "authz/casbin_policy",
     "authz/decision.py",
     "authz/destination.py",
+    "authz/environment.py",
     "authz/kinds.py",
     "authz/lint",
     "authz/mixer",

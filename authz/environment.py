@@ -1,0 +1,35 @@
+"""What decisions depend on besides policies and the call itself.
+
+Everything here is kept up to date off the request path, and is read without waiting.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from authz.authn.keys import NO_KEYS, Keys
+from authz.mixer.evaluate import Lists
+from authz.mixer.lists import EntryList, ListSource
+
+
+class _NoLists:
+    """No list was ever fetched, so whatever depends on one is denied."""
+
+    def current(self, source: ListSource) -> EntryList | None:
+        del source
+        return None
+
+
+NO_LISTS: Lists = _NoLists()
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """What was learnt from elsewhere: lists of Mixer's checkers, keys of token issuers."""
+
+    lists: Lists = NO_LISTS
+    keys: Keys = NO_KEYS
+
+
+# For commands that decide without a server: nothing was fetched.
+OFFLINE = Environment()
