@@ -30,6 +30,7 @@ class ReasonCode(StrEnum):
     CASBIN_DENIED = "casbin_denied"
     UNKNOWN_DESTINATION = "unknown_destination"
     INVALID_TOKEN = "invalid_token"  # noqa: S105 - the name of a reason
+    TOO_MANY_BAD_TOKENS = "too_many_bad_tokens"
     AUDIENCE_NOT_ALLOWED = "audience_not_allowed"
     MALFORMED_REQUEST = "malformed_request"
     NO_SNAPSHOT = "no_snapshot"

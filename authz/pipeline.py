@@ -13,7 +13,6 @@ from functools import lru_cache
 
 from authz.attributes import Attributes
 from authz.authn import jwt
-from authz.authn.jwt import TokenResult
 from authz.decision import (
     NO_MUTATIONS,
     Decision,
@@ -83,12 +82,10 @@ def decide_here(
     """
     mutations = NO_MUTATIONS
     if policies.tokens is not None:
-        tokens = jwt.authenticate(policies.tokens, attributes, clock)
+        tokens = jwt.authenticate(policies.tokens, attributes, clock, environment.keys, environment.failures)
         if tokens.denial is not None:
             return finish(policies, Outcome(tokens.denial), attributes)
-        attributes.claims = tokens.claims
-        if tokens.strip_headers or tokens.strip_parameters:
-            mutations = _without_tokens(tokens)
+        attributes.claims, mutations = tokens.claims, tokens.mutations
     outcome = Outcome(evaluate(policies, attributes), mutations)
     if policies.mixer is not None and outcome.decision.allowed:
         _ask_mixer(policies.mixer, outcome, attributes, clock, environment.lists)
@@ -172,15 +169,6 @@ def _with_new_query(mutations: Mutations, attributes: Attributes) -> Mutations:
         if changed != target:
             changes = (*changes, HeaderMutation(":path", changed))
     return replace(mutations, request_headers=changes, set_parameters=(), remove_parameters=(), shaped=True)
-
-
-def _without_tokens(tokens: TokenResult) -> Mutations:
-    return Mutations(
-        request_headers=tuple(
-            HeaderMutation(name, action=HeaderAction.REMOVE) for name in tokens.strip_headers
-        ),
-        remove_parameters=tokens.strip_parameters,
-    )
 
 
 def explain(policies: DestinationPolicies | None, attributes: Attributes, clock: Clock) -> Explanation:

@@ -1,8 +1,13 @@
 """Tokens: JWT -> claims, or the reason why not.
 
 The rules are RFC 7519 (claims), RFC 7515 (signature), RFC 8725 (practice: algorithms bound to the key, never
-`none`, never HMAC, `crit` refused) and Istio's `RequestAuthentication` (where tokens are looked for, 401 and
-403). Stricter than Istio: `exp` is required and there is no leeway.
+`none`, never HMAC, `crit` refused, explicit types) and Istio's `RequestAuthentication` (where tokens are
+looked for, 401 and 403). Stricter than Istio: `exp` is required, and there is no leeway unless a policy says
+so.
+
+What was verified is remembered by the hash of what was sent, so that a token is verified once, not once a
+call: by its rule (the signature is good) and by its destination (what the whole call proves). Neither
+outlives the token's times or the key that verified it.
 """
 
 from __future__ import annotations
@@ -11,234 +16,592 @@ import base64
 import binascii
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NoReturn, TypeGuard
-from urllib.parse import parse_qsl, urlsplit
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from hashlib import sha256
+from typing import Any, NoReturn, TypeAlias, TypeGuard
 
 import jwt
 
 from authz.attributes import Attributes, Claims
-from authz.authn.keys import VerificationKey, unique_names
-from authz.decision import Decision, ReasonCode, deny
+from authz.authn.failures import Failures
+from authz.authn.keys import NO_KEYS, Keys, KeySet, KeySource, VerificationKey, unique_names
+from authz.authn.places import (
+    CookiePlace,
+    Found,
+    HeaderPlace,
+    ParameterPlace,
+    Place,
+    find,
+    may_have_parameter,
+    taken_out,
+)
+from authz.decision import (
+    NO_MUTATIONS,
+    Decision,
+    HeaderAction,
+    HeaderMutation,
+    Mutations,
+    ReasonCode,
+    deny,
+)
+from garrison.identity import SpiffeId
 
 # Real tokens are 0.5 to 4 KB; Envoy's whole header block is 60 KB by default.
 MAX_TOKEN_BYTES = 16 * 1024
-# JWTs seen once are not verified again until they expire. One entry is about 2 KB.
+# Objects and lists inside each other; real claims have three or four.
+MAX_NESTING = 32
+# Tokens that each rule, and each destination, remembers. One entry is about 2 KB.
 MAX_CACHED_TOKENS = 10_000
+# How long a token that proved nothing is refused without another look, and how many of them.
+REFUSED_SECONDS = 1.0
+MAX_REFUSED_TOKENS = 10_000
 
-_SIGNATURES = jwt.PyJWS()
+# Far beyond every date; a longer number does not fit where times are computed with.
+_MAX_TIME = 10**15
+
+# PyJWT's own algorithms, by name; a key says which of them it may be used with, and HMAC is never among them.
+_ALGORITHMS: Mapping[str, Any] = {
+    name: algorithm
+    for name, algorithm in jwt.algorithms.get_default_algorithms().items()
+    if name.startswith(("RS", "PS", "ES", "EdDSA"))
+}
+# JWT-SVID, section 3.1: the algorithms of RFC 7518 that are not symmetric; not EdDSA.
+_SVID_ALGORITHMS = ("RS", "PS", "ES")
+# Tokens for another purpose, which an issuer may sign with the same key (RFC 8725, sections 2.8 and 3.11):
+# they are good here only where a policy names their type.
+_OTHER_PURPOSES = frozenset(
+    {
+        "authorization-response+jwt",  # JARM
+        "dpop+jwt",  # RFC 9449
+        "entity-statement+jwt",  # OpenID Federation
+        "kb+jwt",  # SD-JWT key binding
+        "logout+jwt",  # OpenID back-channel logout
+        "oauth-authz-req+jwt",  # RFC 9101
+        "secevent+jwt",  # RFC 8417
+        "token-introspection+jwt",  # RFC 9701
+    }
+)
+_SVID_TYPES = frozenset({"jwt", "jose"})
+
+# RFC 6750, section 2: where a bearer token stands unless a rule says otherwise (Istio's defaults too).
+DEFAULT_PLACES: tuple[Place, ...] = (
+    HeaderPlace("authorization", "Bearer ", ignore_case=True),
+    ParameterPlace("access_token"),
+)
+
+Clock = Callable[[], float]
+
+
+class Profile(StrEnum):
+    """What kind of tokens a rule is about."""
+
+    JWT = "jwt"
+    JWT_SVID = "jwt-svid"
 
 
 @dataclass(frozen=True, slots=True)
-class TokenHeader:
-    """A header that may carry a token, after `prefix`."""
+class ClaimHeader:
+    """A header that tells the upstream a claim; `claim` is its name, or a path with dots."""
 
-    name: str
-    prefix: str
-    ignore_case: bool = False
+    header: str
+    claim: str
 
 
-# RFC 6750, section 2: where a bearer token stands unless a rule says otherwise (Istio's defaults too).
-DEFAULT_HEADERS = (TokenHeader("authorization", "Bearer ", ignore_case=True),)
-DEFAULT_PARAMETERS = ("access_token",)
+@dataclass(frozen=True, slots=True)
+class _Verified:
+    """Claims whose signature `key` verified, and when they hold (seconds since the epoch)."""
+
+    claims: Claims
+    keys: KeySet
+    key: VerificationKey
+    begin: float
+    end: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class JwtRule:
-    """One issuer: which keys verify its tokens, for which audiences, and where they are looked for."""
+    """One issuer: which keys verify its tokens, for whom and of which kind, and where they are looked for.
+
+    Without `issuer` (only with fetched keys) the rule is for tokens whose issuer no other rule names. For
+    JWT-SVIDs `issuer` is `spiffe://<trust domain>`, and the subject has to be in it.
+    """
 
     policy: str
     issuer: str
     audiences: frozenset[str]
-    keys: tuple[VerificationKey, ...]
-    headers: tuple[TokenHeader, ...]
-    parameters: tuple[str, ...]
+    keys: KeySet | KeySource
+    places: tuple[Place, ...]
     forward: bool
-    verified: dict[str, Claims] = field(default_factory=dict, repr=False)
+    payload_header: str = ""
+    claim_headers: tuple[ClaimHeader, ...] = ()
+    space_delimited: frozenset[str] = frozenset()
+    leeway_seconds: float = 0.0
+    types: frozenset[str] = frozenset()  # of the header `typ`, in lower case; none: any but other purposes'
+    profile: Profile = Profile.JWT
+    # What was verified, by the token's hash.
+    verified: dict[bytes, _Verified] = field(default_factory=dict, repr=False)
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class TokenRules:
-    """The rules for one destination, by the places where they look for tokens."""
-
-    headers: tuple[tuple[TokenHeader, tuple[JwtRule, ...]], ...]
-    parameters: Mapping[str, tuple[JwtRule, ...]]
-    policy: str  # the first rule's, for what concerns all of them
-    # What a header value that brought the only token of a call proved, from when until when.
-    proved: dict[str, tuple[TokenResult, float, float]] = field(default_factory=dict, repr=False)
-
-    @classmethod
-    def of(cls, rules: Sequence[JwtRule]) -> TokenRules | None:
-        """Return `rules` by place; None when there are none."""
-        if not rules:
-            return None
-        headers = dict.fromkeys(header for rule in rules for header in rule.headers)
-        parameters = dict.fromkeys(name for rule in rules for name in rule.parameters)
-        return cls(
-            tuple((header, tuple(rule for rule in rules if header in rule.headers)) for header in headers),
-            {name: tuple(rule for rule in rules if name in rule.parameters) for name in parameters},
-            rules[0].policy,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """A token, where it was found, and the rules that look there."""
-
-    text: str
-    header: str  # empty when it was a query parameter
-    parameter: str
-    rules: tuple[JwtRule, ...]
+    @property
+    def output_headers(self) -> Iterable[str]:
+        """The headers that only this rule may set."""
+        if self.payload_header:
+            yield self.payload_header
+        yield from (one.header for one in self.claim_headers)
 
 
 @dataclass(frozen=True, slots=True)
 class TokenResult:
-    """Exactly one of: a denial; claims (and what to strip before forwarding); or neither: no token came."""
+    """A denial, or what follows from the call's tokens: claims (None: no token came) and changes."""
 
     denial: Decision | None = None
     claims: Claims | None = None
-    strip_headers: tuple[str, ...] = ()
-    strip_parameters: tuple[str, ...] = ()
+    mutations: Mutations = NO_MUTATIONS
 
 
-NO_TOKEN = TokenResult()
+# A result, from when until when it holds, and the rule and keys that it rests on.
+_Proof: TypeAlias = tuple[TokenResult, float, float, JwtRule, KeySet]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenRules:
+    """The rules for one destination; `realm` names it to callers (RFC 9110, section 11.5)."""
+
+    rules: tuple[JwtRule, ...]
+    realm: str
+    places: Mapping[Place, tuple[JwtRule, ...]]
+    headers: tuple[str, ...]  # every header in which a token can stand
+    parameters: tuple[str, ...]  # every parameter
+    no_token: TokenResult
+    # What a call proved that brought one value of one of `headers`, and nothing else, by the hash of that
+    # value; and from when until when such a call is refused.
+    proved: dict[bytes, _Proof] = field(default_factory=dict, repr=False)
+    refused: dict[bytes, tuple[TokenResult, float, float]] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, rules: Sequence[JwtRule], realm: str = "") -> TokenRules | None:
+        """Return `rules` by place; None when there are none."""
+        if not rules:
+            return None
+        places = dict.fromkeys(place for rule in rules for place in rule.places)
+        cleared = dict.fromkeys(name for rule in rules for name in rule.output_headers)
+        changes = tuple(HeaderMutation(name, action=HeaderAction.REMOVE) for name in cleared)
+        return cls(
+            tuple(rules),
+            "".join(character for character in realm if character.isprintable() and character not in '"\\'),
+            {place: tuple(rule for rule in rules if place in rule.places) for place in places},
+            tuple(dict.fromkeys(name for place in places if (name := _header_of(place)))),
+            tuple(place.name for place in places if isinstance(place, ParameterPlace)),
+            TokenResult(mutations=Mutations(changes) if changes else NO_MUTATIONS),
+        )
+
+    @property
+    def policy(self) -> str:
+        """The first rule's policy, for what concerns all of them."""
+        return self.rules[0].policy
+
+
+def _header_of(place: Place) -> str:
+    match place:
+        case HeaderPlace(name):
+            return name
+        case CookiePlace():
+            return "cookie"
+        case _:
+            return ""
 
 
 class _Invalid(Exception):  # noqa: N818 - flow inside this module, never seen outside
-    """The token proves nothing; the text is for operators and holds nothing of the token."""
+    """The token proves nothing; the text is for operators and holds nothing of the token.
+
+    `final` tells whether that stays so while keys and clock are what they are.
+    """
+
+    def __init__(self, reason: str, *, final: bool = True) -> None:
+        super().__init__(reason)
+        self.final = final
 
 
-def authenticate(rules: TokenRules, attributes: Attributes, clock: Callable[[], float]) -> TokenResult:
-    """Return what the call's tokens prove under `rules`; `clock` gives seconds since the epoch."""
-    if len(rules.headers) > 1 or _may_have_parameter(rules, attributes.target):
-        return _authenticate(rules, attributes, clock)
-    # The way of nearly every call: one place where a token can be, and one token there that was seen before.
-    values = attributes.headers(rules.headers[0][0].name) if rules.headers else ()
-    if not values:
-        return NO_TOKEN
-    known = rules.proved.get(values[0]) if len(values) == 1 else None
+class _Unchecked(Exception):  # noqa: N818 - as above
+    """The token was not looked at, because too many bad ones came from its sender."""
+
+
+def authenticate(
+    rules: TokenRules,
+    attributes: Attributes,
+    clock: Clock,
+    keys: Keys = NO_KEYS,
+    failures: Failures | None = None,
+) -> TokenResult:
+    """Return what the call's tokens prove under `rules`; `clock` gives seconds since the epoch.
+
+    `keys` has what was fetched, `failures` bounds what senders of bad tokens can cost.
+    """
+    if attributes.method == "OPTIONS" and _is_preflight(attributes):
+        return rules.no_token
+    value, name = "", ""
+    for header in rules.headers:
+        for one in attributes.headers(header):
+            if name:
+                return _prove(rules, attributes, clock(), keys, failures)[0]
+            value, name = one, header
+    if rules.parameters and may_have_parameter(rules.parameters, attributes.target):
+        return _prove(rules, attributes, clock(), keys, failures)[0]
+    if not name:
+        return rules.no_token
+    # The way of nearly every call: one header that can hold a token, and what it holds was seen before.
+    try:
+        digest = sha256(f"{name}\0{value}".encode()).digest()
+    except UnicodeEncodeError:
+        return _prove(rules, attributes, clock(), keys, failures)[0]
+    now = clock()
+    known = rules.proved.get(digest)
     if known is not None:
-        result, begin, end = known
-        if begin <= clock() < end:
+        result, begin, end, rule, proved_by = known
+        if begin <= now < end and _keys_of(rule, keys) is proved_by:
             return result
-    result = _authenticate(rules, attributes, clock)
-    if result.claims is not None and len(values) == 1:
-        if len(rules.proved) >= MAX_CACHED_TOKENS:
-            del rules.proved[next(iter(rules.proved))]
-        rules.proved[values[0]] = (result, result.claims.get("nbf", -math.inf), result.claims["exp"])
+    elif (refused := rules.refused.get(digest)) is not None and refused[1] <= now < refused[2]:
+        return refused[0]
+    result, proof, final = _prove(rules, attributes, now, keys, failures)
+    if proof is not None:
+        _remember(rules.proved, digest, proof, MAX_CACHED_TOKENS)
+    elif result.denial is not None and final:
+        _remember(rules.refused, digest, (result, now, now + REFUSED_SECONDS), MAX_REFUSED_TOKENS)
     return result
 
 
-def _may_have_parameter(rules: TokenRules, target: str) -> bool:
-    if "?" not in target:
-        return False
-    if "%" in target:
-        return bool(rules.parameters)
-    return any(name in target for name in rules.parameters)
+def _remember(memory: dict[bytes, Any], digest: bytes, value: object, most: int) -> None:
+    if len(memory) >= most and digest not in memory:
+        del memory[next(iter(memory))]
+    memory[digest] = value
 
 
-def _authenticate(rules: TokenRules, attributes: Attributes, clock: Callable[[], float]) -> TokenResult:
-    """Find and verify the call's tokens.
+def _is_preflight(attributes: Attributes) -> bool:
+    """Return whether a browser asks what it may send (Fetch, section 4.8): it sends no credentials then."""
+    return bool(attributes.header("origin") and attributes.headers("access-control-request-method"))
+
+
+def _keys_of(rule: JwtRule, keys: Keys) -> KeySet | None:
+    return rule.keys if type(rule.keys) is KeySet else keys.current(rule.keys)  # type: ignore[arg-type]
+
+
+def _prove(
+    rules: TokenRules, attributes: Attributes, now: float, keys: Keys, failures: Failures | None
+) -> tuple[TokenResult, _Proof | None, bool]:
+    """Find and verify the call's tokens; return the result, what it rests on, and whether a denial is final.
 
     Several different tokens are refused: which of them speaks for the caller would be a guess (RFC 6750,
     section 2, allows one).
     """
-    tokens = find_tokens(rules, attributes)
-    if not tokens:
-        return NO_TOKEN
-    token, candidates = tokens[0], tokens[0].rules
-    if len(tokens) > 1:
-        if any(other.text != token.text for other in tokens):
-            return TokenResult(_unauthorized("more than one token was sent", rules.policy))
-        candidates = tuple(dict.fromkeys(rule for found in tokens for rule in found.rules))
+    found = find(rules.places, attributes)
+    if not found:
+        return rules.no_token, None, False
+    if any(one.text != found[0].text for one in found):
+        denial = _unauthorized("more than one token was sent", rules.policy, rules.realm)
+        return TokenResult(denial), None, True
+    candidates = tuple(dict.fromkeys(rule for one in found for rule in rules.places[one.place]))
+    verifier = _Verifier(now, keys, failures, _sender(attributes))
     try:
-        rule, claims = _verify(token.text, candidates, clock())
+        rule, verified = verifier.verify(found[0].text, candidates)
     except _Invalid as error:
-        return TokenResult(_unauthorized(str(error), candidates[0].policy))
-    if not _is_audience(rule, claims):
-        reason = f"the token's audience is none of {', '.join(sorted(rule.audiences))}"
-        return TokenResult(
-            deny(
-                ReasonCode.AUDIENCE_NOT_ALLOWED,
-                reason,
-                public="Audiences in Jwt are not allowed",
-                policy=rule.policy,
-            )
+        denial = _unauthorized(str(error), candidates[0].policy, rules.realm)
+        return TokenResult(denial), None, error.final
+    except _Unchecked:
+        reason = "too many bad tokens came from this address; the token was not looked at"
+        denial = deny(
+            ReasonCode.TOO_MANY_BAD_TOKENS,
+            reason,
+            http_status=429,
+            public="too many invalid tokens",
+            policy=candidates[0].policy,
         )
-    if rule.forward:
-        return TokenResult(claims=claims)
-    return TokenResult(
-        claims=claims,
-        strip_headers=tuple(found.header for found in tokens if found.header),
-        strip_parameters=tuple(found.parameter for found in tokens if found.parameter),
-    )
+        return TokenResult(denial), None, False
+    if not _is_audience(rule, verified.claims):
+        reason = f"the token's audience is none of {', '.join(sorted(rule.audiences))}"
+        denial = deny(
+            ReasonCode.AUDIENCE_NOT_ALLOWED,
+            reason,
+            public="Audiences in Jwt are not allowed",
+            policy=rule.policy,
+        )
+        return TokenResult(denial), None, True
+    mutations = _mutations(rules, rule, found, verified.claims, attributes)
+    result = TokenResult(claims=_as_read(rule, verified.claims), mutations=mutations)
+    return result, (result, verified.begin, verified.end, rule, verified.keys), False
+
+
+def _sender(attributes: Attributes) -> str:
+    addresses = attributes.values("source.ip")
+    return addresses[0] if addresses else ""
+
+
+def _mutations(
+    rules: TokenRules, rule: JwtRule, found: Sequence[Found], claims: Claims, attributes: Attributes
+) -> Mutations:
+    """Return what a good token changes: it is taken out, and what the upstream is told of it is set.
+
+    A header that a rule sets is removed where this token has nothing for it: what the caller sent there must
+    not look like ours. Envoy removes after it has set, so each header is in one of both.
+    """
+    changes = NO_MUTATIONS if rule.forward else taken_out(found, attributes)
+    outputs = rules.no_token.mutations.request_headers
+    if not outputs:
+        return changes
+    told = _told(rule, found[0].text, claims)
+    ours = (HeaderMutation(one.name, told[one.name]) if one.name in told else one for one in outputs)
+    names = {one.name for one in outputs}
+    others = (one for one in changes.request_headers if one.name not in names)
+    return replace(changes, request_headers=(*others, *ours))
+
+
+def _told(rule: JwtRule, text: str, claims: Claims) -> dict[str, str]:
+    """Return the headers that tell the upstream of the token, by name."""
+    told: dict[str, str] = {}
+    if rule.payload_header:
+        told[rule.payload_header] = text.split(".")[1]
+    for one in rule.claim_headers:
+        value = _claim_text(_claim_at(claims, one.claim))
+        if value:
+            told[one.header] = value
+    return told
+
+
+def _claim_at(claims: Claims, name: str) -> Any:
+    """Return the claim called `name`, or the one that its dots lead to; None when there is none."""
+    if name in claims:
+        return claims[name]
+    value: Any = claims
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def _claim_text(value: Any) -> str:
+    """Return a string, whole number or boolean as a header can hold it; empty for everything else."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    # A value is told as it is or not at all: without its line break it would be another one.
+    if isinstance(value, str) and value.isprintable() and value == value.strip():
+        return value
+    return ""
+
+
+def _as_read(rule: JwtRule, claims: Claims) -> Claims:
+    """Return the claims as policies see them: lists in disguise as lists, the issuer as the rule names it."""
+    changed: dict[str, Any] = {
+        name: value.split() for name in rule.space_delimited if isinstance(value := claims.get(name), str)
+    }
+    if rule.profile is Profile.JWT_SVID:
+        # An SVID's `iss` is not what was verified: the trust domain of its subject is.
+        changed["iss"] = rule.issuer
+    return {**claims, **changed} if changed else claims
 
 
 def _is_audience(rule: JwtRule, claims: Claims) -> bool:
     return not rule.audiences or not rule.audiences.isdisjoint(_audiences(claims))
 
 
-def find_tokens(rules: TokenRules, attributes: Attributes) -> list[Token]:
-    """Return the tokens at the places that `rules` name; a token elsewhere is no token (Istio)."""
-    tokens: list[Token] = []
-    for header, looking in rules.headers:
-        prefix = header.prefix
-        for value in attributes.headers(header.name):
-            start = value[: len(prefix)]
-            if start == prefix or (header.ignore_case and start.lower() == prefix.lower()):
-                tokens.append(Token(value[len(prefix) :].strip(" "), header.name, "", looking))
-    target = attributes.target
-    if _may_have_parameter(rules, target):
-        for name, value in parse_qsl(urlsplit(target).query, keep_blank_values=True):
-            if name in rules.parameters:
-                tokens.append(Token(value, "", name, rules.parameters[name]))
-    return tokens
+@dataclass(frozen=True, slots=True)
+class _Verifier:
+    """Verifies tokens at one time, with the keys of that time."""
+
+    now: float
+    keys: Keys
+    failures: Failures | None
+    sender: str
+
+    def verify(self, text: str, rules: Sequence[JwtRule]) -> tuple[JwtRule, _Verified]:
+        """Return the rule that verifies the token and is meant by it; several rules may share an issuer.
+
+        Raises:
+            _Invalid: no rule does.
+            _Unchecked: none was tried.
+
+        """
+        if len(text) > MAX_TOKEN_BYTES:
+            raise _Invalid(f"the token has more than {MAX_TOKEN_BYTES} bytes")
+        if not text.isascii():
+            raise _Invalid("the token is not base64url")
+        digest = sha256(text.encode()).digest()
+        token: _Token | None = None
+        failure: _Invalid | None = None
+        elsewhere: tuple[JwtRule, _Verified] | None = None
+        for rule in rules:
+            verified = self._known(rule, digest)
+            if verified is None:
+                token = token or _Token.of(text)
+                if not _is_meant(rule, rules, token):
+                    continue
+                try:
+                    verified = self._verified(rule, token)
+                except _Invalid as error:
+                    failure = failure if failure is not None and not failure.final else error
+                    continue
+                _remember(rule.verified, digest, verified, MAX_CACHED_TOKENS)
+            if _is_audience(rule, verified.claims):
+                return rule, verified
+            elsewhere = elsewhere or (rule, verified)
+        if elsewhere is not None:
+            return elsewhere
+        raise failure or _Invalid("the token's issuer is not one that is configured here")
+
+    def _known(self, rule: JwtRule, digest: bytes) -> _Verified | None:
+        """Return what `rule` has verified before, unless a key is gone or the time is over since."""
+        known = rule.verified.get(digest)
+        if known is None or not known.begin <= self.now < known.end:
+            return None
+        keys = _keys_of(rule, self.keys)
+        if keys is known.keys:
+            return known
+        if keys is None or known.key not in keys.keys:
+            del rule.verified[digest]
+            return None
+        renewed = replace(known, keys=keys)
+        rule.verified[digest] = renewed
+        return renewed
+
+    def _verified(self, rule: JwtRule, token: _Token) -> _Verified:
+        """Verify `token`; what costs little is looked at first."""
+        _check_type(rule, token)
+        begin, end = _times(rule, token.claims, self.now)
+        if rule.profile is Profile.JWT_SVID:
+            _check_svid(rule, token)
+        keys = _keys_of(rule, self.keys)
+        if keys is None:
+            raise _Invalid("there are no keys of the token's issuer, or they are too old", final=False)
+        fitting = [key for key in keys.keys if _fits(rule, key, token)]
+        if not fitting:
+            if isinstance(rule.keys, KeySource):
+                self.keys.missed(rule.keys)
+            raise _Invalid("no configured key has the token's `kid` and `alg`", final=False)
+        if self.failures is not None and not self.failures.allow(self.sender, self.now):
+            raise _Unchecked
+        for key in fitting:
+            if token.is_signed_by(key):
+                return _Verified(token.claims, keys, key, begin, end)
+        if self.failures is not None:
+            self.failures.count(self.sender, self.now)
+        raise _Invalid("the token's signature does not verify")
 
 
-def _verify(text: str, rules: Sequence[JwtRule], now: float) -> tuple[JwtRule, Claims]:
-    """Return the rule that verifies the token and is meant by it; several rules may share an issuer."""
-    for rule in rules:
-        claims = rule.verified.get(text)
-        if claims is not None and (len(rules) == 1 or _is_audience(rule, claims)):
-            _check_times(claims, now)
-            return rule, claims
-    header, claims = _decode(text)
-    issuer = claims.get("iss")
-    failure = _Invalid("the token's issuer is not one that is configured here")
-    verified: JwtRule | None = None
-    for rule in rules:
-        if rule.issuer != issuer:
-            continue
+def _is_meant(rule: JwtRule, rules: Sequence[JwtRule], token: _Token) -> bool:
+    """Return whether `rule` is for tokens of this issuer."""
+    if rule.profile is Profile.JWT_SVID:
+        return True  # its issuer is in the subject
+    issuer = token.claims.get("iss")
+    if rule.issuer:
+        return bool(rule.issuer == issuer)
+    return all(other.issuer != issuer for other in rules)
+
+
+def _fits(rule: JwtRule, key: VerificationKey, token: _Token) -> bool:
+    if rule.profile is Profile.JWT_SVID:
+        if not str(token.algorithm).startswith(_SVID_ALGORITHMS):
+            return False
+    elif key.use != "sig":
+        return False
+    return token.algorithm in key.algorithms and (
+        token.kid is None or key.kid is None or token.kid == key.kid
+    )
+
+
+def _check_type(rule: JwtRule, token: _Token) -> None:
+    """Refuse a token whose header says that it is something else (RFC 8725, section 3.11)."""
+    kind = token.header.get("typ")
+    if kind is not None and not isinstance(kind, str):
+        raise _Invalid("the token's `typ` is not a string")
+    # RFC 7515, section 4.1.9: compared as media types are, and `application/` may be left out.
+    kind = (kind or "").lower().removeprefix("application/")
+    if rule.types:
+        if kind not in rule.types:
+            raise _Invalid("the token's `typ` is not one that is accepted here")
+    elif rule.profile is Profile.JWT_SVID:
+        if kind and kind not in _SVID_TYPES:
+            raise _Invalid("the token's `typ` is not that of a JWT-SVID")
+    elif kind in _OTHER_PURPOSES:
+        raise _Invalid("the token's `typ` says that it is for another purpose")
+
+
+def _times(rule: JwtRule, claims: Claims, now: float) -> tuple[float, float]:
+    """Return when the token holds, from its times and the rule's leeway, after checking that it does now."""
+    expires, not_before, issued = claims.get("exp"), claims.get("nbf"), claims.get("iat")
+    leeway = rule.leeway_seconds
+    if not _is_number(expires):
+        raise _Invalid("the token has no expiry (`exp`)")
+    end, begin = expires + leeway, -math.inf
+    if not now < end:
+        raise _Invalid("the token has expired")
+    if not_before is not None:
+        if not _is_number(not_before):
+            raise _Invalid("the token's `nbf` is not a number")
+        begin = not_before - leeway
+        if now < begin:
+            raise _Invalid("the token is not valid yet (`nbf`)", final=False)
+    if issued is not None:
+        if not _is_number(issued):
+            raise _Invalid("the token's `iat` is not a number")
+        if now < issued - leeway:
+            raise _Invalid("the token was issued in the future (`iat`)", final=False)
+        begin = max(begin, issued - leeway)
+    return begin, end
+
+
+def _check_svid(rule: JwtRule, token: _Token) -> None:
+    """Refuse what is no JWT-SVID of the rule's trust domain (SPIFFE JWT-SVID, sections 2 to 4)."""
+    subject = token.claims.get("sub")
+    try:
+        spiffe_id = SpiffeId.parse(subject) if isinstance(subject, str) else None
+    except ValueError:
+        spiffe_id = None
+    if spiffe_id is None or not spiffe_id.segments:
+        raise _Invalid("the token's subject is not the SPIFFE ID of a workload")
+    if str(spiffe_id.trust_domain.spiffe_id) != rule.issuer:
+        raise _Invalid("the token's subject is in another trust domain")
+    if not _audiences(token.claims):
+        raise _Invalid("the token has no audience (`aud`)")
+
+
+@dataclass(frozen=True, slots=True)
+class _Token:
+    """The parts of a token, with no trust in any of them."""
+
+    signed: bytes
+    signature: bytes
+    header: Mapping[str, Any]
+    claims: Claims
+
+    @classmethod
+    def of(cls, text: str) -> _Token:
+        """Return the parts of `text`; only an exact compact JWS has any (RFC 7515, section 7.1)."""
+        parts = text.split(".")
+        if len(parts) != 3 or not all(parts):
+            raise _Invalid("the token is not a JWT in compact form")
+        header, claims = _decode_part(parts[0]), _decode_part(parts[1])
+        signature = _decode_base64(parts[2])
+        if "crit" in header or "b64" in header:
+            raise _Invalid("the token's header has an extension that is not understood")
+        kid = header.get("kid")
+        if kid is not None and not isinstance(kid, str):
+            raise _Invalid("the token's `kid` is not a string")
+        return cls(f"{parts[0]}.{parts[1]}".encode(), signature, header, claims)
+
+    @property
+    def algorithm(self) -> Any:
+        return self.header.get("alg")
+
+    @property
+    def kid(self) -> str | None:
+        return self.header.get("kid")
+
+    def is_signed_by(self, key: VerificationKey) -> bool:
         try:
-            _verify_signature(text, header, rule.keys)
-        except _Invalid as error:
-            failure = error
-            continue
-        _check_times(claims, now)
-        if len(rule.verified) >= MAX_CACHED_TOKENS:
-            del rule.verified[next(iter(rule.verified))]
-        rule.verified[text] = claims
-        if _is_audience(rule, claims):
-            return rule, claims
-        verified = verified or rule
-    if verified is not None:
-        return verified, claims
-    raise failure
-
-
-def _decode(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return header and claims, with no trust in either; what is not exactly a compact JWS is refused."""
-    if len(text) > MAX_TOKEN_BYTES:
-        raise _Invalid(f"the token has more than {MAX_TOKEN_BYTES} bytes")
-    parts = text.split(".")
-    if len(parts) != 3 or not all(parts):
-        raise _Invalid("the token is not a JWT in compact form")
-    header, claims = _decode_part(parts[0]), _decode_part(parts[1])
-    _decode_base64(parts[2])
-    if "crit" in header or "b64" in header:
-        raise _Invalid("the token's header has an extension that is not understood")
-    return header, claims
+            good = _ALGORITHMS[self.header["alg"]].verify(self.signed, key.key, self.signature)
+        except (jwt.PyJWTError, ValueError, TypeError):
+            return False
+        return good is True
 
 
 def _decode_part(part: str) -> dict[str, Any]:
@@ -249,7 +612,19 @@ def _decode_part(part: str) -> dict[str, Any]:
         raise _Invalid("the token is not a JWT: its header or payload is not a JSON object") from None
     if not isinstance(value, dict):
         raise _Invalid("the token is not a JWT: its header or payload is not a JSON object")
+    if text.count("[") + text.count("{") > MAX_NESTING and _depth(value) > MAX_NESTING:
+        raise _Invalid(f"the token has more than {MAX_NESTING} lists and objects inside each other")
     return value
+
+
+def _depth(value: Any) -> int:
+    """Return how deep lists and objects stand inside each other, without recursion."""
+    deepest, level = 0, [value]
+    while level:
+        level = [one for one in level if isinstance(one, dict | list)]
+        deepest += bool(level)
+        level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one)]
+    return deepest
 
 
 def _decode_base64(part: str) -> bytes:
@@ -267,43 +642,11 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"`{name}` is not JSON")
 
 
-def _verify_signature(text: str, header: Mapping[str, Any], keys: Sequence[VerificationKey]) -> None:
-    algorithm, kid = header.get("alg"), header.get("kid")
-    if kid is not None and not isinstance(kid, str):
-        raise _Invalid("the token's `kid` is not a string")
-    fitting = [
-        key
-        for key in keys
-        if algorithm in key.algorithms and (kid is None or key.kid is None or kid == key.kid)
-    ]
-    if not fitting:
-        raise _Invalid("no configured key has the token's `kid` and `alg`")
-    for key in fitting:
-        try:
-            _SIGNATURES.decode(text, key.key, algorithms=[str(algorithm)])
-        except jwt.PyJWTError:
-            continue
-        except (ValueError, TypeError):
-            continue
-        return
-    raise _Invalid("the token's signature does not verify")
-
-
-def _check_times(claims: Claims, now: float) -> None:
-    expires, not_before, issued = claims.get("exp"), claims.get("nbf"), claims.get("iat")
-    if not _is_number(expires):
-        raise _Invalid("the token has no expiry (`exp`)")
-    if not now < expires:
-        raise _Invalid("the token has expired")
-    if not_before is not None and not (_is_number(not_before) and not_before <= now):
-        raise _Invalid("the token is not valid yet (`nbf`)")
-    if issued is not None and not _is_number(issued):
-        raise _Invalid("the token's `iat` is not a number")
-
-
 def _is_number(value: Any) -> TypeGuard[int | float]:
     """RFC 7519, section 2, NumericDate; `1e400` is infinite to Python, and a boolean is an int."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, int):
+        return not isinstance(value, bool) and abs(value) < _MAX_TIME
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def _audiences(claims: Claims) -> set[str]:
@@ -315,9 +658,15 @@ def _audiences(claims: Claims) -> set[str]:
     return set()
 
 
-def _unauthorized(reason: str, policy: str) -> Decision:
-    # RFC 6750, section 3.1; the description holds only constant texts of this module.
-    challenge = f'Bearer error="invalid_token", error_description="{reason.replace("`", "")}"'
+def bearer_challenge(realm: str, error: str = "", description: str = "") -> str:
+    """Return the value of `WWW-Authenticate` (RFC 6750, section 3); the texts hold nothing of the call's."""
+    parameters = {"realm": realm, "error": error, "error_description": description.replace("`", "")}
+    shown = ", ".join(f'{name}="{value}"' for name, value in parameters.items() if value)
+    return f"Bearer {shown}" if shown else "Bearer"
+
+
+def _unauthorized(reason: str, policy: str, realm: str) -> Decision:
+    challenge = bearer_challenge(realm, "invalid_token", reason)
     return deny(
         ReasonCode.INVALID_TOKEN, reason, http_status=401, public=reason, policy=policy, challenge=challenge
     )

@@ -17,8 +17,13 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 _RSA_ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")
 _CURVE_ALGORITHMS = {"secp256r1": ("ES256",), "secp384r1": ("ES384",), "secp521r1": ("ES512",)}
+# What keys for signatures are for: RFC 7517, section 4.2; SPIFFE Trust Domain and Bundle, section 4.2.2.
+_USES = ("sig", "jwt-svid")
 # RFC 7518, section 3.3: RSA keys of 2048 bits or more.
 _MIN_RSA_BITS = 2048
+# What is larger makes every token with its `kid` expensive; real keys have up to 4096 bits and e = 65537.
+_MAX_RSA_BITS = 8192
+_MAX_RSA_EXPONENT = 2**32
 
 
 class KeySetError(ValueError):
@@ -27,11 +32,12 @@ class KeySetError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class VerificationKey:
-    """A public key and the algorithms it may be used with."""
+    """A public key, the algorithms it may be used with, and for what: `sig`, or `jwt-svid` (SPIFFE)."""
 
     kid: str | None
     key: Any
     algorithms: tuple[str, ...]
+    use: str = "sig"
 
 
 def parse_jwks(text: str) -> tuple[VerificationKey, ...]:
@@ -63,7 +69,7 @@ def _verification_key(index: int, entry: Any) -> VerificationKey | None:
         raise KeySetError(f"keys[{index}] is not an object")
     if entry.get("kty") == "oct":
         raise KeySetError(f"keys[{index}] is a symmetric key; whoever verifies with it could sign with it")
-    if entry.get("kty") not in {"RSA", "EC", "OKP"} or entry.get("use", "sig") != "sig":
+    if entry.get("kty") not in {"RSA", "EC", "OKP"} or entry.get("use", "sig") not in _USES:
         return None
     if "d" in entry:
         raise KeySetError(f"keys[{index}] holds a private key")
@@ -80,7 +86,7 @@ def _verification_key(index: int, entry: Any) -> VerificationKey | None:
         if declared not in algorithms:
             raise KeySetError(f"keys[{index}].alg `{declared}` does not fit the key")
         algorithms = (declared,)
-    return VerificationKey(kid, key, algorithms)
+    return VerificationKey(kid, key, algorithms, entry.get("use", "sig"))
 
 
 def _declared_algorithm(entry: Mapping[str, Any]) -> str:
@@ -94,6 +100,8 @@ def _algorithms_for(index: int, key: Any) -> tuple[str, ...]:
             raise KeySetError(
                 f"keys[{index}] is an RSA key of {key.key_size} bits, fewer than {_MIN_RSA_BITS}"
             )
+        if key.key_size > _MAX_RSA_BITS or key.public_numbers().e > _MAX_RSA_EXPONENT:
+            raise KeySetError(f"keys[{index}] is an RSA key that takes too long to verify with")
         return _RSA_ALGORITHMS
     if isinstance(key, EllipticCurvePublicKey) and key.curve.name in _CURVE_ALGORITHMS:
         return _CURVE_ALGORITHMS[key.curve.name]

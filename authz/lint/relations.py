@@ -133,7 +133,7 @@ def _tokens(findings: Findings, places: Places) -> None:
     for authentication in places.of_kind(RequestAuthentication):
         title = authentication.title
         for index, rule in enumerate(authentication.spec.jwtRules):
-            kids = Counter(key.kid for key in parse_jwks(rule.jwks))
+            kids = Counter(key.kid for key in parse_jwks(rule.jwks)) if rule.jwks else Counter()
             twice = sorted(kid for kid, count in kids.items() if kid is not None and count > 1)
             path = ("spec", "jwtRules", index, "jwks")
             if twice:

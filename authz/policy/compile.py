@@ -14,6 +14,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeAlias
 
+from authz.authn.keys import KeySource
 from authz.casbin_policy import AdapterFactory, CasbinPolicies, CasbinPolicy, compile_casbin, load_sources
 from authz.kinds import KINDS
 from authz.mixer.compile import compile_mixer
@@ -259,12 +260,18 @@ def compile_policies(
     if all_readable:  # a role that could not be read is not missing
         rbac.warn_of_missing_roles(compiler, roles, grants)
     shapes = [one for one, _ in products if isinstance(one, Shape)]
+    tokens = tuple(one for one, _ in products if isinstance(one, TokenPolicy))
     policies = PolicySet(
         policies=(
             *rbac.bind(roles, (grant for grant, _ in grants)),
             *(one for one, _ in products if isinstance(one, Policy)),
         ),
-        tokens=tuple(one for one, _ in products if isinstance(one, TokenPolicy)),
+        tokens=tokens,
+        key_sources=tuple(
+            dict.fromkeys(
+                rule.keys for one in tokens for rule in one.rules if isinstance(rule.keys, KeySource)
+            )
+        ),
         enforcement=rbac.compile_enforcement(compiler, together),
         shapes=tuple(sorted(shapes, key=lambda one: one.title)),
         mixer=mixer or NO_MIXER,
@@ -346,7 +353,7 @@ def _part(compiler: Compiler, document: Document, model: type[Resource] | None) 
 
 
 def _product(compiler: Compiler, loaded: Loaded) -> Product:
-    from authz.policy import rbac, security, shaping  # noqa: PLC0415 - as above
+    from authz.policy import rbac, security, shaping, tokens  # noqa: PLC0415 - as above
 
     resource = loaded.resource
     if isinstance(resource, AuthorizationPolicy):
@@ -358,7 +365,7 @@ def _product(compiler: Compiler, loaded: Loaded) -> Product:
         case ServiceRoleBinding():
             return rbac.compile_grant(compiler, loaded, resource)
         case RequestAuthentication():
-            return security.compile_tokens(compiler, loaded, resource)
+            return tokens.compile_tokens(compiler, loaded, resource)
         case _:
             (shape,) = shaping.compile_shapes(compiler, [loaded])
             return shape

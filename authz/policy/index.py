@@ -412,7 +412,8 @@ class PolicyIndex:
                     for policy in self._policies.tokens
                     if selects(policy.selector, destination)
                     for rule in policy.rules
-                ]
+                ],
+                destination.service,
             ),
             http=http,
             tcp=tcp,

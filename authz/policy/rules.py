@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from authz.authn.jwt import JwtRule
+from authz.authn.keys import KeySource
 from authz.casbin_policy import CasbinPolicies
 from authz.decision import Decision
 from authz.mixer.rules import MixerPolicies
@@ -128,6 +129,7 @@ class PolicySet:
     shapes: tuple[Shape, ...] = ()
     mixer: MixerPolicies = NO_MIXER
     casbin: CasbinPolicies = field(default_factory=CasbinPolicies)
+    key_sources: tuple[KeySource, ...] = ()  # keys that have to be fetched
     # Files beside the documents that they were compiled from, and what those held.
     files: tuple[Path, ...] = ()
     sources: tuple[bytes, ...] = ()

@@ -1,4 +1,4 @@
-"""`security.istio.io`: AuthorizationPolicy and RequestAuthentication, with today's semantics.
+"""`security.istio.io`: AuthorizationPolicy, with today's semantics.
 
 Which values of an attribute a condition looks at depends on which way it leans. Where a match would allow, it
 must hold for the attribute as it was sent, in every value. Where a match would deny, any value suffices, and
@@ -10,16 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from authz.authn.jwt import (
-    DEFAULT_HEADERS,
-    DEFAULT_PARAMETERS,
-    JwtRule,
-    TokenHeader,
-)
-from authz.authn.keys import KeySetError, parse_jwks
 from authz.decision import Decision, ReasonCode, allow, deny
 from authz.policy.compile import Compiler, Loaded, place
-from authz.policy.documents import AuthorizationPolicy, RequestAuthentication
+from authz.policy.documents import AuthorizationPolicy
 from authz.policy.documents import security as shape
 from authz.policy.matchers import (
     Condition,
@@ -31,7 +24,7 @@ from authz.policy.matchers import (
     StringMatcher,
     TemplateMatcher,
 )
-from authz.policy.rules import ANYTHING, Action, Alternative, Policy, Rule, Selector, TokenPolicy
+from authz.policy.rules import ANYTHING, Action, Alternative, Policy, Rule, Selector
 from garrison.documents import Field
 
 DRY_RUN = "istio.io/dry-run"
@@ -135,7 +128,7 @@ class _Authorization:
                 tcp.append(connection)
         return Policy(
             self._policy.title,
-            _selector(self._compiler, self._loaded, spec, self._policy.metadata.namespace),
+            selector_of(self._compiler, self._loaded, spec, self._policy.metadata.namespace),
             self._action,
             tuple(rules),
             tuple(tcp),
@@ -366,12 +359,13 @@ def _without_http(alternative: Alternative) -> Alternative:
     )
 
 
-def _selector(
+def selector_of(
     compiler: Compiler,
     loaded: Loaded,
     spec: shape.AuthorizationPolicySpec | shape.RequestAuthenticationSpec,
     namespace: str,
 ) -> Selector:
+    """Return the workloads that `selector` or `targetRefs` name."""
     references = spec.targetRefs or ([spec.targetRef] if spec.targetRef else [])
     if sum((spec.selector is not None, spec.targetRef is not None, bool(spec.targetRefs))) > 1:
         message = "only one of `selector`, `targetRef` and `targetRefs` can be there"
@@ -408,29 +402,3 @@ _GROUPS = {
     "Service": "",
     "ServiceEntry": "networking.istio.io",
 }
-
-
-def compile_tokens(compiler: Compiler, loaded: Loaded, authentication: RequestAuthentication) -> TokenPolicy:
-    """Return the compiled RequestAuthentication."""
-    rules: list[JwtRule] = []
-    for index, rule in enumerate(authentication.spec.jwtRules):
-        try:
-            keys = parse_jwks(rule.jwks)
-        except KeySetError as error:
-            compiler.report(loaded, ("spec", "jwtRules", index, "jwks"), "jwks", f"the key set {error}")
-            continue
-        explicit = bool(rule.fromHeaders or rule.fromParams)
-        headers = tuple(TokenHeader(header.name.lower(), header.prefix) for header in rule.fromHeaders)
-        rules.append(
-            JwtRule(
-                policy=authentication.title,
-                issuer=rule.issuer,
-                audiences=frozenset(rule.audiences),
-                keys=keys,
-                headers=headers if explicit else DEFAULT_HEADERS,
-                parameters=tuple(rule.fromParams) if explicit else DEFAULT_PARAMETERS,
-                forward=rule.forwardOriginalToken,
-            )
-        )
-    namespace = authentication.metadata.namespace
-    return TokenPolicy(_selector(compiler, loaded, authentication.spec, namespace), tuple(rules))

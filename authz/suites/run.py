@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from authz.authn.jwt import DEFAULT_PLACES
+from authz.authn.places import CookiePlace, HeaderPlace, ParameterPlace
 from authz.decision import Decision, Explanation
 from authz.lint.places import Places
 from authz.snapshot import Snapshot
@@ -50,14 +52,14 @@ def _with_token(snapshot: Snapshot, case: Case) -> tuple[Any, list[str]]:
     first = rules[0] if rules else None
     rule = next((one for one in rules if one.issuer == case.token.get("iss")), first)
     http = request.attributes.request.http
-    if rule is not None and not rule.headers and rule.parameters:
-        separator = "&" if "?" in http.path else "?"
-        http.path += f"{separator}{rule.parameters[0]}={text}"
-        return request, []
-    name, prefix = "authorization", "Bearer "
-    if rule is not None and rule.headers:
-        name, prefix = rule.headers[0].name, rule.headers[0].prefix
-    http.header_map.headers.add(key=name, raw_value=f"{prefix}{text}".encode())
+    match (rule.places if rule is not None else DEFAULT_PLACES)[0]:
+        case ParameterPlace(parameter):
+            separator = "&" if "?" in http.path else "?"
+            http.path += f"{separator}{parameter}={text}"
+        case CookiePlace(cookie):
+            http.header_map.headers.add(key="cookie", raw_value=f"{cookie}={text}".encode())
+        case HeaderPlace(header, prefix):
+            http.header_map.headers.add(key=header, raw_value=f"{prefix}{text}".encode())
     return request, [] if rules else ["no RequestAuthentication is for this destination: no token is read"]
 
 

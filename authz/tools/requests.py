@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, BinaryIO
@@ -13,7 +13,7 @@ from google.protobuf import json_format
 
 from authz.attributes import Attributes, Claims
 from authz.authn.jwt import JwtRule, TokenRules
-from authz.authn.keys import VerificationKey
+from authz.authn.keys import KeySet, VerificationKey
 from authz.decision import Decision, Explanation, Outcome
 from authz.pipeline import decide, delegated_offline, explain
 from authz.policy.index import DestinationPolicies
@@ -37,19 +37,17 @@ class Vouched:
             return replace(policies, tokens=None)
         if self.key is None or policies.tokens is None:
             return policies
-        rules = [replace(rule, keys=(self.key,), verified={}) for rule in token_rules(policies)]
-        return replace(policies, tokens=TokenRules.of(rules))
+        keys = KeySet((self.key,))
+        rules = [replace(rule, keys=keys, verified={}) for rule in policies.tokens.rules]
+        return replace(policies, tokens=TokenRules.of(rules, policies.tokens.realm))
 
 
 NOTHING = Vouched()
 
 
-def token_rules(policies: DestinationPolicies) -> list[JwtRule]:
+def token_rules(policies: DestinationPolicies) -> Sequence[JwtRule]:
     """Return the token rules of a destination."""
-    if policies.tokens is None:
-        return []
-    places = (*(rules for _, rules in policies.tokens.headers), *policies.tokens.parameters.values())
-    return list(dict.fromkeys(rule for rules in places for rule in rules))
+    return policies.tokens.rules if policies.tokens is not None else ()
 
 
 def policies_for(snapshot: Snapshot, request: Any) -> DestinationPolicies | None:

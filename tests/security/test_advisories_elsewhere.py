@@ -17,10 +17,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from support.checks import CALL, NOW, check_request, role, snapshot
 
 from authz.mixer.fetch import Fetcher
-from authz.policy.compile import MeshSettings, compile_policies
 from authz.service import Authorization, DecisionLog, DestinationResolver
 from ca.authority import Hierarchy
-from garrison.documents import parse
 from garrison.errors import DependencyError
 from garrison.identity import SpiffeId, TrustDomain
 from garrison.transport import Call, Method
@@ -186,18 +184,17 @@ def test_ghsa_fgw5_hp8f_xfhc_fetches_do_not_reach_metadata(url: str) -> None:
         Fetcher()(url)
 
 
-def test_ghsa_fgw5_hp8f_xfhc_there_is_no_jwks_uri_to_abuse() -> None:
-    """Keys stand in the policy; a `jwksUri` is refused, not fetched."""
+def test_ghsa_fgw5_hp8f_xfhc_jwks_uri_does_not_reach_metadata_services() -> None:
+    """A `jwksUri` is looked at when a connection is made: link-local addresses are refused."""
     text = """
 apiVersion: security.istio.io/v1
 kind: RequestAuthentication
 metadata: {name: a}
 spec: {jwtRules: [{issuer: i, jwksUri: "http://169.254.169.254/"}]}
 """
-    documents, _ = parse(text.encode(), "p.yaml")
-    policies, problems = compile_policies(documents, MeshSettings())
-    assert policies is None
-    assert any(problem.code == "unknown_field" for problem in problems)
+    (source,) = snapshot(text).policies.key_sources
+    with pytest.raises(DependencyError, match="not allowed"):
+        Fetcher(timeout_seconds=1)(source.url)
 
 
 def test_cve_2022_39278_and_istio_security_2026_006_large_requests() -> None:

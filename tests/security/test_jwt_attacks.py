@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import json
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.checks import NOW, check_request, decide_on, role, snapshot
-from support.tokens import ISSUER, Authentication, ec_signer, encode_part, forge, rsa_signer
+from support.tokens import (
+    ISSUER,
+    Authentication,
+    Signer,
+    ec_signer,
+    ed_signer,
+    encode_part,
+    forge,
+    rsa_signer,
+)
 
+from authz.authn.keys import KeySetError, parse_jwks
 from authz.decision import Decision
 
 GOOD: dict[str, Any] = {"iss": ISSUER, "sub": "a", "exp": NOW + 60, "email": "a@foo.com"}
@@ -105,9 +118,6 @@ def test_expiry_of_the_wrong_kind_even_when_signed(exp: Any) -> None:
     """`exp` is a finite number; a signature does not make anything else of it."""
     payload = json.dumps({**GOOD, "exp": exp}).replace("Infinity", "1e400").encode()
     signed = f"{encode_part(json.dumps({'alg': 'RS256', 'kid': 'k1'}).encode())}.{encode_part(payload)}"
-    from cryptography.hazmat.primitives import hashes  # noqa: PLC0415 - only here
-    from cryptography.hazmat.primitives.asymmetric import padding  # noqa: PLC0415
-
     signature = rsa_signer().key.sign(signed.encode(), padding.PKCS1v15(), hashes.SHA256())
     assert ask(f"{signed}.{encode_part(signature)}").http_status == 401
 
@@ -149,6 +159,112 @@ def test_huge_tokens_are_refused_before_they_are_parsed() -> None:
     """5 MB of token costs no more than its length check."""
     assert "more than" in ask("a" * 5_000_000).reason
     assert "more than" in ask(rsa_signer().token({"x": "y" * 20_000})).reason
+
+
+@pytest.mark.parametrize(
+    "signature",
+    [
+        b"\x00" * 64,
+        b"\x00" * 63 + b"\x01",
+        b"\xff" * 64,
+        b"",
+        b"\x00" * 32,
+        b"\x30\x06\x02\x01\x00\x02\x01\x00",
+    ],
+)
+def test_psychic_signatures(signature: bytes) -> None:
+    """CVE-2022-21449: an ECDSA signature of zeros, or one in another form, verifies nothing."""
+    policies = snapshot(str(Authentication(ec_signer().jwks())) + role("[{}]"))
+    token = forge({"alg": "ES256", "kid": "k1"}, GOOD, signature or b"x")
+    request = check_request(headers={"authorization": f"Bearer {token}"})
+    assert decide_on(policies, request).http_status == 401
+
+
+def test_ed25519_signatures_have_one_form() -> None:
+    """RFC 8032, section 5.1.7: a signature whose scalar has the group's order added to it is refused."""
+    policies = snapshot(str(Authentication(ed_signer().jwks())) + role("[{}]"))
+    signed, _, signature = ed_signer().token().rpartition(".")
+    raw = base64.urlsafe_b64decode(signature + "==")
+    scalar = int.from_bytes(raw[32:], "little") + 2**252 + 27742317777372353535851937790883648493
+    again = encode_part(raw[:32] + scalar.to_bytes(32, "little"))
+    for text, good in ((f"{signed}.{signature}", True), (f"{signed}.{again}", False)):
+        assert decide_on(policies, check_request(headers={"authorization": f"Bearer {text}"})).allowed is good
+
+
+def test_a_key_is_used_with_its_own_algorithm() -> None:
+    """A key whose `alg` is PS256 does not verify RS256 tokens that its owner signed (RFC 8725, section 3.1)."""
+    policies = snapshot(str(Authentication(rsa_signer().jwks(alg="PS256"))) + role("[{}]"))
+    for algorithm, good in (("PS256", True), ("RS256", False)):
+        token = Signer(rsa_signer().key, algorithm).token()
+        assert (
+            decide_on(policies, check_request(headers={"authorization": f"Bearer {token}"})).allowed is good
+        )
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b'{"alg":"RS256","alg":"none","kid":"k1"}',
+        b'{"alg":"none","alg":"RS256","kid":"k1"}',
+        b'{"alg":"RS256","kid":"k1","kid":"k2"}',
+        b'{"alg":"RS256","kid":"k1","crit":["exp"],"exp":1}',
+        b'{"alg":["RS256"],"kid":"k1"}',
+        b'{"alg":"RS256\\u0000","kid":"k1"}',
+        b'{"alg":"rs256","kid":"k1"}',
+        b'{"kid":"k1"}',
+        b"[]",
+        b"null",
+    ],
+)
+def test_headers_that_parsers_disagree_on(header: bytes) -> None:
+    """A header with a name twice, or without exactly one algorithm of the key's, is refused even when signed."""
+    signed = f"{encode_part(header)}.{encode_part(json.dumps(GOOD).encode())}"
+    signature = rsa_signer().key.sign(signed.encode(), padding.PKCS1v15(), hashes.SHA256())
+    assert ask(f"{signed}.{encode_part(signature)}").http_status == 401
+
+
+@pytest.mark.parametrize(
+    "email", ["a@foo.com\x00", "a@foo.com\x00@evil.example", " a@foo.com", "A@foo.com", "a@foo.com."]
+)
+def test_claims_that_only_look_right(email: str) -> None:
+    """Embedded nulls, spaces and other spellings of a claim are other claims, though the token is good."""
+    assert ask(rsa_signer().token({"email": email})).http_status == 403
+
+
+@pytest.mark.parametrize(
+    ("values", "status"),
+    [
+        (["Bearer {good}", "Bearer {good}"], 200),
+        (["Bearer {good}", "Bearer {other}"], 401),
+        (["Bearer {good}", "Bearer x"], 401),
+        (["Bearer {good},x"], 401),
+        (["Bearer {good}\x00"], 401),
+        (["Bearer {good}\xff"], 401),
+    ],
+)
+@pytest.mark.parametrize("raw", [True, False])
+def test_repeated_and_joined_headers(values: list[str], status: int, raw: bool) -> None:
+    """Two Authorization lines, joined or not, are one token only if they are the same."""
+    tokens = {"good": rsa_signer().token(), "other": rsa_signer().token({"sub": "b"})}
+    lines = [value.format(**tokens) for value in values]
+    if raw:
+        request = check_request(raw_headers=[("authorization", line.encode("latin-1")) for line in lines])
+    else:
+        request = check_request(headers={"authorization": ",".join(lines)})
+        status = 200 if len(lines) == 1 and status == 200 else 401
+    assert decide_on(POLICIES, request).http_status == status
+
+
+@pytest.mark.parametrize(("bits", "exponent"), [(16384, 65537), (2048, 2**40 + 1)])
+def test_keys_that_make_verifying_slow(bits: int, exponent: int) -> None:
+    """A key set with an RSA key of absurd size or exponent is refused when it is loaded."""
+    numbers = {"n": (1 << (bits - 1)) + 1, "e": exponent}
+    members = {
+        name: encode_part(value.to_bytes((value.bit_length() + 7) // 8, "big"))
+        for name, value in numbers.items()
+    }
+    with pytest.raises(KeySetError):
+        parse_jwks(json.dumps({"keys": [{"kty": "RSA", **members}]}))
 
 
 @settings(max_examples=2000, deadline=None)

@@ -9,7 +9,8 @@ from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
 
 from authz.attributes import Attributes
 from authz.decision import Decision, Outcome
-from authz.pipeline import decide, delegated_offline
+from authz.environment import OFFLINE, Environment
+from authz.pipeline import Delegation, decide, delegated_offline
 from authz.policy.compile import MeshSettings
 from authz.service import DestinationResolver
 from authz.snapshot import Snapshot, build_snapshot
@@ -68,14 +69,30 @@ def snapshot(text: str, mesh: MeshSettings | None = None) -> Snapshot:
 
 def decide_on(policies: Snapshot | str, request: Any, now: float = NOW) -> Decision:
     """Return the decision for `request`."""
+    result = result_on(policies, request, now)
+    return result.decision if isinstance(result, Outcome) else delegated_offline(result)
+
+
+def outcome_on(
+    policies: Snapshot | str, request: Any, now: float = NOW, environment: Environment = OFFLINE
+) -> Outcome:
+    """Return what `request` comes to, which nobody else has to be asked about."""
+    result = result_on(policies, request, now, environment)
+    assert isinstance(result, Outcome)
+    return result
+
+
+def result_on(
+    policies: Snapshot | str, request: Any, now: float = NOW, environment: Environment = OFFLINE
+) -> Outcome | Delegation:
+    """Return what the pipeline makes of `request`."""
     compiled = snapshot(policies) if isinstance(policies, str) else policies
     context = request.attributes
     destination = DestinationResolver().resolve(context.context_extensions, context.request.http.host, CALL)
     applying = compiled.policies_for(destination) if destination is not None else None
     mode = applying.path_normalization if applying is not None else compiled.mesh.path_normalization
     attributes = Attributes(context, mode, destination, request.SerializeToString())
-    result = decide(applying, attributes, lambda: now)
-    return result.decision if isinstance(result, Outcome) else delegated_offline(result)
+    return decide(applying, attributes, lambda: now, environment)
 
 
 def role(rules: str, subjects: str = '[{user: "*"}]', name: str = "r", namespace: str = "default") -> str:

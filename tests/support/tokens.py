@@ -98,12 +98,13 @@ class Authentication:
     namespace: str = "default"
     name: str = "jwt"
     issuer: str = ISSUER
+    annotations: str = ""
 
     def __str__(self) -> str:
         return f"""
 apiVersion: security.istio.io/v1
 kind: RequestAuthentication
-metadata: {{name: {self.name}, namespace: {self.namespace}}}
+metadata: {{name: {self.name}, namespace: {self.namespace}, annotations: {{{self.annotations}}}}}
 spec:
   {self.selector}
   jwtRules:

@@ -129,16 +129,30 @@ class JwtHeader(BaseModel):
     prefix: str = ""
 
 
-class JwtRule(BaseModel):
-    """An issuer whose tokens are accepted."""
+class ClaimToHeader(BaseModel):
+    """A header that tells the upstream a claim; dots lead into claims that are objects."""
 
     model_config = STRICT
-    issuer: NonEmpty
+    header: NonEmpty
+    claim: NonEmpty
+
+
+class JwtRule(BaseModel):
+    """An issuer whose tokens are accepted, and where its keys are: in `jwks`, at `jwksUri`, or discovered."""
+
+    model_config = STRICT
+    issuer: str = ""
     audiences: Values = Field(default_factory=list)
-    jwks: NonEmpty
+    jwks: NonEmpty | None = None
+    jwksUri: NonEmpty | None = None  # noqa: N815
+    timeout: NonEmpty | None = None
     fromHeaders: list[JwtHeader] = Field(default_factory=list)  # noqa: N815
     fromParams: Values = Field(default_factory=list)  # noqa: N815
+    fromCookies: Values = Field(default_factory=list)  # noqa: N815
     forwardOriginalToken: bool = False  # noqa: N815
+    outputPayloadToHeader: str = ""  # noqa: N815
+    outputClaimToHeaders: list[ClaimToHeader] = Field(default_factory=list)  # noqa: N815
+    spaceDelimitedClaims: Annotated[Values, Field(max_length=64)] = Field(default_factory=list)  # noqa: N815
 
 
 class RequestAuthenticationSpec(BaseModel):

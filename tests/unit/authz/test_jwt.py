@@ -75,7 +75,8 @@ def test_a_strangers_signature_is_401_with_a_challenge() -> None:
     decision = ask(stranger.token(), policies)
     assert (decision.http_status, decision.reason) == (401, "the token's signature does not verify")
     assert decision.challenge == (
-        'Bearer error="invalid_token", error_description="the token\'s signature does not verify"'
+        'Bearer realm="products.default.svc.cluster.local", error="invalid_token", '
+        'error_description="the token\'s signature does not verify"'
     )
 
 

@@ -132,7 +132,9 @@ def test_a_bad_token_gets_a_challenge() -> None:
     response = answer(service(text), check_request(headers={"authorization": "Bearer x"}).SerializeToString())
     headers = {header.header.key: header.header.value for header in response.denied_response.headers}
     assert response.denied_response.status.code == 401
-    assert headers["www-authenticate"].startswith('Bearer error="invalid_token"')
+    assert headers["www-authenticate"].startswith(
+        'Bearer realm="products.default.svc.cluster.local", error="invalid_token", error_description='
+    )
 
 
 @pytest.mark.parametrize(("forward", "removed"), [("true", []), ("false", ["authorization"])])
