@@ -14,7 +14,7 @@ class Failures:
     that were verified before do not come here.
     """
 
-    __slots__ = ("_by_sender", "_overall", "_overall_bound", "_second", "_sender_bound", "unchecked")
+    __slots__ = ("_by_sender", "_overall", "_overall_bound", "_second", "_sender_bound")
 
     def __init__(self, per_sender: int = DEFAULT_PER_SENDER, overall: int = DEFAULT_OVERALL) -> None:
         self._sender_bound = per_sender
@@ -22,14 +22,11 @@ class Failures:
         self._second = 0
         self._overall = 0
         self._by_sender: dict[str, int] = {}  # no more entries than `overall`
-        self.unchecked = 0
 
     def allow(self, sender: str, now: float) -> bool:
         """Return whether a token of `sender` may be verified at `now` (seconds since the epoch)."""
         self._turn(now)
-        allowed = self._overall < self._overall_bound and self._by_sender.get(sender, 0) < self._sender_bound
-        self.unchecked += not allowed
-        return allowed
+        return self._overall < self._overall_bound and self._by_sender.get(sender, 0) < self._sender_bound
 
     def count(self, sender: str, now: float) -> None:
         """Note that a token of `sender` had a bad signature."""

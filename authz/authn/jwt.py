@@ -160,8 +160,8 @@ class TokenResult:
     mutations: Mutations = NO_MUTATIONS
 
 
-# A result, from when until when it holds, and the rule and keys that it rests on.
-_Proof: TypeAlias = tuple[TokenResult, float, float, JwtRule, KeySet]
+# A result, from when until when it holds, the source of the keys if they were fetched, and the keys.
+_Proof: TypeAlias = tuple[TokenResult, float, float, KeySource | None, KeySet]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -240,26 +240,24 @@ def authenticate(
     """
     if attributes.method == "OPTIONS" and _is_preflight(attributes):
         return rules.no_token
-    value, name = "", ""
-    for header in rules.headers:
-        for one in attributes.headers(header):
-            if name:
-                return _prove(rules, attributes, clock(), keys, failures)[0]
-            value, name = one, header
+    headers = rules.headers
+    values = attributes.headers(headers[0]) if len(headers) == 1 else _tagged(headers, attributes)
     if rules.parameters and may_have_parameter(rules.parameters, attributes.target):
         return _prove(rules, attributes, clock(), keys, failures)[0]
-    if not name:
+    if not values:
         return rules.no_token
+    if len(values) > 1:
+        return _prove(rules, attributes, clock(), keys, failures)[0]
     # The way of nearly every call: one header that can hold a token, and what it holds was seen before.
     try:
-        digest = sha256(f"{name}\0{value}".encode()).digest()
+        digest = sha256(values[0].encode()).digest()
     except UnicodeEncodeError:
         return _prove(rules, attributes, clock(), keys, failures)[0]
     now = clock()
     known = rules.proved.get(digest)
     if known is not None:
-        result, begin, end, rule, proved_by = known
-        if begin <= now < end and _keys_of(rule, keys) is proved_by:
+        result, begin, end, source, proved_by = known
+        if begin <= now < end and (source is None or keys.current(source) is proved_by):
             return result
     elif (refused := rules.refused.get(digest)) is not None and refused[1] <= now < refused[2]:
         return refused[0]
@@ -269,6 +267,11 @@ def authenticate(
     elif result.denial is not None and final:
         _remember(rules.refused, digest, (result, now, now + REFUSED_SECONDS), MAX_REFUSED_TOKENS)
     return result
+
+
+def _tagged(headers: Iterable[str], attributes: Attributes) -> Sequence[str]:
+    """Return the values of several headers, each so that it is not mistaken for another header's."""
+    return [f"{name}\0{value}" for name in headers for value in attributes.headers(name)]
 
 
 def _remember(memory: dict[bytes, Any], digest: bytes, value: object, most: int) -> None:
@@ -283,7 +286,7 @@ def _is_preflight(attributes: Attributes) -> bool:
 
 
 def _keys_of(rule: JwtRule, keys: Keys) -> KeySet | None:
-    return rule.keys if type(rule.keys) is KeySet else keys.current(rule.keys)  # type: ignore[arg-type]
+    return keys.current(rule.keys) if isinstance(rule.keys, KeySource) else rule.keys
 
 
 def _prove(
@@ -328,7 +331,8 @@ def _prove(
         return TokenResult(denial), None, True
     mutations = _mutations(rules, rule, found, verified.claims, attributes)
     result = TokenResult(claims=_as_read(rule, verified.claims), mutations=mutations)
-    return result, (result, verified.begin, verified.end, rule, verified.keys), False
+    source = rule.keys if isinstance(rule.keys, KeySource) else None
+    return result, (result, verified.begin, verified.end, source, verified.keys), False
 
 
 def _sender(attributes: Attributes) -> str:

@@ -76,7 +76,7 @@ class Server:
             settings.log.decisions,
             decision_log_lines=settings.log.decisions_per_second,
             providers=self._providers,
-            environment=Environment(lists=self._lists),
+            environment=Environment(lists=self._lists, failures=settings.failures()),
         )
         cache, adapters = DocumentCache(), settings.adapters()
         self._policies: Reloader[Snapshot] = Reloader(

@@ -26,6 +26,7 @@ from pydantic import (
     model_validator,
 )
 
+from authz.authn.failures import DEFAULT_OVERALL, DEFAULT_PER_SENDER, Failures
 from authz.casbin_policy import AdapterFactory
 from authz.destination import Destination, destination_from_attributes
 from authz.paths import PathNormalization
@@ -223,6 +224,18 @@ class DistributionSettings(BaseModel):
         )
 
 
+class TokenSettings(BaseModel):
+    """What tokens may cost."""
+
+    model_config = _STRICT
+    bad_signatures_per_second: int = Field(
+        default=DEFAULT_OVERALL, ge=1, description="bad signatures looked at in one second, of all senders"
+    )
+    bad_signatures_per_sender: int = Field(
+        default=DEFAULT_PER_SENDER, ge=1, description="the same of one address; above it, new tokens get 429"
+    )
+
+
 class LogSettings(BaseModel):
     """What is logged, on standard error."""
 
@@ -329,6 +342,7 @@ class Settings(BaseModel):
     admin: AdminSettings = AdminSettings()
     ca: CaSettings = CaSettings()
     log: LogSettings = LogSettings()
+    tokens: TokenSettings = TokenSettings()
     distribution: DistributionSettings = DistributionSettings()
     workloads: list[WorkloadSettings] = Field(default=[], description="who gets which identity")
     casbin_adapters: list[CasbinAdapterSettings] = Field(
@@ -387,6 +401,10 @@ class Settings(BaseModel):
             )
             for provider in self.ext_authz_providers
         }
+
+    def failures(self) -> Failures:
+        """Return what bounds the cost of bad tokens."""
+        return Failures(self.tokens.bad_signatures_per_sender, self.tokens.bad_signatures_per_second)
 
     def registrations(self) -> list[Registration]:
         """Return who gets which SVID over SDS."""

@@ -659,8 +659,6 @@ class TestFlood:
         assert ask(elsewhere) == 200
         assert [ask(self.bad(number, "10.0.0.2")) for number in range(10, 13)] == [401, 401, 429]
         assert [ask(self.bad(20), 1.0), ask(bearer(ed_signer().token({"sub": "later"})), 1.0)] == [401, 200]
-        assert environment.failures is not None
-        assert environment.failures.unchecked == 3
 
     @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 30)), max_size=60))
     def test_bounds_hold(self, events: list[tuple[str, int]]) -> None:
