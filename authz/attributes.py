@@ -35,6 +35,8 @@ class Attributes:
 
     __slots__ = (
         "_context",
+        "_first",
+        "_first_values",
         "_http",
         "_lines",
         "_lower",
@@ -42,7 +44,6 @@ class Attributes:
         "_method",
         "_mode",
         "_path",
-        "_scanned",
         "claims",
         "destination",
         "reported",
@@ -58,7 +59,8 @@ class Attributes:
         """`message`, the serialised request, makes looking for absent headers cheap."""
         self._message = message
         self._lower: bytes | None = None
-        self._scanned = False
+        self._first = ""  # the header that was asked for first, and its values
+        self._first_values: Sequence[str] = _NOTHING
         self._context = context
         self._http = context.request.http
         self._mode = mode
@@ -141,11 +143,12 @@ class Attributes:
         http = self._http
         if self._lines is None:
             lines = http.header_map.headers
-            if not self._scanned:
+            if not self._first:
                 # One header is found sooner than all are sorted; who asks for a second may ask for more.
-                self._scanned = True
                 found = [_text(line) for line in lines if line.key.lower() == name]
-                return found if lines else self._joined(name)
+                self._first, self._first_values = name, found if lines else self._joined(name)
+            if name == self._first:
+                return self._first_values
             self._lines = {}
             for line in lines:
                 self._lines.setdefault(line.key.lower(), []).append(line)

@@ -16,7 +16,15 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import bench_check, bench_envoy, bench_load, bench_ratelimit, bench_roles, bench_target
+from benchmarks import (
+    bench_check,
+    bench_envoy,
+    bench_load,
+    bench_ratelimit,
+    bench_roles,
+    bench_target,
+    bench_tokens,
+)
 from benchmarks.report import Section, as_json, failures, render
 from benchmarks.run import running
 from garrison.errors import GarrisonError
@@ -32,6 +40,7 @@ _NOT_QUICK = {"log"}
 BENCHMARKS = {
     "check": bench_check.transports,
     "log": bench_check.decision_log,
+    "tokens": bench_tokens.tokens,
     "roles": bench_roles.roles,
     "load": bench_load.load,
     "envoy": bench_envoy.envoy,

@@ -10,9 +10,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
+from pathlib import Path
+from struct import Struct
 from time import perf_counter
 from typing import cast
 
@@ -37,6 +39,8 @@ Metadata = Sequence[tuple[bytes, bytes]]
 
 _OK = (b"grpc-status", b"0")
 _WINDOW_BYTES = 1 << 24
+# How often a paced load begins the calls that are due.
+_PACE_SECONDS = 0.001
 # A load that hangs is a result too: after its time it may take this long to collect the last answers.
 _SETTLE_SECONDS = 5.0
 
@@ -65,9 +69,16 @@ class _Run:
     """What the connections of one load share."""
 
     def __init__(
-        self, messages: Sequence[bytes], calls: int | None, on_answer: Callable[[bytes], None] | None
+        self,
+        messages: Sequence[bytes],
+        calls: int | None,
+        on_answer: Callable[[bytes], None] | None,
+        rate: float | None,
     ) -> None:
         self.on_answer = on_answer
+        self.rate = rate
+        self._begin = perf_counter()
+        self._made = 0
         self.frames = cycle([PREFIX.pack(0, len(message)) + message for message in messages])
         self.left = calls
         self.stopped = False
@@ -79,6 +90,10 @@ class _Run:
         """Return whether one more call is to be made, and count it."""
         if self.stopped or self.left == 0:
             return False
+        if self.rate is not None:
+            if self._made >= (perf_counter() - self._begin) * self.rate:
+                return False
+            self._made += 1
         if self.left is not None:
             self.left -= 1
         return True
@@ -109,7 +124,8 @@ class _Client(asyncio.Protocol):
         try:
             self._http2.receive_data(data)
             self._process(self._http2.events())
-            self._fill()
+            if self._run.rate is None or self._run.stopped:
+                self._fill()
         except NGH2Error:
             self._transport.abort()
 
@@ -162,7 +178,9 @@ class _Client(asyncio.Protocol):
         data = http2.data_to_send()
         if data:
             self._transport.write(data)
-        if not self._started and not self.done.done():
+        if run.rate is not None and not run.stopped:
+            self._loop.call_later(_PACE_SECONDS, self._fill)
+        elif not self._started and not self.done.done():
             self.done.set_result(None)
             self._transport.close()
 
@@ -181,11 +199,13 @@ async def load(
     seconds: float | None = None,
     metadata: Metadata = (),
     on_answer: Callable[[bytes], None] | None = None,
+    rate: float | None = None,
 ) -> LoadResult:
     """Call `method_path` with `messages` in turn, until `calls` were made or `seconds` are over.
 
     A call counts as an error if it ends with another status than OK, or with its connection. A connection
     that got a GOAWAY finishes its calls and makes no more. `on_answer` is given each response message.
+    With a `rate`, so many calls are begun in a second, as long as no more than `streams` are in flight.
 
     Raises:
         ValueError: neither bound is given, or the address is a TLS one.
@@ -197,7 +217,7 @@ async def load(
     if address.scheme is Scheme.TLS:
         raise ValueError("this client has no TLS")
     loop = asyncio.get_running_loop()
-    run = _Run(messages, calls, on_answer)
+    run = _Run(messages, calls, on_answer, rate)
     authority = "localhost" if address.scheme is Scheme.UNIX else f"{address.host}:{address.port}"
     headers = [
         (b":method", b"POST"),
@@ -255,12 +275,32 @@ def _result(run: _Run, seconds: float) -> LoadResult:
     )
 
 
+_LENGTH = Struct(">I")
+
+
+def write_messages(file: Path, messages: Iterable[bytes]) -> None:
+    """Write `messages` for `--messages`."""
+    file.write_bytes(b"".join(_LENGTH.pack(len(message)) + message for message in messages))
+
+
+def read_messages(file: Path) -> list[bytes]:
+    """Return what `write_messages` wrote."""
+    content, found, at = file.read_bytes(), [], 0
+    while at < len(content):
+        (length,) = _LENGTH.unpack_from(content, at)
+        found.append(content[at + _LENGTH.size : at + _LENGTH.size + length])
+        at += _LENGTH.size + length
+    return found
+
+
 def main() -> None:
     """Print what came of one load."""
     parser = argparse.ArgumentParser(description="Load a unary gRPC method.")
     parser.add_argument("address", type=Address.parse, help="tcp://HOST:PORT or unix:///PATH")
     parser.add_argument("method", help="/package.Service/Method")
     parser.add_argument("--message", type=bytes.fromhex, default=b"", help="the request, in hex")
+    parser.add_argument("--messages", type=Path, help="a file of requests, each after its length (4 bytes)")
+    parser.add_argument("--rate", type=float, help="calls begun in a second; as many as go, if left out")
     parser.add_argument("--connections", type=int, default=4)
     parser.add_argument("--streams", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=3.0)
@@ -269,7 +309,8 @@ def main() -> None:
         load(
             options.address,
             options.method,
-            [options.message],
+            read_messages(options.messages) if options.messages else [options.message],
+            rate=options.rate,
             connections=options.connections,
             streams=options.streams,
             seconds=options.seconds,

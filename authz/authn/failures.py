@@ -5,37 +5,49 @@ from __future__ import annotations
 # Bad signatures a second that are looked at: about a tenth of a core in all.
 DEFAULT_PER_SENDER = 1_000
 DEFAULT_OVERALL = 4_000
+# How many of them may come at once. Verified one after the other they keep all other calls waiting: this is
+# less than a millisecond's worth.
+BURST = 10
+# Seconds since the epoch, as floats, are no finer than a quarter of this.
+_RESOLUTION = 1e-6
+# Senders to remember before those that have kept still are forgotten.
+_MANY_SENDERS = 10_000
 
 
 class Failures:
-    """Counts bad signatures in the current second, by the address that sent them and overall.
+    """Keeps bad signatures to a rate, of each address that sends them and overall.
 
-    Above either bound, tokens that were not seen before are not looked at until the second is over. Tokens
-    that were verified before do not come here.
+    Above either rate, tokens that were not seen before are not looked at. Tokens that were verified before do
+    not come here. The rule is GCRA: each failure takes its share of time, and `BURST` shares may be ahead.
     """
 
-    __slots__ = ("_by_sender", "_overall", "_overall_bound", "_second", "_sender_bound")
+    __slots__ = ("_ahead_overall", "_ahead_sender", "_overall", "_senders", "_step_overall", "_step_sender")
 
     def __init__(self, per_sender: int = DEFAULT_PER_SENDER, overall: int = DEFAULT_OVERALL) -> None:
-        self._sender_bound = per_sender
-        self._overall_bound = overall
-        self._second = 0
-        self._overall = 0
-        self._by_sender: dict[str, int] = {}  # no more entries than `overall`
+        """Allow `per_sender` failures a second of one address, and `overall` of all."""
+        self._step_sender, self._step_overall = 1 / per_sender, 1 / overall
+        self._ahead_sender = self._step_sender * (min(BURST, per_sender) - 1) + _RESOLUTION
+        self._ahead_overall = self._step_overall * (min(BURST, overall) - 1) + _RESOLUTION
+        self._overall = 0.0  # until when the failures so far have taken their time
+        self._senders: dict[str, float] = {}
 
     def allow(self, sender: str, now: float) -> bool:
-        """Return whether a token of `sender` may be verified at `now` (seconds since the epoch)."""
-        self._turn(now)
-        return self._overall < self._overall_bound and self._by_sender.get(sender, 0) < self._sender_bound
+        """Return whether a token of `sender` may be verified at `now` (seconds; a clock that may be set)."""
+        return (
+            self._taken(self._overall, now, self._ahead_overall) <= self._ahead_overall
+            and self._taken(self._senders.get(sender, 0.0), now, self._ahead_sender) <= self._ahead_sender
+        )
 
     def count(self, sender: str, now: float) -> None:
         """Note that a token of `sender` had a bad signature."""
-        self._turn(now)
-        self._overall += 1
-        self._by_sender[sender] = self._by_sender.get(sender, 0) + 1
+        if len(self._senders) >= _MANY_SENDERS:
+            self._senders = {name: until for name, until in self._senders.items() if until > now}
+        overall = self._taken(self._overall, now, self._ahead_overall)
+        of_sender = self._taken(self._senders.get(sender, 0.0), now, self._ahead_sender)
+        self._overall = now + overall + self._step_overall
+        self._senders[sender] = now + of_sender + self._step_sender
 
-    def _turn(self, now: float) -> None:
-        second = int(now)
-        if second != self._second:
-            self._second, self._overall = second, 0
-            self._by_sender.clear()
+    def _taken(self, until: float, now: float, ahead: float) -> float:
+        """Return how far ahead of `now` the failures are; nothing where the clock was set back."""
+        taken = until - now
+        return taken if 0.0 < taken <= ahead + 1.0 else 0.0

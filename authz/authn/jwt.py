@@ -174,6 +174,7 @@ class TokenRules:
     headers: tuple[str, ...]  # every header in which a token can stand
     parameters: tuple[str, ...]  # every parameter
     no_token: TokenResult
+    unchecked: TokenResult  # what a token comes to that is not looked at
     # What a call proved that brought one value of one of `headers`, and nothing else, by the hash of that
     # value; and from when until when such a call is refused.
     proved: dict[bytes, _Proof] = field(default_factory=dict, repr=False)
@@ -194,6 +195,7 @@ class TokenRules:
             tuple(dict.fromkeys(name for place in places if (name := _header_of(place)))),
             tuple(place.name for place in places if isinstance(place, ParameterPlace)),
             TokenResult(mutations=Mutations(changes) if changes else NO_MUTATIONS),
+            TokenResult(_unchecked(rules[0].policy)),
         )
 
     @property
@@ -261,6 +263,8 @@ def authenticate(
             return result
     elif (refused := rules.refused.get(digest)) is not None and refused[1] <= now < refused[2]:
         return refused[0]
+    elif failures is not None and not failures.allow(_sender(attributes), now):
+        return rules.unchecked
     result, proof, final = _prove(rules, attributes, now, keys, failures)
     if proof is not None:
         _remember(rules.proved, digest, proof, MAX_CACHED_TOKENS)
@@ -311,15 +315,7 @@ def _prove(
         denial = _unauthorized(str(error), candidates[0].policy, rules.realm)
         return TokenResult(denial), None, error.final
     except _Unchecked:
-        reason = "too many bad tokens came from this address; the token was not looked at"
-        denial = deny(
-            ReasonCode.TOO_MANY_BAD_TOKENS,
-            reason,
-            http_status=429,
-            public="too many invalid tokens",
-            policy=candidates[0].policy,
-        )
-        return TokenResult(denial), None, False
+        return rules.unchecked, None, False
     if not _is_audience(rule, verified.claims):
         reason = f"the token's audience is none of {', '.join(sorted(rule.audiences))}"
         denial = deny(
@@ -436,7 +432,7 @@ class _Verifier:
         for rule in rules:
             verified = self._known(rule, digest)
             if verified is None:
-                token = token or _Token.of(text)
+                token = token or self._looked_at(text)
                 if not _is_meant(rule, rules, token):
                     continue
                 try:
@@ -451,6 +447,11 @@ class _Verifier:
         if elsewhere is not None:
             return elsewhere
         raise failure or _Invalid("the token's issuer is not one that is configured here")
+
+    def _looked_at(self, text: str) -> _Token:
+        if self.failures is not None and not self.failures.allow(self.sender, self.now):
+            raise _Unchecked
+        return _Token.of(text)
 
     def _known(self, rule: JwtRule, digest: bytes) -> _Verified | None:
         """Return what `rule` has verified before, unless a key is gone or the time is over since."""
@@ -481,8 +482,6 @@ class _Verifier:
             if isinstance(rule.keys, KeySource):
                 self.keys.missed(rule.keys)
             raise _Invalid("no configured key has the token's `kid` and `alg`", final=False)
-        if self.failures is not None and not self.failures.allow(self.sender, self.now):
-            raise _Unchecked
         for key in fitting:
             if token.is_signed_by(key):
                 return _Verified(token.claims, keys, key, begin, end)
@@ -667,6 +666,16 @@ def bearer_challenge(realm: str, error: str = "", description: str = "") -> str:
     parameters = {"realm": realm, "error": error, "error_description": description.replace("`", "")}
     shown = ", ".join(f'{name}="{value}"' for name, value in parameters.items() if value)
     return f"Bearer {shown}" if shown else "Bearer"
+
+
+def _unchecked(policy: str) -> Decision:
+    return deny(
+        ReasonCode.TOO_MANY_BAD_TOKENS,
+        "too many bad tokens came from this address; the token was not looked at",
+        http_status=429,
+        public="too many invalid tokens",
+        policy=policy,
+    )
 
 
 def _unauthorized(reason: str, policy: str, realm: str) -> Decision:
