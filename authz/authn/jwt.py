@@ -610,7 +610,7 @@ class _Token:
 def _decode_part(part: str) -> dict[str, Any]:
     try:
         text = _decode_base64(part).decode("utf-8")
-        value = json.loads(text, object_pairs_hook=unique_names, parse_constant=_no_constant)
+        value = _JSON.decode(text)
     except (ValueError, RecursionError):
         raise _Invalid("the token is not a JWT: its header or payload is not a JSON object") from None
     if not isinstance(value, dict):
@@ -643,6 +643,9 @@ def _decode_base64(part: str) -> bytes:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"`{name}` is not JSON")
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=unique_names, parse_constant=_no_constant)
 
 
 def _is_number(value: Any) -> TypeGuard[int | float]:
