@@ -46,7 +46,9 @@ def check_url(url: str) -> str:
 
 def shown(url: str) -> str:
     """Return `url` as messages show it: queries may hold secrets, and a redirect may be of any length."""
-    return url.partition("#")[0].partition("?")[0].rpartition("@")[2][:_MOST_SHOWN]
+    scheme, separator, rest = url.partition("#")[0].partition("?")[0].partition("://")
+    authority, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}"[:_MOST_SHOWN]
 
 
 def parse_network(text: str) -> Network:

@@ -91,5 +91,5 @@ def test_networks() -> None:
 def test_messages_show_no_query_and_no_password() -> None:
     """What a message shows of a URL ends before its query and is short."""
     assert shown("https://a.example/b?key=secret#c") == "https://a.example/b"
-    assert shown("https://user:secret@a.example/b") == "a.example/b"
+    assert shown("https://user:secret@a.example/b@c") == "https://a.example/b@c"
     assert len(shown("http://a/" + "x" * 1000)) == 200
