@@ -231,7 +231,7 @@ class Fetcher:
                 url.geturl(),
                 response.status,
                 _joined(response.getheaders()),
-                self._read(response, deadline) if 200 <= response.status < 300 else b"",
+                self._read(response, deadline, shown(url.geturl())) if 200 <= response.status < 300 else b"",
                 is_local,
             )
         finally:
@@ -254,23 +254,23 @@ class Fetcher:
                 problem = error
         raise problem or OSError("no address")
 
-    def _read(self, response: http.client.HTTPResponse, deadline: float) -> bytes:
+    def _read(self, response: http.client.HTTPResponse, deadline: float, url: str) -> bytes:
         encoding = response.getheader("content-encoding") or "identity"
         if encoding.lower() != "identity":
-            raise DependencyError("the server sends an encoding that was not asked for")
+            raise DependencyError(f"`{url}`: the server sends an encoding that was not asked for")
         length = response.getheader("content-length")
         chunked = (response.getheader("transfer-encoding") or "").lower() == "chunked"
         if length is None and not chunked and response.status != 204:
-            raise DependencyError("the server does not say where the body ends")
+            raise DependencyError(f"`{url}`: the server does not say where the body ends")
         body = bytearray()
         while piece := response.read1(_CHUNK_BYTES):
             body += piece
             if len(body) > self._max_bytes:
-                raise DependencyError(f"the body has more than {self._max_bytes} bytes")
+                raise DependencyError(f"`{url}`: the body has more than {self._max_bytes} bytes")
         if time.monotonic() >= deadline:
-            raise DependencyError("the body did not come in time")
+            raise DependencyError(f"`{url}`: the body did not come in time")
         if length is not None and not chunked and str(len(body)) != length.strip():
-            raise DependencyError("the body was cut off")
+            raise DependencyError(f"`{url}`: the body was cut off")
         return bytes(body)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from authz.authn.jwt import JwtRule
+from authz.authn.keys import KeySource
 from authz.casbin_policy import CasbinPolicies
 from authz.decision import Decision
 from authz.mixer.rules import MixerPolicies
@@ -133,4 +134,6 @@ class PolicySet:
     sources: tuple[bytes, ...] = ()
     path_normalization: PathNormalization = PathNormalization.BASE
     namespace_path_normalization: Mapping[str, PathNormalization] = field(default_factory=dict)
+    # The keys that token rules verify with, as far as they are fetched.
+    key_sources: tuple[KeySource, ...] = ()
     has_roles: bool = False  # whether there is any role, binding or switch: `rbac.istio.io` is in use
