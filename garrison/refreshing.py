@@ -26,11 +26,12 @@ _CONCURRENT_FETCHES = 8
 # this spin.
 _LONGEST_WAIT_SECONDS = 10.0
 _SHORTEST_WAIT_SECONDS = 0.05
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 def clock() -> float:
     """Return seconds that never run backwards and, where the system can tell, go on while it sleeps."""
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+    return time.clock_gettime(_CLOCK)
 
 
 class Scheduled(Protocol):
