@@ -40,10 +40,11 @@ class VerificationKey:
     use: str = "sig"
 
 
-def parse_jwks(text: str) -> tuple[VerificationKey, ...]:
+def parse_jwks(text: str, *, skip_unusable: bool = False) -> tuple[VerificationKey, ...]:
     """Return the signature keys in the JWK Set `text` (RFC 7517, section 5).
 
-    Entries with an unknown `kty` or another `use` are left out, as section 5 asks.
+    Entries with an unknown `kty` or another `use` are left out, as section 5 asks. With `skip_unusable` so is
+    every other entry that cannot be used: a key that an issuer adds must not take away those beside it.
 
     Raises:
         KeySetError: not a JWK Set, no usable key in it, a symmetric or private key, or a weak RSA key.
@@ -56,11 +57,19 @@ def parse_jwks(text: str) -> tuple[VerificationKey, ...]:
     entries = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(entries, list):
         raise KeySetError("has no list `keys`")
-    keys = [
-        key for index, entry in enumerate(entries) if (key := _verification_key(index, entry)) is not None
-    ]
+    keys: list[VerificationKey] = []
+    unusable: KeySetError | None = None
+    for index, entry in enumerate(entries):
+        try:
+            key = _verification_key(index, entry)
+        except KeySetError as error:
+            if not skip_unusable:
+                raise
+            unusable = unusable or error
+        else:
+            keys += [key] if key is not None else []
     if not keys:
-        raise KeySetError("has no key that verifies signatures")
+        raise unusable or KeySetError("has no key that verifies signatures")
     return tuple(keys)
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from authz.authn.jwt import DEFAULT_PLACES, ClaimHeader, JwtRule, Profile
+from authz.authn.key_discovery import check_source
 from authz.authn.keys import KeySet, KeySetError, KeySource, parse_jwks
 from authz.authn.places import CookiePlace, HeaderPlace, ParameterPlace, Place
 from authz.policy.compile import Compiler, Loaded
@@ -160,24 +160,19 @@ class _Rule:
             except KeySetError as error:
                 self._report("jwks", "jwks", f"the key set {error}")
                 return None
-        timeout = self._timeout()
-        if rule.jwksUri:
-            if problem := _check_url(rule.jwksUri, ("https", "http", "file")):
-                self._report("jwksUri", "jwks_uri", problem)
-                return None
-            if rule.jwksUri.startswith("http:"):
-                self._insecure("jwksUri", "keys over http:// can be replaced by whoever is on the way")
-            return KeySource(rule.jwksUri, rule.issuer, timeout)
-        if not rule.issuer:
+        source = KeySource(rule.jwksUri or "", rule.issuer, self._timeout())
+        if not rule.jwksUri and not rule.issuer:
             self._report("", "missing_field", "a rule needs an `issuer` or a `jwksUri`")
             return None
-        if problem := _check_url(rule.issuer, ("https", "http")):
+        where = "jwksUri" if rule.jwksUri else "issuer"
+        if problem := check_source(source):
             hint = "without `jwks` and `jwksUri`, OpenID discovery at the issuer says where the keys are"
-            self._report("issuer", "jwks_uri", problem, hint)
+            self._report(where, "jwks_uri", problem, "" if rule.jwksUri else hint)
             return None
-        if rule.issuer.startswith("http:"):
-            self._insecure("issuer", "discovery over http:// can be answered by whoever is on the way")
-        return KeySource("", rule.issuer, timeout)
+        if (rule.jwksUri or rule.issuer).startswith("http:"):
+            message = "keys that come over http:// can be replaced by whoever is on the way"
+            self._compiler.warn(self._loaded.document, (*self._where, where), "insecure_keys", message)
+        return source
 
     def _timeout(self) -> float:
         text = self._rule.timeout
@@ -225,27 +220,6 @@ class _Rule:
         if not self._rule.audiences:
             self._report("", "jwt_svid", "JWT-SVIDs are for somebody: the rule needs `audiences`")
 
-    def _insecure(self, name: str, message: str) -> None:
-        where = (*self._where, name)
-        self._compiler.warn(self._loaded.document, where, "insecure_keys", message)
-
     def _report(self, name: str, code: str, message: str, hint: str = "") -> None:
         where = (*self._where, name) if name else self._where
         self._compiler.report(self._loaded, where, code, message, hint)
-
-
-def _check_url(url: str, schemes: tuple[str, ...]) -> str:
-    """Return what is wrong with `url`, empty when nothing is."""
-    shown = " or ".join(f"{scheme}://" for scheme in schemes)
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        return f"`{url}` is not a URL"
-    if parts.scheme not in schemes or any(character <= " " or character >= "\x7f" for character in url):
-        return f"`{url}` is not a URL that starts with {shown}"
-    if parts.username is not None or parts.password is not None:
-        return "a URL with a user or password is not supported"
-    if parts.scheme == "file":
-        return "" if not parts.netloc and parts.path.startswith("/") else f"`{url}` is not `file:///PATH`"
-    return "" if parts.hostname and port != 0 else f"`{url}` names no host"

@@ -16,8 +16,11 @@ from typing import Any
 import structlog
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
+from authz.authn.key_cache import KeyCache
+from authz.authn.key_refresher import KeyRefresher, key_fetch
 from authz.environment import Environment
-from authz.mixer.refresher import ListRefresher
+from authz.mixer.lists import MAX_LIST_BYTES
+from authz.mixer.refresher import ListRefresher, list_fetch
 from authz.service import Authorization, DestinationResolver
 from authz.snapshot import Snapshot, load_snapshot
 from ca.api.sds import SERVICE as SDS
@@ -29,12 +32,13 @@ from garrison.distribution.follower import Follower
 from garrison.distribution.policies import BundleCompiler
 from garrison.documents import Diagnostic, DocumentCache, Position
 from garrison.errors import ConfigError
+from garrison.fetching import Fetcher
 from garrison.process.admin import AdminServer
 from garrison.process.control import ControlServer
 from garrison.process.reload import Reloader, watch
 from garrison.process.settings import DistributionSettings, Settings
 from garrison.telemetry.log import LineWriter
-from garrison.telemetry.metrics import DistributionCollector, ServerCollector
+from garrison.telemetry.metrics import DistributionCollector, KeyCollector, ServerCollector
 from garrison.transport.h2 import Limits
 from garrison.transport.health import SERVICE as HEALTH
 from garrison.transport.health import Health
@@ -66,7 +70,15 @@ class Server:
         self._sds: SecretDiscovery | None = None
         self._providers = settings.providers()
         self._store = MemoryStore()
-        self._lists = ListRefresher()
+        fetcher = settings.keys.fetcher()
+        self._keys = KeyRefresher(
+            key_fetch(fetcher),
+            settings.keys.rules(),
+            KeyCache(settings.keys.cache) if settings.keys.cache else None,
+        )
+        self._lists = ListRefresher(
+            list_fetch(Fetcher(max_bytes=MAX_LIST_BYTES, blocked=settings.keys.blocked_ranges))
+        )
         self._stop = asyncio.Event()
         self._ready = self._listening = False
         self.health = Health([AUTHORIZATION, RATE_LIMIT])
@@ -76,7 +88,7 @@ class Server:
             settings.log.decisions,
             decision_log_lines=settings.log.decisions_per_second,
             providers=self._providers,
-            environment=Environment(lists=self._lists, failures=settings.failures()),
+            environment=Environment(lists=self._lists, keys=self._keys, failures=settings.failures()),
         )
         cache, adapters = DocumentCache(), settings.adapters()
         self._policies: Reloader[Snapshot] = Reloader(
@@ -84,7 +96,7 @@ class Server:
             settings.policies,
             lambda paths: load_snapshot(paths, settings.mesh, cache, adapters),
             self._use_policies,
-            prepare=lambda snapshot: self._lists.prepare(snapshot.policies.mixer.sources),
+            prepare=self._prepare,
             also=lambda snapshot: snapshot.policies.files,
         )
         self._limits_in_force: RateLimits
@@ -137,7 +149,7 @@ class Server:
         if self._follower is not None:
             await self._follower.restore()
         await self._policies.prepare(self._policies.current)
-        fetching = asyncio.create_task(self._lists.run())
+        fetching = asyncio.gather(self._lists.run(), self._keys.run())
         following = asyncio.create_task(self._follower.run() if self._follower else asyncio.sleep(0))
         try:
             if self._follower is not None:
@@ -164,9 +176,17 @@ class Server:
             admin.close()
         log.info("stopped")
 
+    async def _prepare(self, snapshot: Snapshot) -> None:
+        """Fetch what the snapshot needs and nobody needed before."""
+        await asyncio.gather(
+            self._lists.prepare(snapshot.policies.mixer.sources),
+            self._keys.prepare(snapshot.policies.key_sources),
+        )
+
     def _use_policies(self, snapshot: Snapshot) -> None:
         self._authorization.use(snapshot)
         self._lists.retain(snapshot.policies.mixer.sources)
+        self._keys.retain(snapshot.policies.key_sources)
         if self._listening and not self._ready:
             self._set_ready(ready=True)
 
@@ -242,6 +262,7 @@ class Server:
                 ready=lambda: self._ready,
             )
         )
+        registry.register(KeyCollector(self._keys.status))
         if (follower := self._follower) is not None:
             registry.register(
                 DistributionCollector(

@@ -8,11 +8,13 @@ is an error in each of them.
 from __future__ import annotations
 
 import re
+import ssl
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 from importlib import import_module
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
@@ -27,6 +29,7 @@ from pydantic import (
 )
 
 from authz.authn.failures import DEFAULT_OVERALL, DEFAULT_PER_SENDER, Failures
+from authz.authn.key_state import KeyRules
 from authz.casbin_policy import AdapterFactory
 from authz.destination import Destination, destination_from_attributes
 from authz.paths import PathNormalization
@@ -44,9 +47,11 @@ from garrison.documents import Diagnostic, Document, parse, validate
 from garrison.documents.diagnostic import Position
 from garrison.durations import parse_duration
 from garrison.errors import ConfigError
+from garrison.fetching import Fetcher
 from garrison.identity import SpiffeId, TrustDomain
 from garrison.transport.address import Address, Scheme
 from garrison.transport.tls import TlsFiles
+from garrison.urls import parse_network
 
 ENVIRONMENT_PREFIX = "GARRISON_"
 # Kubernetes gives these to containers when a Service is called `garrison`; GARRISON_ENVOY is the demo's.
@@ -84,6 +89,7 @@ FilePath = Annotated[Path, _text(Path)]
 RedisUrl = Annotated[RedisAddress, _text(RedisAddress.parse)]
 TrustedKey = Annotated[PublicKey, _text(PublicKey.parse)]
 ChannelName = Annotated[str, _text(lambda text: Channel(text).name)]
+FetchedNetwork = Annotated[IPv4Network | IPv6Network, _text(parse_network)]
 FileMode = Annotated[int, _text(lambda text: int(text, 8)), Field(ge=0, le=0o777)]
 
 
@@ -159,6 +165,55 @@ class CaSettings(BaseModel):
 
     model_config = _STRICT
     dir: FilePath | None = Field(default=None, description="folder that `ca init` wrote; none: no SDS")
+
+
+class KeysSettings(BaseModel):
+    """Keys of token issuers that are fetched; see `docs/reference/keys.md`."""
+
+    model_config = _STRICT
+    refresh: Duration = Field(
+        default=timedelta(minutes=20), description="how long keys live whose issuer does not say"
+    )
+    max_stale: Duration = Field(
+        default=timedelta(days=1), description="how long keys are used that the issuer no longer confirms"
+    )
+    ca: FilePath | None = Field(
+        default=None, description="roots that issuers are verified with (PEM); none: those of the system"
+    )
+    cache: FilePath | None = Field(
+        default=None, description="folder that remembers keys for a start while an issuer is away"
+    )
+    blocked_ranges: list[FetchedNetwork] = Field(
+        default=[], description="networks that neither keys nor Mixer's lists are fetched from"
+    )
+
+    @field_validator("refresh", "max_stale")
+    @classmethod
+    def _long_enough(cls, value: timedelta, info: ValidationInfo) -> timedelta:
+        most = timedelta(days=1) if info.field_name == "refresh" else timedelta(days=365)
+        if not timedelta(minutes=1) <= value <= most:
+            raise ValueError(f"`{info.field_name}` is between 1m and {most.days}d")
+        return value
+
+    def rules(self) -> KeyRules:
+        """Return what these settings say about times."""
+        return KeyRules(self.max_stale.total_seconds(), self.refresh.total_seconds())
+
+    def fetcher(self) -> Fetcher:
+        """Return what fetches keys.
+
+        Raises:
+            ConfigError: `ca` cannot be used.
+
+        """
+        if self.ca is not None:
+            try:
+                ssl.create_default_context(cafile=str(self.ca))
+            except OSError as error:
+                message = f"`{self.ca}` holds no certificates to verify with: {error}"
+                problem = Diagnostic("settings", Position(1, 1), ("keys", "ca"), "ca", message)
+                raise ConfigError([problem]) from error
+        return Fetcher(ca=self.ca, blocked=self.blocked_ranges)
 
 
 class DistributionSettings(BaseModel):
@@ -341,6 +396,7 @@ class Settings(BaseModel):
     control: ControlSettings = ControlSettings()
     admin: AdminSettings = AdminSettings()
     ca: CaSettings = CaSettings()
+    keys: KeysSettings = KeysSettings()
     log: LogSettings = LogSettings()
     tokens: TokenSettings = TokenSettings()
     distribution: DistributionSettings = DistributionSettings()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -61,6 +63,65 @@ class ServerCollector(Collector):
             snapshots.add_metric((kind, version), 1)
         yield snapshots
         yield GaugeMetricFamily(names.READY, names.READY_HELP, value=float(self._ready()))
+
+
+class KeyFigures(Protocol):
+    """What is known of the keys of one source; `age_seconds` is None when there never were any."""
+
+    @property
+    def name(self) -> str:
+        """The source's URL or issuer."""
+
+    @property
+    def available(self) -> bool:
+        """Whether there are keys to verify with."""
+
+    @property
+    def age_seconds(self) -> float | None:
+        """Time since they were confirmed."""
+
+    @property
+    def failures(self) -> int:
+        """Fetches that failed in a row."""
+
+    @property
+    def fetched(self) -> int:
+        """Fetches that brought keys."""
+
+    @property
+    def failed(self) -> int:
+        """Fetches that did not."""
+
+
+class KeyCollector(Collector):
+    """Reads what is known of keys that are fetched. Of sources with one name the worst figures count."""
+
+    def __init__(self, figures: Callable[[], Sequence[KeyFigures]]) -> None:
+        self._figures = figures
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield every metric family."""
+        by_name: dict[str, list[KeyFigures]] = defaultdict(list)
+        for one in self._figures():
+            by_name[one.name].append(one)
+        available = GaugeMetricFamily(
+            names.KEYS_AVAILABLE, names.KEYS_AVAILABLE_HELP, labels=names.KEYS_AVAILABLE_LABELS
+        )
+        age = GaugeMetricFamily(names.KEYS_AGE, names.KEYS_AGE_HELP, labels=names.KEYS_AGE_LABELS)
+        failures = GaugeMetricFamily(
+            names.KEYS_FAILURES, names.KEYS_FAILURES_HELP, labels=names.KEYS_FAILURES_LABELS
+        )
+        fetches: Counter[tuple[str, ...]] = Counter()
+        for name, found in by_name.items():
+            available.add_metric((name,), float(all(one.available for one in found)))
+            ages = [one.age_seconds for one in found if one.age_seconds is not None]
+            if ages:
+                age.add_metric((name,), max(ages))
+            failures.add_metric((name,), max(one.failures for one in found))
+            fetches[name, "ok"] = sum(one.fetched for one in found)
+            fetches[name, "failed"] = sum(one.failed for one in found)
+        yield from (available, age, failures)
+        yield _counter(names.KEYS_FETCHES, names.KEYS_FETCHES_HELP, names.KEYS_FETCHES_LABELS, fetches)
 
 
 class DistributionCollector(Collector):

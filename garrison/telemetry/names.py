@@ -34,6 +34,24 @@ SDS_LABELS = ("event",)
 RATE_LIMIT_REFUSED = "garrison_rate_limit_buckets_refused"
 RATE_LIMIT_REFUSED_HELP = "New rate-limit counters refused because the store was full"
 
+KEYS_AVAILABLE = "garrison_keys_available"
+KEYS_AVAILABLE_HELP = (
+    "1 when there are keys to verify this issuer's tokens with, 0 when all of them are refused"
+)
+KEYS_AVAILABLE_LABELS = ("source",)
+
+KEYS_AGE = "garrison_keys_age_seconds"
+KEYS_AGE_HELP = "Time since the issuer last confirmed its keys"
+KEYS_AGE_LABELS = ("source",)
+
+KEYS_FAILURES = "garrison_keys_failures"
+KEYS_FAILURES_HELP = "Fetches of keys that failed in a row"
+KEYS_FAILURES_LABELS = ("source",)
+
+KEYS_FETCHES = "garrison_keys_fetches"
+KEYS_FETCHES_HELP = "Fetches of keys, by result"
+KEYS_FETCHES_LABELS = ("source", "result")
+
 DISTRIBUTION_CONNECTED = "garrison_distribution_connected"
 DISTRIBUTION_CONNECTED_HELP = "1 when this replica can see its policy channel, 0 while Redis is away"
 

@@ -42,7 +42,7 @@ from garrison.process.settings import (
     load_settings,
 )
 from garrison.telemetry import names
-from garrison.telemetry.metrics import DistributionCollector, ServerCollector
+from garrison.telemetry.metrics import DistributionCollector, KeyCollector, ServerCollector
 from garrison.transport.address import Address
 from ratelimit.compile import lint as lint_limits
 from ratelimit.service import Counters, Fault
@@ -204,7 +204,9 @@ def metrics_table() -> str:
         ready=lambda: True,
     )
     follower = DistributionCollector(connected=lambda: True, bundles=dict, in_force=lambda: None)
-    types = {metric.name: metric.type for metric in [*collector.collect(), *follower.collect()]}
+    keys = KeyCollector(list)
+    found = [*collector.collect(), *keys.collect(), *follower.collect()]
+    types = {metric.name: metric.type for metric in found}
     rows = []
     for constant, text in vars(names).items():
         if not constant.endswith("_HELP"):

@@ -16,10 +16,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from support.checks import CALL, NOW, check_request, role, snapshot
 
-from authz.mixer.fetch import Fetcher
 from authz.service import Authorization, DecisionLog, DestinationResolver
 from ca.authority import Hierarchy
 from garrison.errors import DependencyError
+from garrison.fetching import Fetcher
 from garrison.identity import SpiffeId, TrustDomain
 from garrison.transport import Call, Method
 from garrison.transport.address import Address
@@ -181,7 +181,7 @@ def test_cve_2022_21656_and_2026_47778_names_by_type_and_without_nul(names: list
 def test_ghsa_fgw5_hp8f_xfhc_fetches_do_not_reach_metadata(url: str) -> None:
     """What policies make us fetch never comes from link-local or metadata addresses."""
     with pytest.raises((DependencyError, ValueError)):
-        Fetcher()(url)
+        Fetcher().get(url)
 
 
 def test_ghsa_fgw5_hp8f_xfhc_jwks_uri_does_not_reach_metadata_services() -> None:
@@ -194,7 +194,7 @@ spec: {jwtRules: [{issuer: i, jwksUri: "http://169.254.169.254/"}]}
 """
     (source,) = snapshot(text).policies.key_sources
     with pytest.raises(DependencyError, match="not allowed"):
-        Fetcher(timeout_seconds=1)(source.url)
+        Fetcher(timeout_seconds=1).get(source.url)
 
 
 def test_cve_2022_39278_and_istio_security_2026_006_large_requests() -> None:

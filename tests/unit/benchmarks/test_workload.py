@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def test_the_mix_is_decided_as_it_says(tmp_path: Path) -> None:
     """Each call of the mix is allowed or denied as declared, in every round, by the demo's own policies."""
     tokens = Tokens()
     write_policies(tmp_path / "policies", tokens)
-    now = 0.0
+    now = time.time()  # the tokens are from now
     service = Authorization(DestinationResolver(), lambda: now, DecisionLog.NONE)
     service.use(load_snapshot([tmp_path / "policies"], MeshSettings()))
     assert decide(service, check_requests(MIX, tokens)) == [ask.allowed for ask in MIX] * ROUNDS
