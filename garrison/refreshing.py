@@ -16,7 +16,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 # How long a reload waits for what it has never seen. What comes later is missing until it does.
 PREPARE_SECONDS = 10.0
@@ -64,26 +64,19 @@ class Refresher(ABC, Generic[Source, State]):
     def _next_state(self, source: Source, state: State, /) -> State:
         """Fetch, and return what is known then. In a thread; does not raise."""
 
-    @abstractmethod
-    def _is_there(self, source: Source, state: State, /) -> bool:
-        """Return whether there is something to work with already."""
-
     async def prepare(self, sources: Iterable[Source], timeout_seconds: float = PREPARE_SECONDS) -> None:
-        """Fetch what is due among `sources`; what is known already stays as it is.
+        """Fetch what is new among `sources`; what is known already stays as it is.
 
-        Returns when each of which there is nothing has been tried once, or after `timeout_seconds`.
+        Returns when each new one has been tried once, or after `timeout_seconds`.
         """
-        wanted = set(sources)
-        new = list(wanted - self._states.keys())
-        begun = await asyncio.gather(*(self._in_thread(self._first_state, one) for one in new))
-        for source, state in zip(new, begun, strict=True):
+        new = list(set(sources) - self._states.keys())
+        if not new:
+            return
+        # Not in our threads: servers may hang in all of them.
+        first = await asyncio.gather(*(asyncio.to_thread(self._first_state, one) for one in new))
+        for source, state in zip(new, first, strict=True):
             self._states.setdefault(source, state)
-        now = self._clock()
-        due = [source for source in wanted if self._states[source].next_fetch_at <= now]
-        missing = {one for one in due if not self._is_there(one, self._states[one])}
-        waited = [task for source, task in [(one, self._start(one)) for one in due] if source in missing]
-        if waited:
-            await asyncio.wait(waited, timeout=timeout_seconds)
+        await asyncio.wait({self._start(source) for source in new}, timeout=timeout_seconds)
 
     def retain(self, sources: Iterable[Source]) -> None:
         """Forget everything that is not in `sources`."""
@@ -140,9 +133,7 @@ class Refresher(ABC, Generic[Source, State]):
         self._changed.set()
 
     async def _refresh(self, source: Source) -> None:
-        new = await self._in_thread(self._next_state, source, self._states[source])
+        loop = asyncio.get_running_loop()
+        new = await loop.run_in_executor(self._pool, self._next_state, source, self._states[source])
         if source in self._states:
             self._states[source] = new
-
-    def _in_thread(self, function: Callable[..., State], *arguments: Any) -> asyncio.Future[State]:
-        return asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)

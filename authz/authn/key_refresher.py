@@ -112,9 +112,6 @@ class KeyRefresher(Refresher[KeySource, KeyState]):
         ]
         return sorted(found, key=lambda one: one.name)
 
-    def _is_there(self, _: KeySource, state: KeyState, /) -> bool:
-        return in_force(self._rules, state, self._clock()) is not None
-
     def _first_state(self, source: KeySource, /) -> KeyState:
         """Return what the cache has; the source is asked at once in any case."""
         now = self._clock()

@@ -63,9 +63,6 @@ class ListRefresher(Refresher[ListSource, ListState]):
     def _first_state(self, _: ListSource, /) -> ListState:
         return ListState(next_fetch_at=self._clock())
 
-    def _is_there(self, source: ListSource, state: ListState) -> bool:
-        return in_force(source, state, self._clock()) is not None
-
     def _next_state(self, source: ListSource, state: ListState) -> ListState:
         """Fetch and parse: large lists take their time."""
         asked_at = self._clock()

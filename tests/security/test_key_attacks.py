@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from authz.authn.key_refresher import KeyRefresher, Timing, key_fetch
 from authz.authn.key_state import Fetched, KeyRules
 from authz.authn.keys import KeySource
 from garrison.errors import DependencyError
-from garrison.fetching import Fetcher
+from garrison.fetching import Answer, Fetcher
 from garrison.urls import parse_network
 
 SOURCE = KeySource("https://issuer.example/keys")
@@ -78,6 +79,22 @@ def test_dns_rebinding_between_discovery_and_keys(tmp_path: Path) -> None:
         assert issuer.asked == {DISCOVERY: 1}
 
 
+class Elsewhere(Fetcher):
+    """A fetcher whose servers seem to be on another machine."""
+
+    def _exchange(self, *arguments: Any, **options: Any) -> Answer:
+        return replace(super()._exchange(*arguments, **options), is_local=False)
+
+
+def test_ssrf_an_issuer_elsewhere_does_not_send_us_to_this_machine(tmp_path: Path) -> None:
+    """A discovery document from another machine cannot name a server on ours."""
+    with TokenIssuer(tmp_path) as issuer:
+        fetch = key_fetch(Elsewhere(ca=issuer.ca))
+        with pytest.raises(DependencyError, match=r"leads to `127\.0\.0\.1`, which is not allowed"):
+            fetch(KeySource("", issuer.issuer))
+        assert issuer.asked == {DISCOVERY: 1}
+
+
 def test_issuer_mix_up(tmp_path: Path) -> None:
     """An issuer that describes itself as another one, or is described by another one, lends nobody its keys."""
     (tmp_path / "a").mkdir()
@@ -130,7 +147,7 @@ def test_tokens_with_made_up_key_ids_do_not_flood_the_issuer() -> None:
 
 
 def test_a_stolen_old_key_does_not_come_back_from_the_cache(tmp_path: Path) -> None:
-    """After a restart the keys of before hold only until the issuer says that they are gone."""
+    """After a restart the issuer is asked before a token is verified with the keys of before."""
     kids = ["stolen"]
 
     def fetch(_: KeySource) -> Fetched:
@@ -139,7 +156,6 @@ def test_a_stolen_old_key_does_not_come_back_from_the_cache(tmp_path: Path) -> N
     async def keys_after_a_start() -> list[str | None]:
         refresher = KeyRefresher(fetch, KeyRules(), KeyCache(tmp_path))
         await refresher.prepare([SOURCE])
-        await asyncio.gather(*refresher._running.values())
         found = refresher.current(SOURCE)
         assert found is not None
         return [key.kid for key in found.keys]

@@ -6,6 +6,7 @@ import socket
 import ssl
 import threading
 import time
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -282,6 +283,21 @@ def test_a_name_that_changes_its_answer_is_looked_at_each_time() -> None:
         with pytest.raises(DependencyError, match=r"leads to `169\.254\.169\.254`"):
             fetch(f"http://issuer.example:{port}/", resolve=lambda *_: next(answers))
     assert next(answers, None) is None
+
+
+class Elsewhere(Fetcher):
+    """A fetcher whose servers seem to be on another machine."""
+
+    def _exchange(self, *arguments: Any, **options: Any) -> Answer:
+        return replace(super()._exchange(*arguments, **options), is_local=False)
+
+
+def test_ssrf_a_server_elsewhere_does_not_redirect_to_this_machine() -> None:
+    """A redirect to loopback is followed only from loopback."""
+    with serving({"/": answer(b"", 302, location="/admin"), "/admin": answer(b"ok")}) as url:
+        with pytest.raises(DependencyError, match=r"leads to `127\.0\.0\.1`, which is not allowed"):
+            Elsewhere().get(url + "/")
+        assert Fetcher().get(url + "/").body == b"ok"
 
 
 def test_what_a_server_elsewhere_names_is_not_on_this_machine() -> None:
