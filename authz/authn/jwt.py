@@ -244,12 +244,11 @@ def authenticate(
         return rules.no_token
     headers = rules.headers
     values = attributes.headers(headers[0]) if len(headers) == 1 else _tagged(headers, attributes)
-    if rules.parameters and may_have_parameter(rules.parameters, attributes.target):
+    target = attributes.target if rules.parameters else ""
+    if len(values) > 1 or ("?" in target and may_have_parameter(rules.parameters, target)):
         return _prove(rules, attributes, clock(), keys, failures)[0]
     if not values:
         return rules.no_token
-    if len(values) > 1:
-        return _prove(rules, attributes, clock(), keys, failures)[0]
     # The way of nearly every call: one header that can hold a token, and what it holds was seen before.
     try:
         digest = sha256(values[0].encode()).digest()
