@@ -73,7 +73,8 @@ class KeyCache:
 
     def prune(self, oldest: float) -> None:
         """Remove what was last written before `oldest` (seconds since 1970): it is too old to be used."""
-        for path in self._folder.glob(f"*{_SUFFIX}"):
+        # Also what a process left behind that ended while it wrote.
+        for path in self._folder.glob(f"*{_SUFFIX}*"):
             with suppress(OSError):
                 if path.lstat().st_mtime < oldest:
                     path.unlink()

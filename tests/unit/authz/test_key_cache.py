@@ -124,9 +124,13 @@ def test_old_files_are_removed(tmp_path: Path) -> None:
         os.utime(newest, (written, written))
     stranger = tmp_path / "notes.txt"
     stranger.write_text("")
-    os.utime(stranger, (1_000, 1_000))
+    unfinished = tmp_path / f".{'0' * 64}.keys.123"
+    unfinished.write_text("")
+    for old in (stranger, unfinished):
+        os.utime(old, (1_000, 1_000))
     cache.prune(2_000)
     assert cache.read(SOURCE) is None
     assert cache.read(OTHER) == KEYS
     assert stranger.exists()
+    assert not unfinished.exists()
     KeyCache(tmp_path / "absent").prune(2_000)
