@@ -29,7 +29,8 @@ PROFILE = "garrison.dev/token-profile"
 _ANNOTATIONS = (CLOCK_SKEW, PROFILE, TYPES)
 
 MAX_CLOCK_SKEW_SECONDS = 300.0
-MAX_TIMEOUT_SECONDS = 60.0
+# Of a fetch that hangs, a process that stops waits for the end.
+MAX_TIMEOUT_SECONDS = 30.0
 _DEFAULT_TIMEOUT_SECONDS = 5.0  # Istio, reference of `timeout`
 
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?s")  # a protobuf Duration in JSON

@@ -384,7 +384,7 @@ class TestFetchedKeys:
             (from_uri("", "file:///etc/passwd"), "jwks_uri"),
             (from_uri("", ""), "missing_field"),
             (from_uri(extra="timeout: 0s"), "duration"),
-            (from_uri(extra="timeout: 61s"), "duration"),
+            (from_uri(extra="timeout: 31s"), "duration"),
             (from_uri(extra="timeout: soon"), "duration"),
             (from_uri(extra=f"jwks: '{ed_signer().jwks()}'"), "exclusive"),
             (from_uri("", "", extra=f"jwks: '{ed_signer().jwks()}'"), "missing_field"),
