@@ -81,6 +81,12 @@ class Attributes:
         return peer_principal(self.reported)
 
     @property
+    def certificate(self) -> str:
+        """The peer's certificate as Envoy sends it: URL-encoded PEM; empty unless Envoy includes it."""
+        found: str = self._context.source.certificate
+        return found
+
+    @property
     def method(self) -> str | None:
         """`request.method`; None for what is not HTTP."""
         if self._method is None:

@@ -29,6 +29,11 @@ class ReasonCode(StrEnum):
     MIXER_DENIED = "mixer_denied"
     CASBIN_DENIED = "casbin_denied"
     UNKNOWN_DESTINATION = "unknown_destination"
+    PLAINTEXT_NOT_ALLOWED = "plaintext_not_allowed"
+    MTLS_NOT_ALLOWED = "mtls_not_allowed"
+    PEER_WITHOUT_IDENTITY = "peer_without_identity"
+    MALFORMED_SPIFFE_ID = "malformed_spiffe_id"
+    FOREIGN_TRUST_DOMAIN = "foreign_trust_domain"
     INVALID_TOKEN = "invalid_token"  # noqa: S105 - the name of a reason
     AUDIENCE_NOT_ALLOWED = "audience_not_allowed"
     MALFORMED_REQUEST = "malformed_request"

@@ -7,6 +7,7 @@ from authz.mixer.documents import KINDS as MIXER_KINDS
 from authz.policy.documents import (
     AuthorizationPolicy,
     ClusterRbacConfig,
+    PeerAuthentication,
     RbacConfig,
     RequestAuthentication,
     Resource,
@@ -22,6 +23,8 @@ KINDS: dict[tuple[str, str], type[Resource]] = {
     ("rbac.istio.io/v1alpha1", "ClusterRbacConfig"): ClusterRbacConfig,
     ("security.istio.io/v1", "AuthorizationPolicy"): AuthorizationPolicy,
     ("security.istio.io/v1beta1", "AuthorizationPolicy"): AuthorizationPolicy,
+    ("security.istio.io/v1", "PeerAuthentication"): PeerAuthentication,
+    ("security.istio.io/v1beta1", "PeerAuthentication"): PeerAuthentication,
     ("security.istio.io/v1", "RequestAuthentication"): RequestAuthentication,
     ("security.istio.io/v1beta1", "RequestAuthentication"): RequestAuthentication,
     **MIXER_KINDS,

@@ -1,8 +1,8 @@
-"""One call, from attributes to outcome: CUSTOM, authentication, policies of every kind.
+"""One call, from attributes to outcome: the peer, CUSTOM, tokens, policies of every kind.
 
-The order is Istio's: CUSTOM first, without identities from tokens; then tokens; then what never decides, what
-denies, what allows. Everything here is a function of its arguments; asking an external authorizer, the one
-step that waits, is left to the caller (`Delegation`).
+The order is Istio's: the connection first; then CUSTOM, without identities from tokens; then tokens; then what
+never decides, what denies, what allows. Everything here is a function of its arguments; asking an external
+authorizer, the one step that waits, is left to the caller (`Delegation`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from authz.attributes import Attributes
-from authz.authn import jwt
+from authz.authn import jwt, peers
 from authz.authn.jwt import TokenResult
 from authz.decision import (
     NO_MUTATIONS,
@@ -64,6 +64,9 @@ def decide(
     """Return what the call comes to, or who has to be asked first; `clock` gives seconds since the epoch."""
     if policies is None:
         return Outcome(UNKNOWN_DESTINATION)
+    refused = peers.refusal(policies.peers, attributes)
+    if refused is not None:
+        return finish(policies, Outcome(refused), attributes)
     if policies.has_custom:
         matched = custom_matches(policies, attributes)
         if matched:
@@ -190,6 +193,7 @@ def explain(policies: DestinationPolicies | None, attributes: Attributes, clock:
     explanation = Explanation(decision, described(attributes))
     if policies is not None:
         stages = list(explained(policies, attributes))
+        explanation.steps += _peer_steps(policies, attributes)
         explanation.steps += [one for one in stages if one[0] == "CUSTOM"]
         explanation.steps += _token_steps(policies, attributes, clock)
         explanation.steps += [one for one in stages if one[0] != "CUSTOM"]
@@ -199,6 +203,16 @@ def explain(policies: DestinationPolicies | None, attributes: Attributes, clock:
             for one in policies.casbin_policies.decisions(policies.casbin, attributes)
         ]
     return explanation
+
+
+def _peer_steps(policies: DestinationPolicies, attributes: Attributes) -> Iterable[tuple[str, Step]]:
+    """Yield a step where peers have to meet something, or this one does not."""
+    denial = peers.refusal(policies.peers, attributes)
+    if denial is not None:
+        yield "PEER", Step(denial.policy, -1, matched=False, field=denial.field, detail=denial.reason)
+    elif not policies.peers.is_permissive:
+        asked = policies.peers.requirement(attributes)
+        yield "PEER", Step(asked.policy, -1, matched=True, field=asked.field, detail=f"meets {asked.mode}")
 
 
 def _token_steps(

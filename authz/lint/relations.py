@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 
 from authz.authn.keys import parse_jwks
+from authz.authn.peers import PeerMode
 from authz.lint.places import Findings, Places, titles
 from authz.policy.documents import (
     ClusterRbacConfig,
@@ -15,7 +16,7 @@ from authz.policy.documents import (
     ServiceRoleBinding,
 )
 from authz.policy.matchers import Condition
-from authz.policy.rules import Action, Policy, PolicySet, Rule, Selector
+from authz.policy.rules import Action, Policy, PolicySet, Rule, Scope, Selector
 
 _CLAIMS = "request.auth."
 
@@ -27,6 +28,7 @@ def look(findings: Findings, places: Places, policies: PolicySet) -> None:
     _replaced_roles(findings, policies)
     _enforcement(findings, places)
     _denied_connections(findings, policies)
+    _peers_without_effect(findings, policies)
     _tokens(findings, places)
     _claims_without_tokens(findings, policies)
 
@@ -116,6 +118,20 @@ def _conditions(rule: Rule) -> Iterable[Condition]:
     yield from rule.when
     for alternative in (*rule.operations, *rule.sources):
         yield from alternative.conditions
+
+
+def _peers_without_effect(findings: Findings, policies: PolicySet) -> None:
+    """UNSET changes nothing; nor does PERMISSIVE for the mesh, where nothing else speaks of the mesh."""
+    mesh = [one for one in policies.peers if one.scope is Scope.MESH]
+    for policy in policies.peers:
+        if policy.scope is Scope.NOTHING or any(mode is not None for _, mode in policy.ports):
+            continue
+        is_default = policy.mode is PeerMode.PERMISSIVE and mesh == [policy]
+        if policy.mode is None or is_default:
+            message = "this changes nothing: " + (
+                "plaintext and mTLS are taken without it, too" if is_default else "it sets no mode"
+            )
+            findings.add(policy.title, ("spec",), "peer_no_effect", message)
 
 
 def _is_http(condition: Condition) -> bool:

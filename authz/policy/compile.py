@@ -14,12 +14,14 @@ from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeAlias
 
+from authz.authn.peers import FederatedDomain, TrustDomains
 from authz.casbin_policy import AdapterFactory, CasbinPolicies, CasbinPolicy, compile_casbin, load_sources
 from authz.kinds import KINDS
 from authz.mixer.compile import compile_mixer
 from authz.paths import PathNormalization
 from authz.policy.documents import (
     AuthorizationPolicy,
+    PeerAuthentication,
     RequestAuthentication,
     Resource,
     ResponsePolicy,
@@ -27,7 +29,7 @@ from authz.policy.documents import (
     ServiceRoleBinding,
 )
 from authz.policy.matchers import AddressMatcher, Matcher, StringMatcher
-from authz.policy.rules import NO_MIXER, Policy, PolicySet, TokenPolicy
+from authz.policy.rules import NO_MIXER, PeerPolicy, Policy, PolicySet, TokenPolicy
 from garrison.documents import Diagnostic, Document, Field, Severity, format_field, validate
 from garrison.identity import SCHEME, TrustDomain
 
@@ -36,10 +38,17 @@ if TYPE_CHECKING:
     from authz.policy.shaping import Shape
 
 # What a document comes to that is compiled by itself.
-Product: TypeAlias = "Role | Grant | Policy | TokenPolicy | Shape"
+Product: TypeAlias = "Role | Grant | PeerPolicy | Policy | TokenPolicy | Shape"
 # The kinds of such documents.
 _SINGLE = frozenset(
-    {AuthorizationPolicy, RequestAuthentication, ResponsePolicy, ServiceRole, ServiceRoleBinding}
+    {
+        AuthorizationPolicy,
+        PeerAuthentication,
+        RequestAuthentication,
+        ResponsePolicy,
+        ServiceRole,
+        ServiceRoleBinding,
+    }
 )
 
 # Istio: `cluster.local` in a policy means "our trust domain" (trustdomain/bundle.go).
@@ -58,6 +67,7 @@ class MeshSettings:
     path_normalization: PathNormalization = PathNormalization.BASE
     namespace_path_normalization: tuple[tuple[str, PathNormalization], ...] = ()  # where it differs
     providers: frozenset[str] = frozenset()  # names that CUSTOM policies may use
+    federated_trust_domains: tuple[FederatedDomain, ...] = ()
 
     @property
     def trust_domains(self) -> tuple[str, ...]:
@@ -239,7 +249,7 @@ def compile_policies(
     `adapters` are the Casbin stores that a CasbinPolicy may name; its model and policy files are read here.
     """
     # Imported here: they need the `Compiler` above.
-    from authz.policy import rbac, security  # noqa: PLC0415
+    from authz.policy import peers, rbac, security  # noqa: PLC0415
     from authz.policy.shaping import Shape  # noqa: PLC0415
 
     compiler = Compiler(mesh)
@@ -258,6 +268,9 @@ def compile_policies(
     grants = [(one, document) for one, document in products if isinstance(one, rbac.Grant)]
     if all_readable:  # a role that could not be read is not missing
         rbac.warn_of_missing_roles(compiler, roles, grants)
+    peers.warn_of_rivals(
+        compiler, [(one, document) for one, document in products if isinstance(one, PeerPolicy)]
+    )
     shapes = [one for one, _ in products if isinstance(one, Shape)]
     policies = PolicySet(
         policies=(
@@ -265,6 +278,8 @@ def compile_policies(
             *(one for one, _ in products if isinstance(one, Policy)),
         ),
         tokens=tuple(one for one, _ in products if isinstance(one, TokenPolicy)),
+        trust_domains=TrustDomains(frozenset(mesh.trust_domains), mesh.federated_trust_domains),
+        peers=tuple(one for one, _ in products if isinstance(one, PeerPolicy)),
         enforcement=rbac.compile_enforcement(compiler, together),
         shapes=tuple(sorted(shapes, key=lambda one: one.title)),
         mixer=mixer or NO_MIXER,
@@ -346,7 +361,7 @@ def _part(compiler: Compiler, document: Document, model: type[Resource] | None) 
 
 
 def _product(compiler: Compiler, loaded: Loaded) -> Product:
-    from authz.policy import rbac, security, shaping  # noqa: PLC0415 - as above
+    from authz.policy import peers, rbac, security, shaping  # noqa: PLC0415 - as above
 
     resource = loaded.resource
     if isinstance(resource, AuthorizationPolicy):
@@ -357,6 +372,8 @@ def _product(compiler: Compiler, loaded: Loaded) -> Product:
             return rbac.compile_role(compiler, loaded, resource)
         case ServiceRoleBinding():
             return rbac.compile_grant(compiler, loaded, resource)
+        case PeerAuthentication():
+            return peers.compile_peers(compiler, loaded, resource)
         case RequestAuthentication():
             return security.compile_tokens(compiler, loaded, resource)
         case _:

@@ -16,12 +16,14 @@ from typing import Any, overload
 
 from authz.attributes import Attributes
 from authz.authn.jwt import TokenRules
+from authz.authn.peers import PeerRules
 from authz.casbin_policy import CasbinPolicies, CompiledPolicy
 from authz.decision import Decision, ReasonCode, allow
 from authz.destination import Destination
 from authz.mixer.rules import DestinationRules
 from authz.paths import PathNormalization
 from authz.policy.matchers import Condition, StringMatcher
+from authz.policy.peers import peer_rules
 from authz.policy.rules import Action, Enforcement, Policy, PolicySet, Rule, Selector
 from authz.policy.shaping import Shape
 
@@ -254,6 +256,7 @@ class DestinationPolicies:
     """
 
     destination: Destination
+    peers: PeerRules
     tokens: TokenRules | None
     http: Stage
     tcp: Stage
@@ -357,6 +360,7 @@ class PolicyIndex:
         self._has_authorization = any(not policy.is_role for policy in policies.policies)
         self._memo: dict[Any, Decision] = {}
         self._numbers = count()
+        self._domains: dict[str, frozenset[str]] = {}
         self._by_place: dict[Place, list[Policy]] = {}
         for policy in policies.policies:
             for place in _places(policy.selector):
@@ -406,6 +410,10 @@ class PolicyIndex:
         http = self._stage(found, groups, enforced=enforced, tcp=False)
         return DestinationPolicies(
             destination=destination,
+            peers=peer_rules(
+                [one for one in self._policies.peers if selects(one.selector, destination)],
+                self._trust_domains(destination.namespace),
+            ),
             tokens=TokenRules.of(
                 [
                     rule
@@ -431,6 +439,14 @@ class PolicyIndex:
             memo_on=_memo_on(http),
             not_enforced=None if enforced else not_enforced(self._policies.enforcement, destination),
         )
+
+    def _trust_domains(self, namespace: str) -> frozenset[str]:
+        """Return whose peers may call, one object for each namespace that has its own federation."""
+        domains = self._policies.trust_domains
+        own = namespace if any(one.namespace == namespace for one in domains.federated) else ""
+        if own not in self._domains:
+            self._domains[own] = domains.for_namespace(own)
+        return self._domains[own]
 
     def _stage(
         self, found: Sequence[Policy], groups: Sequence[_Group], *, enforced: bool, tcp: bool

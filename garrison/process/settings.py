@@ -26,6 +26,7 @@ from pydantic import (
     model_validator,
 )
 
+from authz.authn.peers import FederatedDomain
 from authz.casbin_policy import AdapterFactory
 from authz.destination import Destination, destination_from_attributes
 from authz.paths import PathNormalization
@@ -77,6 +78,7 @@ def _member(names: type[StrEnum]) -> BeforeValidator:
 ListenAddress = Annotated[Address, _text(Address.parse)]
 Duration = Annotated[timedelta, _text(parse_duration)]
 Domain = Annotated[TrustDomain, _text(TrustDomain.parse)]
+Federated = Annotated[FederatedDomain, _text(FederatedDomain.parse)]
 Normalization = Annotated[PathNormalization, _member(PathNormalization)]
 Decisions = Annotated[DecisionLog, _member(DecisionLog)]
 FilePath = Annotated[Path, _text(Path)]
@@ -309,6 +311,10 @@ class Settings(BaseModel):
     model_config = _STRICT
     trust_domain: Domain = Field(default=TrustDomain("cluster.local"), description="the mesh's trust domain")
     trust_domain_aliases: list[Domain] = Field(default=[], description="other names of the trust domain")
+    federated_trust_domains: list[Federated] = Field(
+        default=[],
+        description="trust domains that may call too: `partner.example`, or `partner.example=shop`",
+    )
     root_namespace: str = Field(default="istio-system", description="namespace of mesh-wide policies")
     path_normalization: Normalization = Field(
         default=PathNormalization.BASE, description="NONE, BASE, MERGE_SLASHES or DECODE_AND_MERGE_SLASHES"
@@ -338,6 +344,15 @@ class Settings(BaseModel):
         default=[], description="who CUSTOM policies may delegate to"
     )
 
+    @field_validator("federated_trust_domains")
+    @classmethod
+    def _not_ours(cls, value: list[FederatedDomain], info: ValidationInfo) -> list[FederatedDomain]:
+        ours = {info.data.get("trust_domain"), *info.data.get("trust_domain_aliases", ())}
+        for one in value:
+            if one.trust_domain in ours:
+                raise ValueError(f"`{one.trust_domain}` is ours, so it may call everywhere")
+        return value
+
     @field_validator("workloads")
     @classmethod
     def _known_trust_domains(
@@ -364,6 +379,7 @@ class Settings(BaseModel):
             self.path_normalization,
             tuple(sorted(self.namespace_path_normalization.items())),
             frozenset(provider.name for provider in self.ext_authz_providers),
+            tuple(sorted(set(self.federated_trust_domains))),
         )
 
     def adapters(self) -> dict[str, AdapterFactory]:
