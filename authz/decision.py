@@ -29,6 +29,8 @@ class ReasonCode(StrEnum):
     MIXER_DENIED = "mixer_denied"
     CASBIN_DENIED = "casbin_denied"
     UNKNOWN_DESTINATION = "unknown_destination"
+    ASKER_NOT_IDENTIFIED = "asker_not_identified"
+    ASKER_NOT_ALLOWED = "asker_not_allowed"
     PLAINTEXT_NOT_ALLOWED = "plaintext_not_allowed"
     MTLS_NOT_ALLOWED = "mtls_not_allowed"
     PEER_WITHOUT_IDENTITY = "peer_without_identity"

@@ -1,6 +1,6 @@
 """One call, from attributes to outcome: the peer, CUSTOM, tokens, policies of every kind.
 
-The order is Istio's: the connection first; then CUSTOM, without identities from tokens; then tokens; then what
+The order is Istio's: the connection; then CUSTOM, without identities from tokens; then tokens; then what
 never decides, what denies, what allows. Everything here is a function of its arguments; asking an external
 authorizer, the one step that waits, is left to the caller (`Delegation`).
 """

@@ -77,6 +77,7 @@ class Server:
             decision_log_lines=settings.log.decisions_per_second,
             providers=self._providers,
             environment=Environment(lists=self._lists),
+            askers=settings.askers(),
         )
         cache, adapters = DocumentCache(), settings.adapters()
         self._policies: Reloader[Snapshot] = Reloader(

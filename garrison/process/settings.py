@@ -26,6 +26,7 @@ from pydantic import (
     model_validator,
 )
 
+from authz.askers import Askers
 from authz.authn.peers import FederatedDomain
 from authz.casbin_policy import AdapterFactory
 from authz.destination import Destination, destination_from_attributes
@@ -122,7 +123,21 @@ class RequestSettings(BaseModel):
     transport: Literal["ngh2", "grpcio"] = Field(default="ngh2", description="the HTTP/2 stack")
     max_message_bytes: int = Field(default=_MAX_MESSAGE_BYTES, ge=1024, description="largest request message")
     unix_mode: FileMode = Field(default=0o600, description="permissions of Unix sockets, such as 0660")
+    require_asker_svid: bool = Field(
+        default=False, description="answer Check only to sidecars with an SVID, about their own workload"
+    )
     tls: TlsSettings = TlsSettings()
+
+    @model_validator(mode="after")
+    def _askers_can_show_one(self) -> Self:
+        if self.require_asker_svid:
+            if self.tls.client_ca is None:
+                raise ValueError(
+                    "`require_asker_svid` needs `tls.client_ca`: without, nobody can show an SVID"
+                )
+            if all(address.scheme is not Scheme.TLS for address in self.listen):
+                raise ValueError("`require_asker_svid` needs a `tls://` address: only there are SVIDs shown")
+        return self
 
 
 class ControlSettings(BaseModel):
@@ -250,6 +265,7 @@ class WorkloadSettings(BaseModel):
     service: str = ""
     namespace: str = ""
     labels: dict[str, str] = {}
+    may_ask_about: list[Annotated[str, Field(pattern=r"^(\*|\*?[^*]+|[^*]+\*)$")]] = []
 
     @model_validator(mode="after")
     def _registers(self) -> Self:
@@ -408,6 +424,13 @@ class Settings(BaseModel):
         """Return who gets which SVID over SDS."""
         found = [workload.registration() for workload in self.workloads]
         return [registration for registration in found if registration is not None]
+
+    def askers(self) -> Askers | None:
+        """Return which sidecar may ask about which destination, None if whoever can ask may."""
+        if not self.request.require_asker_svid:
+            return None
+        listed = {one.spiffe_id: one.may_ask_about for one in self.workloads if one.may_ask_about}
+        return Askers(self.mesh.trust_domains, self.destinations(), listed)
 
     def destinations(self) -> dict[SpiffeId, Destination]:
         """Return the destination that each workload's SVID stands for."""

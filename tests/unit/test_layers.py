@@ -32,6 +32,7 @@ FORBIDDEN = {
     "authz/lint": SERVING | {"authz.suites", "authz.tools"},
 }
 PURE = [
+    "authz/askers.py",
     "authz/attributes.py",
     "authz/authn",
     "authz/casbin_policy",
