@@ -36,6 +36,8 @@ class ReasonCode(StrEnum):
     PEER_WITHOUT_IDENTITY = "peer_without_identity"
     MALFORMED_SPIFFE_ID = "malformed_spiffe_id"
     FOREIGN_TRUST_DOMAIN = "foreign_trust_domain"
+    PEER_CERTIFICATE_MISSING = "peer_certificate_missing"
+    PEER_CERTIFICATE_INVALID = "peer_certificate_invalid"
     INVALID_TOKEN = "invalid_token"  # noqa: S105 - the name of a reason
     AUDIENCE_NOT_ALLOWED = "audience_not_allowed"
     MALFORMED_REQUEST = "malformed_request"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from authz.authn.certificates import NO_BUNDLES, Bundles
 from authz.authn.keys import NO_KEYS, Keys
 from authz.mixer.evaluate import Lists
 from authz.mixer.lists import EntryList, ListSource
@@ -25,10 +26,11 @@ NO_LISTS: Lists = _NoLists()
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """What was learnt from elsewhere: lists of Mixer's checkers, keys of token issuers."""
+    """What was learnt from elsewhere: lists of Mixer's checkers, keys of token issuers, trust bundles."""
 
     lists: Lists = NO_LISTS
     keys: Keys = NO_KEYS
+    bundles: Bundles = NO_BUNDLES
 
 
 # For commands that decide without a server: nothing was fetched.

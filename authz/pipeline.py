@@ -64,7 +64,7 @@ def decide(
     """Return what the call comes to, or who has to be asked first; `clock` gives seconds since the epoch."""
     if policies is None:
         return Outcome(UNKNOWN_DESTINATION)
-    refused = peers.refusal(policies.peers, attributes)
+    refused = peers.refusal(policies.peers, attributes, clock, environment.bundles.current)
     if refused is not None:
         return finish(policies, Outcome(refused), attributes)
     if policies.has_custom:
@@ -193,7 +193,7 @@ def explain(policies: DestinationPolicies | None, attributes: Attributes, clock:
     explanation = Explanation(decision, described(attributes))
     if policies is not None:
         stages = list(explained(policies, attributes))
-        explanation.steps += _peer_steps(policies, attributes)
+        explanation.steps += _peer_steps(policies, attributes, clock)
         explanation.steps += [one for one in stages if one[0] == "CUSTOM"]
         explanation.steps += _token_steps(policies, attributes, clock)
         explanation.steps += [one for one in stages if one[0] != "CUSTOM"]
@@ -205,9 +205,11 @@ def explain(policies: DestinationPolicies | None, attributes: Attributes, clock:
     return explanation
 
 
-def _peer_steps(policies: DestinationPolicies, attributes: Attributes) -> Iterable[tuple[str, Step]]:
+def _peer_steps(
+    policies: DestinationPolicies, attributes: Attributes, clock: Clock
+) -> Iterable[tuple[str, Step]]:
     """Yield a step where peers have to meet something, or this one does not."""
-    denial = peers.refusal(policies.peers, attributes)
+    denial = peers.refusal(policies.peers, attributes, clock, OFFLINE.bundles.current)
     if denial is not None:
         yield "PEER", Step(denial.policy, -1, matched=False, field=denial.field, detail=denial.reason)
     elif not policies.peers.is_permissive:

@@ -6,11 +6,12 @@ and what it reports of the peer is held against the policies. The table is that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
 from authz.attributes import Attributes
+from authz.authn.certificates import CertificateVerifier
 from authz.decision import Decision, ReasonCode, deny
 from garrison.identity import SpiffeId, TrustDomain
 
@@ -103,12 +104,22 @@ def _port(attributes: Attributes) -> int | None:
     return None
 
 
-def refusal(rules: PeerRules, attributes: Attributes) -> Decision | None:
-    """Return why the peer may not call, None when it may."""
+def refusal(
+    rules: PeerRules,
+    attributes: Attributes,
+    clock: Callable[[], float],
+    verifier: CertificateVerifier | None,
+) -> Decision | None:
+    """Return why the peer may not call, None when it may.
+
+    Without a `verifier`, what Envoy reports is believed; `clock` gives seconds since the epoch.
+    """
     identity = attributes.peer
     if identity is not None:
         if identity.trust_domain.name not in rules.trust_domains:
             return _foreign(identity, attributes)
+        if verifier is not None and (denial := _unproven(identity, attributes, clock, verifier)) is not None:
+            return denial
     elif _claims_identity(attributes.reported):
         return _malformed(attributes.reported)
     if rules.is_permissive:
@@ -140,6 +151,22 @@ def _foreign(identity: SpiffeId, attributes: Attributes) -> Decision:
         ReasonCode.FOREIGN_TRUST_DOMAIN,
         f"the peer is of trust domain `{identity.trust_domain}`, which is neither ours nor federated{where}",
     )
+
+
+def _unproven(
+    identity: SpiffeId, attributes: Attributes, clock: Callable[[], float], verifier: CertificateVerifier
+) -> Decision | None:
+    certificate = attributes.certificate
+    if not certificate:
+        if not verifier.required:
+            return None
+        reason = "certificates of peers are required, and Envoy sent none: set `include_peer_certificate`"
+        return deny(ReasonCode.PEER_CERTIFICATE_MISSING, reason)
+    problem = verifier.problem(certificate, identity, clock())
+    if problem is None:
+        return None
+    reason = f"the certificate does not prove `{identity}`: {problem}"
+    return deny(ReasonCode.PEER_CERTIFICATE_INVALID, reason)
 
 
 def _malformed(reported: str) -> Decision:

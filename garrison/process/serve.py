@@ -11,24 +11,28 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import structlog
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
+from authz.authn.certificates import CertificateVerifier
+from authz.bundles import TrustBundles, load_bundles
 from authz.environment import Environment
 from authz.mixer.refresher import ListRefresher
 from authz.service import Authorization, DestinationResolver
 from authz.snapshot import Snapshot, load_snapshot
 from ca.api.sds import SERVICE as SDS
 from ca.api.sds import SecretDiscovery
-from ca.authority import Authority
+from ca.authority import CERT_CHAIN, ROOT_CERT, Authority
 from garrison.distribution.bundle import BundleFile
 from garrison.distribution.cache import DiskCache
 from garrison.distribution.follower import Follower
 from garrison.distribution.policies import BundleCompiler
 from garrison.documents import Diagnostic, DocumentCache, Position
 from garrison.errors import ConfigError
+from garrison.identity import TrustDomain
 from garrison.process.admin import AdminServer
 from garrison.process.control import ControlServer
 from garrison.process.reload import Reloader, watch
@@ -67,6 +71,14 @@ class Server:
         self._providers = settings.providers()
         self._store = MemoryStore()
         self._lists = ListRefresher()
+        self._bundles = TrustBundles()
+        self._bundle_files = _bundle_files(settings)
+        self._trust: Reloader[CertificateVerifier] = Reloader(
+            "trust_bundles",
+            [path for _, path in self._bundle_files],
+            lambda _: load_bundles(self._bundle_files, required=settings.require_peer_certificate),
+            self._bundles.use,
+        )
         self._stop = asyncio.Event()
         self._ready = self._listening = False
         self.health = Health([AUTHORIZATION, RATE_LIMIT])
@@ -76,7 +88,7 @@ class Server:
             settings.log.decisions,
             decision_log_lines=settings.log.decisions_per_second,
             providers=self._providers,
-            environment=Environment(lists=self._lists),
+            environment=Environment(lists=self._lists, bundles=self._bundles),
             askers=settings.askers(),
         )
         cache, adapters = DocumentCache(), settings.adapters()
@@ -98,6 +110,8 @@ class Server:
         self._limits.load()
         self._rate_limit = RateLimitService(lambda: self._limits_in_force, self._store, time.time_ns)
         self._authority = _load_authority(settings) if settings.ca.dir else None
+        if self._bundle_files:
+            self._trust.load()
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT, then drain."""
@@ -133,7 +147,7 @@ class Server:
             )
             if files is not None
         ]
-        reloaders: Any = (self._policies, self._limits, *certificates)
+        reloaders: Any = (self._policies, self._limits, self._trust, *certificates)
         watching = asyncio.create_task(watch(reloaders, self._stop))
         if self._follower is not None:
             await self._follower.restore()
@@ -275,6 +289,14 @@ def _tls_reloader(kind: str, files: TlsFiles, use: Callable[[TlsFiles], None]) -
         kind, files.paths, lambda _: TlsGeneration.of(files), lambda _: use(files)
     )
     return reloader
+
+
+def _bundle_files(settings: Settings) -> list[tuple[TrustDomain, Path]]:
+    """Return the trust bundles, of each trust domain; our own CA vouches for ours."""
+    files = [(one.trust_domain, one.file) for one in settings.trust_bundles]
+    if settings.ca.dir is not None:
+        files += [(settings.trust_domain, settings.ca.dir / name) for name in (ROOT_CERT, CERT_CHAIN)]
+    return files
 
 
 def _load_authority(settings: Settings) -> Authority:

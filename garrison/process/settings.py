@@ -284,6 +284,14 @@ class WorkloadSettings(BaseModel):
         return Registration(self.spiffe_id, tuple(self.selectors), self.svid_ttl, tuple(self.dns_names))
 
 
+class TrustBundleSettings(BaseModel):
+    """Who vouches for the peers of a trust domain: PEM, its roots and the intermediates that issue."""
+
+    model_config = _STRICT
+    trust_domain: Domain
+    file: FilePath
+
+
 class ProviderSettings(BaseModel):
     """An external authorizer that CUSTOM policies may name: another ext_authz gRPC server."""
 
@@ -338,6 +346,9 @@ class Settings(BaseModel):
     namespace_path_normalization: dict[str, Normalization] = Field(
         default={}, description="the same for single namespaces, such as `{legacy: NONE}`"
     )
+    require_peer_certificate: bool = Field(
+        default=False, description="refuse peers with an identity whose certificate Envoy did not include"
+    )
     policies: list[FilePath] = Field(default=[], description="policy files and folders, watched")
     limits: list[FilePath] = Field(default=[], description="rate-limit files and folders, watched")
     destination_from_host: bool = Field(
@@ -353,6 +364,9 @@ class Settings(BaseModel):
     log: LogSettings = LogSettings()
     distribution: DistributionSettings = DistributionSettings()
     workloads: list[WorkloadSettings] = Field(default=[], description="who gets which identity")
+    trust_bundles: list[TrustBundleSettings] = Field(
+        default=[], description="what the certificates of peers are verified with, for each trust domain"
+    )
     casbin_adapters: list[CasbinAdapterSettings] = Field(
         default=[], description="Casbin stores that CasbinPolicy documents may name"
     )
@@ -384,6 +398,23 @@ class Settings(BaseModel):
                 raise ValueError(f"`{workload.spiffe_id}` stands twice")
             seen.add(workload.spiffe_id)
         return value
+
+    @model_validator(mode="after")
+    def _can_verify(self) -> Self:
+        seen: set[TrustDomain] = set()
+        known = {self.trust_domain, *self.trust_domain_aliases}
+        known |= {one.trust_domain for one in self.federated_trust_domains}
+        for bundle in self.trust_bundles:
+            if bundle.trust_domain in seen:
+                raise ValueError(f"`trust_bundles` has `{bundle.trust_domain}` twice: put both into one file")
+            if bundle.trust_domain not in known:
+                raise ValueError(
+                    f"`trust_bundles` has `{bundle.trust_domain}`, which is neither ours nor federated"
+                )
+            seen.add(bundle.trust_domain)
+        if self.require_peer_certificate and not self.trust_bundles and self.ca.dir is None:
+            raise ValueError("`require_peer_certificate` needs `trust_bundles` or `ca.dir` to verify with")
+        return self
 
     @property
     def mesh(self) -> MeshSettings:
@@ -482,7 +513,12 @@ class Leaf:
 
 
 # Lists of mappings can only be written in the file.
-_OF_OBJECTS = (list[WorkloadSettings], list[ProviderSettings], list[CasbinAdapterSettings])
+_OF_OBJECTS = (
+    list[WorkloadSettings],
+    list[ProviderSettings],
+    list[CasbinAdapterSettings],
+    list[TrustBundleSettings],
+)
 
 
 def leaves(model: type[BaseModel] = Settings, path: tuple[str, ...] = ()) -> Iterator[Leaf]:
@@ -600,6 +636,8 @@ def _anchor_paths(data: dict[str, Any], folder: Path) -> None:
             continue
         anchored = [str(folder / one) for one in value] if isinstance(value, list) else str(folder / value)
         holder[leaf.path[-1]] = anchored
+    for bundle in data.get("trust_bundles", ()):
+        bundle["file"] = str(folder / bundle["file"])
 
 
 def _types(annotation: Any) -> set[Any]:

@@ -95,6 +95,17 @@ def test_paths_in_the_file_are_relative_to_it(tmp_path: Path) -> None:
         ("drain_grace: 5\n", "drain_grace"),
         ("drain_grace: 5x\n", "`5x` is not a duration"),
         ("trust_domain: UP\n", "trust domain `UP`"),
+        ("trust_bundles: [{trust_domain: x, file: a}]\n", "`x`, which is neither ours nor federated"),
+        (
+            "trust_bundles: [{trust_domain: cluster.local, file: a}, {trust_domain: cluster.local, file: b}]\n",
+            "`trust_bundles` has `cluster.local` twice",
+        ),
+        ("require_peer_certificate: true\n", "needs `trust_bundles` or `ca.dir` to verify with"),
+        ("request: {require_asker_svid: true}\n", "`require_asker_svid` needs `tls.client_ca`"),
+        (
+            "workloads: [{spiffe_id: 'spiffe://cluster.local/a', may_ask_about: ['a*b']}]\n",
+            "workloads[0].may_ask_about[0]",
+        ),
         ("federated_trust_domains: [UP]\n", "federated_trust_domains[0]: trust domain `UP`"),
         ("federated_trust_domains: [a=]\n", "`a=` names no namespace after `=`"),
         ("federated_trust_domains: [cluster.local=shop]\n", "`cluster.local` is ours"),
@@ -112,6 +123,13 @@ def test_paths_in_the_file_are_relative_to_it(tmp_path: Path) -> None:
 def test_mistakes_in_the_file(tmp_path: Path, text: str, expected: str) -> None:
     """Each mistake is reported with its position and field."""
     assert expected in problems(tmp_path, text)
+
+
+def test_bundle_files_are_relative_to_the_settings(tmp_path: Path) -> None:
+    """As every path in the file is."""
+    text = "trust_bundles: [{trust_domain: cluster.local, file: a/b.pem}]\nrequire_peer_certificate: true\n"
+    (bundle,) = load_settings(write(tmp_path, text), {}, {}).trust_bundles
+    assert bundle.file == tmp_path / "a/b.pem"
 
 
 def test_federated_trust_domains_reach_policies(tmp_path: Path) -> None:
