@@ -111,6 +111,12 @@ class Attributes:
         return not self._http.method and not self._context.HasField("request")
 
     @property
+    def is_tls(self) -> bool:
+        """Whether Envoy says that the peer speaks TLS, with or without a certificate of its own."""
+        found: bool = self._context.HasField("tls_session")
+        return found
+
+    @property
     def is_grpc(self) -> bool:
         """Whether the caller speaks gRPC: its content type starts with `application/grpc`."""
         return any(value.startswith("application/grpc") for value in self.headers("content-type"))

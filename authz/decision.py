@@ -38,6 +38,8 @@ class ReasonCode(StrEnum):
     FOREIGN_TRUST_DOMAIN = "foreign_trust_domain"
     PEER_CERTIFICATE_MISSING = "peer_certificate_missing"
     PEER_CERTIFICATE_INVALID = "peer_certificate_invalid"
+    PEER_AUTHENTICATION_FAILED = "peer_authentication_failed"
+    ORIGIN_AUTHENTICATION_FAILED = "origin_authentication_failed"
     INVALID_TOKEN = "invalid_token"  # noqa: S105 - the name of a reason
     AUDIENCE_NOT_ALLOWED = "audience_not_allowed"
     MALFORMED_REQUEST = "malformed_request"

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from authz.attributes import Attributes
-from authz.authn import jwt, peers
+from authz.authn import authentication, jwt, peers
+from authz.authn.authentication import AuthenticationRules
 from authz.authn.jwt import TokenResult
 from authz.decision import (
     NO_MUTATIONS,
@@ -65,6 +66,8 @@ def decide(
     if policies is None:
         return Outcome(UNKNOWN_DESTINATION)
     refused = peers.refusal(policies.peers, attributes, clock, environment.bundles.current)
+    if refused is None and policies.authentication is not None:
+        refused = authentication.peer_denial(policies.authentication, attributes)
     if refused is not None:
         return finish(policies, Outcome(refused), attributes)
     if policies.has_custom:
@@ -92,6 +95,10 @@ def decide_here(
         attributes.claims = tokens.claims
         if tokens.strip_headers or tokens.strip_parameters:
             mutations = _without_tokens(tokens)
+    if policies.authentication is not None:
+        denial = _origin(policies.authentication, attributes, clock)
+        if denial is not None:
+            return finish(policies, Outcome(denial), attributes)
     outcome = Outcome(evaluate(policies, attributes), mutations)
     if policies.mixer is not None and outcome.decision.allowed:
         _ask_mixer(policies.mixer, outcome, attributes, clock, environment.lists)
@@ -100,6 +107,18 @@ def decide_here(
     if policies.has_marks:
         outcome.marks = {**outcome.marks, **marks(policies, attributes)}
     return finish(policies, outcome, attributes)
+
+
+def _origin(rules: AuthenticationRules, attributes: Attributes, clock: Clock) -> Decision | None:
+    """Take what the call's token proves to a v1alpha1 policy; return the denial if it had to prove more."""
+    result = authentication.origin(rules, attributes, clock)
+    if result.denial is not None:
+        return result.denial
+    if authentication.differs(result, attributes):
+        return authentication.two_tokens(rules, attributes)
+    if result.claims is not None:
+        attributes.claims = result.claims
+    return None
 
 
 def _ask_mixer(
@@ -196,6 +215,8 @@ def explain(policies: DestinationPolicies | None, attributes: Attributes, clock:
         explanation.steps += _peer_steps(policies, attributes, clock)
         explanation.steps += [one for one in stages if one[0] == "CUSTOM"]
         explanation.steps += _token_steps(policies, attributes, clock)
+        if policies.authentication is not None:
+            explanation.steps += _origin_steps(policies.authentication, attributes, clock)
         explanation.steps += [one for one in stages if one[0] != "CUSTOM"]
         explanation.steps += _mixer_steps(policies, attributes, clock)
         explanation.steps += [
@@ -210,6 +231,8 @@ def _peer_steps(
 ) -> Iterable[tuple[str, Step]]:
     """Yield a step where peers have to meet something, or this one does not."""
     denial = peers.refusal(policies.peers, attributes, clock, OFFLINE.bundles.current)
+    if denial is None and policies.authentication is not None:
+        denial = authentication.peer_denial(policies.authentication, attributes)
     if denial is not None:
         yield "PEER", Step(denial.policy, -1, matched=False, field=denial.field, detail=denial.reason)
     elif not policies.peers.is_permissive:
@@ -231,6 +254,20 @@ def _token_steps(
             "TOKENS",
             Step(policies.tokens.policy, -1, matched=result.claims is not None, field="", detail=detail),
         )
+
+
+def _origin_steps(
+    rules: AuthenticationRules, attributes: Attributes, clock: Clock
+) -> Iterable[tuple[str, Step]]:
+    policy = authentication.policy_for(rules, attributes)
+    if not (policy.origins or policy.use_origin):
+        return
+    result = authentication.origin(rules, attributes, clock)
+    if result.denial is not None:
+        detail = result.denial.reason
+    else:
+        detail = "asks for no token" if result.claims is None else f"takes one of {result.claims.get('iss')}"
+    yield "ORIGIN", Step(policy.title, -1, matched=result.denial is None, field="spec.origins", detail=detail)
 
 
 def _mixer_steps(

@@ -92,11 +92,12 @@ class PeerRules:
         """Return what is asked of the peer of this call."""
         if not self.ports:
             return self.otherwise
-        port = _port(attributes)
+        port = workload_port(attributes)
         return self.unknown_port if port is None else self.ports.get(port, self.otherwise)
 
 
-def _port(attributes: Attributes) -> int | None:
+def workload_port(attributes: Attributes) -> int | None:
+    """Return the port that the call came in at, None when nobody knows it."""
     for text in attributes.values("destination.port"):
         # An operator's extension may be anything; what is no port is not known.
         if text.isascii() and text.isdigit() and len(text) <= 5:

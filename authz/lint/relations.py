@@ -166,6 +166,9 @@ def _claims_without_tokens(findings: Findings, policies: PolicySet) -> None:
     for one in policies.tokens:
         if one.rules:
             namespaces["" if one.selector.any_namespace else one.selector.namespace].append(one.selector)
+    for targeted in policies.authentication:
+        if targeted.policy.origins:
+            namespaces[targeted.namespace or ""].append(Selector(targeted.namespace or ""))
     if not namespaces or "" in namespaces:
         return
     for policy in policies.policies:

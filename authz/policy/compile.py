@@ -20,7 +20,9 @@ from authz.kinds import KINDS
 from authz.mixer.compile import compile_mixer
 from authz.paths import PathNormalization
 from authz.policy.documents import (
+    AuthenticationPolicy,
     AuthorizationPolicy,
+    MeshAuthenticationPolicy,
     PeerAuthentication,
     RequestAuthentication,
     Resource,
@@ -29,7 +31,7 @@ from authz.policy.documents import (
     ServiceRoleBinding,
 )
 from authz.policy.matchers import AddressMatcher, Matcher, StringMatcher
-from authz.policy.rules import NO_MIXER, PeerPolicy, Policy, PolicySet, TokenPolicy
+from authz.policy.rules import NO_MIXER, PeerPolicy, Policy, PolicySet, TargetedAuthentication, TokenPolicy
 from garrison.documents import Diagnostic, Document, Field, Severity, format_field, validate
 from garrison.identity import SCHEME, TrustDomain
 
@@ -38,11 +40,13 @@ if TYPE_CHECKING:
     from authz.policy.shaping import Shape
 
 # What a document comes to that is compiled by itself.
-Product: TypeAlias = "Role | Grant | PeerPolicy | Policy | TokenPolicy | Shape"
+Product: TypeAlias = "Role | Grant | PeerPolicy | Policy | Shape | TargetedAuthentication | TokenPolicy"
 # The kinds of such documents.
 _SINGLE = frozenset(
     {
+        AuthenticationPolicy,
         AuthorizationPolicy,
+        MeshAuthenticationPolicy,
         PeerAuthentication,
         RequestAuthentication,
         ResponsePolicy,
@@ -249,7 +253,7 @@ def compile_policies(
     `adapters` are the Casbin stores that a CasbinPolicy may name; its model and policy files are read here.
     """
     # Imported here: they need the `Compiler` above.
-    from authz.policy import peers, rbac, security  # noqa: PLC0415
+    from authz.policy import authentication, peers, rbac, security  # noqa: PLC0415
     from authz.policy.shaping import Shape  # noqa: PLC0415
 
     compiler = Compiler(mesh)
@@ -271,6 +275,8 @@ def compile_policies(
     peers.warn_of_rivals(
         compiler, [(one, document) for one, document in products if isinstance(one, PeerPolicy)]
     )
+    targeted = [(one, document) for one, document in products if isinstance(one, TargetedAuthentication)]
+    authentication.warn_of_equals(compiler, targeted)
     shapes = [one for one, _ in products if isinstance(one, Shape)]
     policies = PolicySet(
         policies=(
@@ -280,6 +286,7 @@ def compile_policies(
         tokens=tuple(one for one, _ in products if isinstance(one, TokenPolicy)),
         trust_domains=TrustDomains(frozenset(mesh.trust_domains), mesh.federated_trust_domains),
         peers=tuple(one for one, _ in products if isinstance(one, PeerPolicy)),
+        authentication=tuple(sorted((one for one, _ in targeted), key=lambda one: one.policy.title)),
         enforcement=rbac.compile_enforcement(compiler, together),
         shapes=tuple(sorted(shapes, key=lambda one: one.title)),
         mixer=mixer or NO_MIXER,
@@ -292,7 +299,7 @@ def compile_policies(
         or any(one.resource.apiVersion.startswith("rbac.istio.io/") for one in together),
     )
     # One by one: freeing so much at one go would stop all other threads for longer than a call may wait.
-    for pairs in (products, resources, with_models, grants, together):
+    for pairs in (products, resources, with_models, grants, targeted, together):
         while pairs:
             pairs.pop()
     compiler.close()
@@ -361,7 +368,7 @@ def _part(compiler: Compiler, document: Document, model: type[Resource] | None) 
 
 
 def _product(compiler: Compiler, loaded: Loaded) -> Product:
-    from authz.policy import peers, rbac, security, shaping  # noqa: PLC0415 - as above
+    from authz.policy import authentication, peers, rbac, security, shaping  # noqa: PLC0415 - as above
 
     resource = loaded.resource
     if isinstance(resource, AuthorizationPolicy):
@@ -372,6 +379,8 @@ def _product(compiler: Compiler, loaded: Loaded) -> Product:
             return rbac.compile_role(compiler, loaded, resource)
         case ServiceRoleBinding():
             return rbac.compile_grant(compiler, loaded, resource)
+        case AuthenticationPolicy() | MeshAuthenticationPolicy():
+            return authentication.compile_authentication(compiler, loaded, resource)
         case PeerAuthentication():
             return peers.compile_peers(compiler, loaded, resource)
         case RequestAuthentication():

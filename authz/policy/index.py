@@ -15,6 +15,7 @@ from operator import is_
 from typing import Any, overload
 
 from authz.attributes import Attributes
+from authz.authn.authentication import AuthenticationRules
 from authz.authn.jwt import TokenRules
 from authz.authn.peers import PeerRules
 from authz.casbin_policy import CasbinPolicies, CompiledPolicy
@@ -22,6 +23,7 @@ from authz.decision import Decision, ReasonCode, allow
 from authz.destination import Destination
 from authz.mixer.rules import DestinationRules
 from authz.paths import PathNormalization
+from authz.policy.authentication import authentication_rules
 from authz.policy.matchers import Condition, StringMatcher
 from authz.policy.peers import peer_rules
 from authz.policy.rules import Action, Enforcement, Policy, PolicySet, Rule, Selector
@@ -257,6 +259,7 @@ class DestinationPolicies:
 
     destination: Destination
     peers: PeerRules
+    authentication: AuthenticationRules | None
     tokens: TokenRules | None
     http: Stage
     tcp: Stage
@@ -414,6 +417,7 @@ class PolicyIndex:
                 [one for one in self._policies.peers if selects(one.selector, destination)],
                 self._trust_domains(destination.namespace),
             ),
+            authentication=authentication_rules(self._policies.authentication, destination),
             tokens=TokenRules.of(
                 [
                     rule

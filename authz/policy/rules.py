@@ -11,6 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from authz.authn.authentication import AuthenticationPolicy
 from authz.authn.jwt import JwtRule
 from authz.authn.peers import PeerMode, TrustDomains
 from authz.casbin_policy import CasbinPolicies
@@ -130,6 +131,24 @@ class PeerPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class AuthenticationTarget:
+    """A service that a `Policy` is for, by its short name; no ports: all of them."""
+
+    name: str
+    labels: tuple[tuple[str, str], ...]
+    ports: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TargetedAuthentication:
+    """A `Policy` and the services of its namespace that it is for (none: all); a `MeshPolicy` has neither."""
+
+    policy: AuthenticationPolicy
+    namespace: str | None
+    targets: tuple[AuthenticationTarget, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Enforcement:
     """Where roles are enforced. Without a `ClusterRbacConfig` (`policy` is empty): wherever there are any."""
 
@@ -152,6 +171,7 @@ class PolicySet:
     enforcement: Enforcement
     trust_domains: TrustDomains
     peers: tuple[PeerPolicy, ...] = ()
+    authentication: tuple[TargetedAuthentication, ...] = ()  # by title
     shapes: tuple[Shape, ...] = ()
     mixer: MixerPolicies = NO_MIXER
     casbin: CasbinPolicies = field(default_factory=CasbinPolicies)

@@ -6,6 +6,7 @@ its author thinks.
 
 from __future__ import annotations
 
+from authz.policy.documents.authentication import AuthenticationPolicy, MeshAuthenticationPolicy
 from authz.policy.documents.kubernetes import Metadata, Resource
 from authz.policy.documents.rbac import ClusterRbacConfig, RbacConfig, ServiceRole, ServiceRoleBinding
 from authz.policy.documents.response import ResponsePolicy
@@ -16,8 +17,10 @@ from authz.policy.documents.security import (
 )
 
 __all__ = [
+    "AuthenticationPolicy",
     "AuthorizationPolicy",
     "ClusterRbacConfig",
+    "MeshAuthenticationPolicy",
     "Metadata",
     "PeerAuthentication",
     "RbacConfig",
