@@ -199,9 +199,7 @@ def _authenticate(
 
     The one place that verifies tokens for this API group.
     """
-    if attributes.is_tcp:  # no path and no token; Istio does not look there
-        return jwt.NO_TOKEN
-    if not policy.origins:
+    if not policy.origins:  # and yet the principal is to be the origin's
         return jwt.NO_TOKEN
     triggered = tuple(number for number, one in enumerate(policy.origins) if _is_triggered(one, attributes))
     rules = policy.rules(triggered)
