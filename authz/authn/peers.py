@@ -7,13 +7,17 @@ and what it reports of the peer is held against the policies. The table is that 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from authz.attributes import Attributes
 from authz.authn.certificates import CertificateVerifier
 from authz.decision import Decision, ReasonCode, deny
 from garrison.identity import SpiffeId, TrustDomain
+
+# Names of peers that are known to be admitted, for each set of rules; the next call of one costs a look-up.
+MAX_ADMITTED = 10_000
+MAX_ADMITTED_LENGTH = 256
 
 
 class PeerMode(StrEnum):
@@ -87,6 +91,8 @@ class PeerRules:
     ports: Mapping[int, Requirement]
     unknown_port: Requirement
     is_permissive: bool  # every mode is PERMISSIVE
+    # Names of peers that may call, whatever else the call is like; their certificates apart.
+    admitted: set[str] = field(default_factory=set, repr=False)
 
     def requirement(self, attributes: Attributes) -> Requirement:
         """Return what is asked of the peer of this call."""
@@ -123,8 +129,18 @@ def refusal(
             return denial
     elif _claims_identity(attributes.reported):
         return _malformed(attributes.reported)
-    if rules.is_permissive:
-        return None
+    if not rules.is_permissive and (denial := _wrong_way(rules, identity, attributes)) is not None:
+        return denial
+    is_known = rules.is_permissive or (identity is not None and not rules.ports)
+    if is_known and len(attributes.reported) <= MAX_ADMITTED_LENGTH:
+        if len(rules.admitted) >= MAX_ADMITTED:
+            rules.admitted.clear()
+        rules.admitted.add(attributes.reported)
+    return None
+
+
+def _wrong_way(rules: PeerRules, identity: SpiffeId | None, attributes: Attributes) -> Decision | None:
+    """Return the denial of a peer that came over plaintext or mTLS where the other is asked."""
     requirement = rules.requirement(attributes)
     has_certificate = bool(attributes.reported or attributes.certificate)
     if requirement.mode is PeerMode.STRICT and identity is None:

@@ -110,24 +110,29 @@ def _origins(
             compiler.report(loaded, (*where, "issuer"), "issuer_twice", message)
         seen.add(token.issuer)
         keys, source = _keys(compiler, loaded, where, token)
-        explicit = bool(token.jwtHeaders or token.jwtParams)
-        headers = tuple(TokenHeader(name.lower(), "") for name in token.jwtHeaders)
         yield Origin(
-            JwtRule(
-                policy=title,
-                issuer=token.issuer,
-                audiences=frozenset(token.audiences),
-                keys=keys,
-                headers=headers if explicit else DEFAULT_HEADERS,
-                parameters=tuple(token.jwtParams) if explicit else DEFAULT_PARAMETERS,
-                forward=True,
-            ),
+            _token_rule(title, token, keys),
             source,
             tuple(
                 _trigger(compiler, loaded, (*where, "triggerRules", number), rule)
                 for number, rule in enumerate(token.triggerRules)
             ),
         )
+
+
+def _token_rule(title: str, token: shape.Jwt, keys: tuple[VerificationKey, ...]) -> JwtRule:
+    """Return how tokens of the issuer are found and verified; the one place that makes such rules here."""
+    explicit = bool(token.jwtHeaders or token.jwtParams)
+    headers = tuple(TokenHeader(name.lower(), "") for name in token.jwtHeaders)
+    return JwtRule(
+        policy=title,
+        issuer=token.issuer,
+        audiences=frozenset(token.audiences),
+        keys=keys,
+        headers=headers if explicit else DEFAULT_HEADERS,
+        parameters=tuple(token.jwtParams) if explicit else DEFAULT_PARAMETERS,
+        forward=True,
+    )
 
 
 def _keys(

@@ -364,6 +364,7 @@ class PolicyIndex:
         self._memo: dict[Any, Decision] = {}
         self._numbers = count()
         self._domains: dict[str, frozenset[str]] = {}
+        self._peer_rules: dict[Any, PeerRules] = {}
         self._by_place: dict[Place, list[Policy]] = {}
         for policy in policies.policies:
             for place in _places(policy.selector):
@@ -413,10 +414,7 @@ class PolicyIndex:
         http = self._stage(found, groups, enforced=enforced, tcp=False)
         return DestinationPolicies(
             destination=destination,
-            peers=peer_rules(
-                [one for one in self._policies.peers if selects(one.selector, destination)],
-                self._trust_domains(destination.namespace),
-            ),
+            peers=self._peers(destination),
             authentication=authentication_rules(self._policies.authentication, destination),
             tokens=TokenRules.of(
                 [
@@ -443,6 +441,15 @@ class PolicyIndex:
             memo_on=_memo_on(http),
             not_enforced=None if enforced else not_enforced(self._policies.enforcement, destination),
         )
+
+    def _peers(self, destination: Destination) -> PeerRules:
+        """Return what holds for the peers of `destination`; equal rules are one object."""
+        found = peer_rules(
+            [one for one in self._policies.peers if selects(one.selector, destination)],
+            self._trust_domains(destination.namespace),
+        )
+        key = found.trust_domains, found.otherwise, tuple(found.ports.items())
+        return self._peer_rules.setdefault(key, found)
 
     def _trust_domains(self, namespace: str) -> frozenset[str]:
         """Return whose peers may call, one object for each namespace that has its own federation."""

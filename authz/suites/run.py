@@ -58,7 +58,7 @@ def _with_token(snapshot: Snapshot, case: Case) -> tuple[Any, list[str]]:
     if rule is not None and rule.headers:
         name, prefix = rule.headers[0].name, rule.headers[0].prefix
     http.header_map.headers.add(key=name, raw_value=f"{prefix}{text}".encode())
-    return request, [] if rules else ["no RequestAuthentication is for this destination: no token is read"]
+    return request, [] if rules else ["nothing verifies tokens for this destination: none is read"]
 
 
 def _failures(case: Case, decision: Decision) -> Iterable[str]:

@@ -12,6 +12,7 @@ from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
 from google.protobuf import json_format
 
 from authz.attributes import Attributes, Claims
+from authz.authn.authentication import origin_rules, with_rules, without_origins
 from authz.authn.jwt import JwtRule, TokenRules
 from authz.authn.keys import VerificationKey
 from authz.decision import Decision, Explanation, Outcome
@@ -33,19 +34,33 @@ class Vouched:
 
     def applied(self, policies: DestinationPolicies) -> DestinationPolicies:
         """Return `policies` as they are once this is taken for true."""
+        old = policies.authentication
         if self.claims is not None:
-            return replace(policies, tokens=None)
-        if self.key is None or policies.tokens is None:
+            return replace(policies, tokens=None, authentication=without_origins(old) if old else None)
+        if self.key is None:
             return policies
-        rules = [replace(rule, keys=(self.key,), verified={}) for rule in token_rules(policies)]
-        return replace(policies, tokens=TokenRules.of(rules))
+        rules = [self._trusting(rule) for rule in _current_rules(policies)]
+        return replace(
+            policies,
+            tokens=TokenRules.of(rules),
+            authentication=with_rules(old, self._trusting) if old else None,
+        )
+
+    def _trusting(self, rule: JwtRule) -> JwtRule:
+        assert self.key is not None  # noqa: S101 - the caller looked
+        return replace(rule, keys=(self.key,), verified={})
 
 
 NOTHING = Vouched()
 
 
 def token_rules(policies: DestinationPolicies) -> list[JwtRule]:
-    """Return the token rules of a destination."""
+    """Return the token rules of a destination, of documents old and new."""
+    old = policies.authentication
+    return [*_current_rules(policies), *(origin_rules(old) if old else ())]
+
+
+def _current_rules(policies: DestinationPolicies) -> list[JwtRule]:
     if policies.tokens is None:
         return []
     places = (*(rules for _, rules in policies.tokens.headers), *policies.tokens.parameters.values())

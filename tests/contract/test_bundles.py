@@ -11,8 +11,8 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from envoy.service.auth.v3.external_auth_pb2 import CheckResponse
-from support.certificates import encoded
 from support.checks import check_request, principal, role
+from support.peer_certificates import encoded
 from support.serving import serving, write_settings
 
 from ca.authority import Hierarchy

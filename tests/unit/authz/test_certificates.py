@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from hypothesis import given
 from hypothesis import strategies as st
-from support.certificates import AT, BOTH, HOUR, CertificateAuthority, Leaf, encoded, rsa_key, uri, usage
 from support.checks import CALL, NOW, SERVICE, check_request, federated, principal, role, snapshot
+from support.peer_certificates import AT, BOTH, HOUR, CertificateAuthority, Leaf, encoded, rsa_key, uri, usage
 
 from authz.attributes import Attributes
 from authz.authn import certificates as module
@@ -290,6 +290,29 @@ def test_a_certificate_that_proves_nothing_is_refused() -> None:
     assert denied.public == "RBAC: access denied"
     assert "<" not in denied.reason
     assert decision(VERIFIER, encoded(MIDDLE.issue())).allowed
+
+
+def test_who_was_admitted_still_has_to_prove_it() -> None:
+    """That a name was let in without a certificate, or with a good one, does not let in a bad one."""
+    compiled = snapshot(role("[{}]"))
+    bundles = TrustBundles()
+
+    def code(certificate: str) -> str:
+        request = check_request(source=str(A))
+        request.attributes.source.certificate = certificate
+        destination = DestinationResolver().resolve({"destination.service": SERVICE}, "", CALL)
+        assert destination is not None
+        attributes = Attributes(request.attributes, PathNormalization.BASE, destination)
+        found = decide(
+            compiled.policies_for(destination), attributes, lambda: NOW, Environment(bundles=bundles)
+        )
+        assert isinstance(found, Outcome)
+        return found.decision.code.value
+
+    assert code(encoded(STRANGER.issue())) == "role_matched"  # nothing verifies yet
+    bundles.use(VERIFIER)
+    assert code(encoded(MIDDLE.issue())) == "role_matched"
+    assert code(encoded(STRANGER.issue())) == "peer_certificate_invalid"
 
 
 def test_without_bundles_envoy_is_believed() -> None:

@@ -9,6 +9,7 @@ import pytest
 from support.checks import check_request, decide_on, federated, principal, role, snapshot
 from support.policies import connection, problems_of
 
+from authz.authn import peers as module
 from authz.authn.peers import FederatedDomain, PeerMode
 from authz.destination import Destination
 from authz.policy.compile import MeshSettings, compile_policies
@@ -372,3 +373,42 @@ def test_a_federation_is_a_trust_domain_and_at_most_a_namespace(text: str) -> No
         FederatedDomain.parse(text)
     for good in ("a.example", "a.example=shop"):
         assert str(FederatedDomain.parse(good)) == good
+
+
+# ------------------------------------------------------------------------------------------- what is known
+
+
+def test_who_was_admitted_is_admitted_to_nothing_else() -> None:
+    """That a peer may call is remembered by what it depends on: not for ports, not for other destinations."""
+    ports = ported("PERMISSIVE", "{8080: {mode: DISABLE}}")
+    compiled = snapshot(ALL + peers(ports), federated("some.example=default"))
+    for _ in range(2):
+        assert decide_on(compiled, call(source=MTLS, port=9090)).allowed
+        assert decide_on(compiled, call(source=MTLS, port=8080)).code == "mtls_not_allowed"
+    theirs = principal("a", trust_domain="some.example")
+    for _ in range(2):
+        assert decide_on(compiled, call(source=theirs)).allowed
+        elsewhere = check_request(source=theirs, service="s.other.svc.cluster.local")
+        assert decide_on(compiled, elsewhere).code == "foreign_trust_domain"
+    strict = snapshot(ALL + peers(mode("STRICT")))
+    for _ in range(2):
+        assert decide_on(strict, call(source=MTLS)).allowed
+        assert decide_on(strict, call()).code == "plaintext_not_allowed"
+        assert decide_on(strict, call(source="a.example")).code == "peer_without_identity"
+    disabled = snapshot(ALL + peers(mode("DISABLE")))
+    included = call()
+    included.attributes.source.certificate = "-----BEGIN"
+    for _ in range(2):
+        assert decide_on(disabled, call()).allowed
+        assert decide_on(disabled, included).code == "mtls_not_allowed"
+
+
+def test_who_is_known_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many names come, memory is bounded; destinations with equal rules share what is known."""
+    monkeypatch.setattr(module, "MAX_ADMITTED", 3)
+    compiled = snapshot(ALL)
+    for number in range(10):
+        assert decide_on(compiled, check_request(source=principal(f"a{number}"))).allowed
+    one, two = (compiled.policies_for(Destination(name, "default")).peers for name in ("s", "t"))
+    assert one is two
+    assert 1 <= len(one.admitted) <= 3
