@@ -82,8 +82,8 @@ BY_DEFAULT = Requirement(PeerMode.PERMISSIVE)
 class PeerRules:
     """What holds for the peers of one destination; `trust_domains` are the names of theirs.
 
-    `ports` are those that differ from `otherwise`; `unknown_port` is for calls of which nobody knows the
-    port: the strictest of all.
+    `ports` are those that documents name; `unknown_port` is for calls of which nobody knows the port: the
+    strictest of all.
     """
 
     trust_domains: frozenset[str]
@@ -106,7 +106,7 @@ def workload_port(attributes: Attributes) -> int | None:
     """Return the port that the call came in at, None when nobody knows it."""
     for text in attributes.values("destination.port"):
         # An operator's extension may be anything; what is no port is not known.
-        if text.isascii() and text.isdigit() and len(text) <= 5:
+        if text.isascii() and text.isdigit() and 0 < int(text[:6]) <= 65535:
             return int(text)
     return None
 

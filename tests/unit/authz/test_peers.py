@@ -207,7 +207,7 @@ def test_unset_ports_have_the_workload_s_mode() -> None:
     assert code(text, call(port=8080)) == "plaintext_not_allowed"
 
 
-@pytest.mark.parametrize("port", ["", "http", "-1", "8080 ", "٨٠٨٠", "99999999999"])
+@pytest.mark.parametrize("port", ["", "http", "-1", "0", "8080 ", "٨٠٨٠", "65536", "99999999999"])
 def test_an_unknown_port_gets_the_strictest_mode(port: str) -> None:
     """A call of which nobody knows the port meets the strictest of its candidates."""
     text = peers(ported("PERMISSIVE", "{8080: {mode: STRICT}}"))
