@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
@@ -17,6 +18,15 @@ from garrison.identity import TrustDomain
 _MAX_FILE_BYTES = 4 * 1024 * 1024
 
 
+@dataclass(frozen=True, slots=True)
+class TrustFile:
+    """Certificates of CAs; without `has_roots`, those that issued themselves do not count."""
+
+    trust_domain: TrustDomain
+    path: Path
+    has_roots: bool = True
+
+
 class TrustBundles:
     """The bundles in force; `use` swaps them for the next call."""
 
@@ -28,7 +38,7 @@ class TrustBundles:
         self.current = verifier
 
 
-def load_bundles(files: Sequence[tuple[TrustDomain, Path]], *, required: bool) -> CertificateVerifier:
+def load_bundles(files: Sequence[TrustFile], *, required: bool) -> CertificateVerifier:
     """Return what verifies with these files; those of one trust domain are one bundle.
 
     Raises:
@@ -40,10 +50,14 @@ def load_bundles(files: Sequence[tuple[TrustDomain, Path]], *, required: bool) -
     last: dict[TrustDomain, Path] = {}
     problems: list[Diagnostic] = []
     digest = hashlib.sha256()
-    for trust_domain, path in files:
+    for file in files:
+        trust_domain, path = file.trust_domain, file.path
         try:
             content = _read(path)
-            found.setdefault(trust_domain, []).extend(x509.load_pem_x509_certificates(content))
+            certificates = x509.load_pem_x509_certificates(content)
+            if not file.has_roots:
+                certificates = [one for one in certificates if one.issuer != one.subject]
+            found.setdefault(trust_domain, []).extend(certificates)
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             problems.append(_problem(path, "unreadable", f"cannot be read: {reason}"))

@@ -29,6 +29,7 @@ def look(findings: Findings, places: Places, policies: PolicySet) -> None:
     _enforcement(findings, places)
     _denied_connections(findings, policies)
     _peers_without_effect(findings, policies)
+    _origins_missing(findings, policies)
     _tokens(findings, places)
     _claims_without_tokens(findings, policies)
 
@@ -132,6 +133,14 @@ def _peers_without_effect(findings: Findings, policies: PolicySet) -> None:
                 "plaintext and mTLS are taken without it, too" if is_default else "it sets no mode"
             )
             findings.add(policy.title, ("spec",), "peer_no_effect", message)
+
+
+def _origins_missing(findings: Findings, policies: PolicySet) -> None:
+    for targeted in policies.authentication:
+        policy = targeted.policy
+        if policy.use_origin and not policy.origins and not policy.origin_is_optional:
+            message = "the principal is to be the origin's, and there are no `origins`: every call is denied"
+            findings.add(policy.title, ("spec",), "no_origins", message)
 
 
 def _is_http(condition: Condition) -> bool:

@@ -11,14 +11,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import structlog
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from authz.authn.certificates import CertificateVerifier
-from authz.bundles import TrustBundles, load_bundles
+from authz.bundles import TrustBundles, TrustFile, load_bundles
 from authz.environment import Environment
 from authz.mixer.refresher import ListRefresher
 from authz.service import Authorization, DestinationResolver
@@ -32,7 +31,6 @@ from garrison.distribution.follower import Follower
 from garrison.distribution.policies import BundleCompiler
 from garrison.documents import Diagnostic, DocumentCache, Position
 from garrison.errors import ConfigError
-from garrison.identity import TrustDomain
 from garrison.process.admin import AdminServer
 from garrison.process.control import ControlServer
 from garrison.process.reload import Reloader, watch
@@ -75,7 +73,7 @@ class Server:
         self._bundle_files = _bundle_files(settings)
         self._trust: Reloader[CertificateVerifier] = Reloader(
             "trust_bundles",
-            [path for _, path in self._bundle_files],
+            [file.path for file in self._bundle_files],
             lambda _: load_bundles(self._bundle_files, required=settings.require_peer_certificate),
             self._bundles.use,
         )
@@ -291,11 +289,13 @@ def _tls_reloader(kind: str, files: TlsFiles, use: Callable[[TlsFiles], None]) -
     return reloader
 
 
-def _bundle_files(settings: Settings) -> list[tuple[TrustDomain, Path]]:
-    """Return the trust bundles, of each trust domain; our own CA vouches for ours."""
-    files = [(one.trust_domain, one.file) for one in settings.trust_bundles]
+def _bundle_files(settings: Settings) -> list[TrustFile]:
+    """Return the files of all trust bundles; our own CA vouches for our trust domain."""
+    files = [TrustFile(one.trust_domain, one.file) for one in settings.trust_bundles]
     if settings.ca.dir is not None:
-        files += [(settings.trust_domain, settings.ca.dir / name) for name in (ROOT_CERT, CERT_CHAIN)]
+        files.append(TrustFile(settings.trust_domain, settings.ca.dir / ROOT_CERT))
+        # A chain may end in roots that nobody was meant to trust.
+        files.append(TrustFile(settings.trust_domain, settings.ca.dir / CERT_CHAIN, has_roots=False))
     return files
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -21,7 +20,7 @@ from support.peer_certificates import AT, BOTH, HOUR, CertificateAuthority, Leaf
 from authz.attributes import Attributes
 from authz.authn import certificates as module
 from authz.authn.certificates import MAX_CERTIFICATE_BYTES, CertificateVerifier, TrustBundle, trust_bundle
-from authz.bundles import TrustBundles, load_bundles
+from authz.bundles import TrustBundles
 from authz.decision import Decision, Outcome
 from authz.environment import Environment
 from authz.paths import PathNormalization
@@ -29,7 +28,6 @@ from authz.pipeline import decide
 from authz.service import DestinationResolver
 from ca.authority import Hierarchy
 from ca.keys import new_private_key
-from garrison.errors import ConfigError
 from garrison.identity import SpiffeId, TrustDomain
 
 ROOT = CertificateAuthority()
@@ -338,54 +336,6 @@ def test_a_trust_domain_without_bundle_is_refused() -> None:
     mesh = federated("partner.example")
     assert decision(VERIFIER, certificate, theirs, mesh=mesh).code == "peer_certificate_invalid"
     assert decision(VERIFIER, certificate, theirs).code == "foreign_trust_domain"
-
-
-# ------------------------------------------------------------------------------------------------- files
-
-
-def write(folder: Path, *certificates: x509.Certificate, name: str = "b.pem") -> Path:
-    """Return a PEM file."""
-    file = folder / name
-    file.write_bytes(b"".join(one.public_bytes(Encoding.PEM) for one in certificates))
-    return file
-
-
-OURS = TrustDomain("cluster.local")
-
-
-def test_files_of_one_trust_domain_are_one_bundle(tmp_path: Path) -> None:
-    """Root and intermediate may be in different files; the version is that of their content."""
-    root, middle = write(tmp_path, ROOT.certificate), write(tmp_path, MIDDLE.certificate, name="m.pem")
-    verifier = load_bundles([(OURS, root), (OURS, middle)], required=False)
-    assert verifier.problem(encoded(MIDDLE.issue()), A, NOW) is None
-    assert verifier.version == load_bundles([(OURS, root), (OURS, middle)], required=True).version
-    write(tmp_path, STRANGER.certificate)
-    assert verifier.version != load_bundles([(OURS, root), (OURS, middle)], required=False).version
-
-
-@pytest.mark.parametrize(
-    ("content", "why"),
-    [
-        (None, "cannot be read: no such file"),
-        (b"", "holds no certificates in PEM"),
-        (b"garbage", "holds no certificates in PEM"),
-        (b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "holds no certificates in PEM"),
-        (b"#" * 5_000_000, "more than 4194304 bytes"),
-        (MIDDLE.certificate.public_bytes(Encoding.PEM), "there is no root"),
-        (
-            ROOT.certificate.public_bytes(Encoding.PEM) + ROOT.issue().public_bytes(Encoding.PEM),
-            "certificate 2 is not that of a CA",
-        ),
-    ],
-)
-def test_a_file_that_is_no_bundle_is_an_error(tmp_path: Path, content: bytes | None, why: str) -> None:
-    """Each with its file; nothing is half used."""
-    file = tmp_path / "b.pem"
-    if content is not None:
-        file.write_bytes(content)
-    with pytest.raises(ConfigError, match=r"b\.pem") as found:
-        load_bundles([(OURS, file)], required=False)
-    assert why in str(found.value)
 
 
 def test_times_are_those_of_the_call() -> None:

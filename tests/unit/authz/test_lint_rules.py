@@ -347,3 +347,18 @@ def test_old_origins_verify_tokens_too() -> None:
         "spec: {origins: [{jwt: {issuer: a}}]}\n"
     )
     assert codes(elsewhere + asking + policy) == []
+
+
+@pytest.mark.parametrize(
+    ("spec", "found"),
+    [
+        ("{principalBinding: USE_ORIGIN}", ["no_origins"]),
+        ("{principalBinding: USE_ORIGIN, originIsOptional: true}", []),
+        ("{principalBinding: USE_ORIGIN, origins: [{jwt: {issuer: a}}]}", []),
+        ("{principalBinding: USE_PEER}", []),
+    ],
+)
+def test_origins_that_nobody_can_bring(spec: str, found: list[str]) -> None:
+    """USE_ORIGIN without origins denies every call."""
+    head = "apiVersion: authentication.istio.io/v1alpha1\nkind: Policy\nmetadata: {name: default}\n"
+    assert codes(f"{head}spec: {spec}\n") == found
