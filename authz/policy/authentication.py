@@ -143,6 +143,11 @@ def _keys(
         if token.jwksUri and not token.jwksUri.startswith(("https://", "http://", "file:///")):
             message = f"`{token.jwksUri}` is neither an `https://`, an `http://` nor a `file:///` URL"
             compiler.report(loaded, (*where, "jwksUri"), "jwks_uri", message)
+        if not token.jwksUri and not token.issuer.startswith(("https://", "http://")):
+            message = (
+                f"without `jwks` and `jwksUri`, `{token.issuer}` has to be a URL: discovery starts there"
+            )
+            compiler.report(loaded, (*where, "issuer"), "jwks_uri", message)
         return (), KeySource(token.jwksUri or "", token.issuer)
     if token.jwksUri is not None:
         compiler.report(loaded, where, "exclusive", "`jwks` and `jwksUri` exclude each other")

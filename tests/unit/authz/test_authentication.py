@@ -454,7 +454,8 @@ def test_the_keys_to_fetch_are_named() -> None:
         (policy("{origins: [{jwt: {}}]}"), "the required field `issuer` is missing"),
         (policy(origins(jwt(), jwt())), f"spec.origins[1].jwt.issuer: `{ISSUER}` stands twice"),
         (policy(origins(jwt("jwksUri: 'https://a'"))), "`jwks` and `jwksUri` exclude each other"),
-        (policy(origins("{jwt: {issuer: a, jwksUri: 'ftp://a'}}")), "`ftp://a` is neither an `https://`"),
+        (policy(origins("{jwt: {issuer: a, jwksUri: 'ftp://a'}}")), "spec.origins[0].jwt.jwksUri: "),
+        (policy(origins("{jwt: {issuer: a}}")), "spec.origins[0].jwt.issuer: "),
         (policy(origins("{jwt: {issuer: a, jwks: '{}'}}")), "the key set has no list `keys`"),
         (policy(origins(jwt("triggerRules: [{excludedPaths: [{}]}]"))), "expected one of `exact`, `prefix`"),
         (

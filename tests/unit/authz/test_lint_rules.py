@@ -344,7 +344,7 @@ def test_old_origins_verify_tokens_too() -> None:
     assert codes(elsewhere + asking) == ["claims_without_tokens"]
     policy = (
         "apiVersion: authentication.istio.io/v1alpha1\nkind: Policy\nmetadata: {name: default}\n"
-        "spec: {origins: [{jwt: {issuer: a}}]}\n"
+        "spec: {origins: [{jwt: {issuer: 'https://a'}}]}\n"
     )
     assert codes(elsewhere + asking + policy) == []
 
@@ -354,7 +354,7 @@ def test_old_origins_verify_tokens_too() -> None:
     [
         ("{principalBinding: USE_ORIGIN}", ["no_origins"]),
         ("{principalBinding: USE_ORIGIN, originIsOptional: true}", []),
-        ("{principalBinding: USE_ORIGIN, origins: [{jwt: {issuer: a}}]}", []),
+        ("{principalBinding: USE_ORIGIN, origins: [{jwt: {issuer: 'https://a'}}]}", []),
         ("{principalBinding: USE_PEER}", []),
     ],
 )

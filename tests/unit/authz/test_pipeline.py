@@ -161,7 +161,7 @@ def test_an_explanation_shows_what_is_asked_of_the_peer() -> None:
 apiVersion: authentication.istio.io/v1alpha1
 kind: Policy
 metadata: {name: default}
-spec: {peers: [{mtls: {}}], origins: [{jwt: {issuer: a}}]}
+spec: {peers: [{mtls: {}}], origins: [{jwt: {issuer: 'https://a'}}]}
 ---
 """
     strict = """
