@@ -83,6 +83,12 @@ class Attributes:
         return peer_principal(self.reported)
 
     @property
+    def certificate(self) -> str:
+        """The peer's certificate as Envoy sends it: URL-encoded PEM; empty unless Envoy includes it."""
+        found: str = self._context.source.certificate
+        return found
+
+    @property
     def method(self) -> str | None:
         """`request.method`; None for what is not HTTP."""
         if self._method is None:
@@ -105,6 +111,12 @@ class Attributes:
     def is_tcp(self) -> bool:
         """Whether this is a connection of Envoy's network filter: no request at all."""
         return not self._http.method and not self._context.HasField("request")
+
+    @property
+    def is_tls(self) -> bool:
+        """Whether Envoy says that the peer speaks TLS, with or without a certificate of its own."""
+        found: bool = self._context.HasField("tls_session")
+        return found
 
     @property
     def is_grpc(self) -> bool:

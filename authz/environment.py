@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from authz.authn.certificates import NO_BUNDLES, Bundles
 from authz.authn.failures import Failures
 from authz.authn.keys import NO_KEYS, Keys
 from authz.mixer.evaluate import Lists
@@ -26,11 +27,12 @@ NO_LISTS: Lists = _NoLists()
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """What was learnt: lists of Mixer's checkers, keys of token issuers, who sends bad tokens."""
+    """What was learnt: lists of Mixer's checkers, keys of issuers, trust bundles, who sends bad tokens."""
 
     lists: Lists = NO_LISTS
     keys: Keys = NO_KEYS
     failures: Failures | None = None  # None: whatever comes is looked at
+    bundles: Bundles = NO_BUNDLES
 
 
 # For commands that decide without a server: nothing was fetched.

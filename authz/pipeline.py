@@ -1,8 +1,8 @@
-"""One call, from attributes to outcome: CUSTOM, authentication, policies of every kind.
+"""One call, from attributes to outcome: the peer, CUSTOM, tokens, policies of every kind.
 
-The order is Istio's: CUSTOM first, without identities from tokens; then tokens; then what never decides, what
-denies, what allows. Everything here is a function of its arguments; asking an external authorizer, the one
-step that waits, is left to the caller (`Delegation`).
+The order is Istio's: the connection; then CUSTOM, without identities from tokens; then tokens; then what
+never decides, what denies, what allows. Everything here is a function of its arguments; asking an external
+authorizer, the one step that waits, is left to the caller (`Delegation`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from authz.attributes import Attributes
-from authz.authn import jwt
+from authz.authn import authentication, jwt, peers
+from authz.authn.authentication import AuthenticationRules
 from authz.decision import (
     NO_MUTATIONS,
     Decision,
@@ -63,6 +64,14 @@ def decide(
     """Return what the call comes to, or who has to be asked first; `clock` gives seconds since the epoch."""
     if policies is None:
         return Outcome(UNKNOWN_DESTINATION)
+    refused = None
+    verifier = environment.bundles.current
+    if verifier is not None or attributes.reported not in policies.peers.admitted:
+        refused = peers.refusal(policies.peers, attributes, clock, verifier)
+    if refused is None and policies.authentication is not None:
+        refused = authentication.peer_denial(policies.authentication, attributes)
+    if refused is not None:
+        return finish(policies, Outcome(refused), attributes)
     if policies.has_custom:
         matched = custom_matches(policies, attributes)
         if matched:
@@ -86,6 +95,10 @@ def decide_here(
         if tokens.denial is not None:
             return finish(policies, Outcome(tokens.denial), attributes)
         attributes.claims, mutations = tokens.claims, tokens.mutations
+    if policies.authentication is not None:
+        denial = _origin(policies.authentication, attributes, clock, environment)
+        if denial is not None:
+            return finish(policies, Outcome(denial), attributes)
     outcome = Outcome(evaluate(policies, attributes), mutations)
     if policies.mixer is not None and outcome.decision.allowed:
         _ask_mixer(policies.mixer, outcome, attributes, clock, environment.lists)
@@ -94,6 +107,20 @@ def decide_here(
     if policies.has_marks:
         outcome.marks = {**outcome.marks, **marks(policies, attributes)}
     return finish(policies, outcome, attributes)
+
+
+def _origin(
+    rules: AuthenticationRules, attributes: Attributes, clock: Clock, environment: Environment
+) -> Decision | None:
+    """Take what the call's token proves to a v1alpha1 policy; return the denial if it had to prove more."""
+    result = authentication.origin(rules, attributes, clock, environment.keys, environment.failures)
+    if result.denial is not None:
+        return result.denial
+    if authentication.differs(result, attributes):
+        return authentication.two_tokens(rules, attributes)
+    if result.claims is not None:
+        attributes.claims = result.claims
+    return None
 
 
 def _ask_mixer(
@@ -178,8 +205,11 @@ def explain(policies: DestinationPolicies | None, attributes: Attributes, clock:
     explanation = Explanation(decision, described(attributes))
     if policies is not None:
         stages = list(explained(policies, attributes))
+        explanation.steps += _peer_steps(policies, attributes, clock)
         explanation.steps += [one for one in stages if one[0] == "CUSTOM"]
         explanation.steps += _token_steps(policies, attributes, clock)
+        if policies.authentication is not None:
+            explanation.steps += _origin_steps(policies.authentication, attributes, clock)
         explanation.steps += [one for one in stages if one[0] != "CUSTOM"]
         explanation.steps += _mixer_steps(policies, attributes, clock)
         explanation.steps += [
@@ -187,6 +217,20 @@ def explain(policies: DestinationPolicies | None, attributes: Attributes, clock:
             for one in policies.casbin_policies.decisions(policies.casbin, attributes)
         ]
     return explanation
+
+
+def _peer_steps(
+    policies: DestinationPolicies, attributes: Attributes, clock: Clock
+) -> Iterable[tuple[str, Step]]:
+    """Yield a step where peers have to meet something, or this one does not."""
+    denial = peers.refusal(policies.peers, attributes, clock, OFFLINE.bundles.current)
+    if denial is None and policies.authentication is not None:
+        denial = authentication.peer_denial(policies.authentication, attributes)
+    if denial is not None:
+        yield "PEER", Step(denial.policy, -1, matched=False, field=denial.field, detail=denial.reason)
+    elif not policies.peers.is_permissive:
+        asked = policies.peers.requirement(attributes)
+        yield "PEER", Step(asked.policy, -1, matched=True, field=asked.field, detail=f"meets {asked.mode}")
 
 
 def _token_steps(
@@ -203,6 +247,20 @@ def _token_steps(
             "TOKENS",
             Step(policies.tokens.policy, -1, matched=result.claims is not None, field="", detail=detail),
         )
+
+
+def _origin_steps(
+    rules: AuthenticationRules, attributes: Attributes, clock: Clock
+) -> Iterable[tuple[str, Step]]:
+    policy = authentication.policy_for(rules, attributes)
+    if not (policy.origins or policy.use_origin):
+        return
+    result = authentication.origin(rules, attributes, clock)
+    if result.denial is not None:
+        detail = result.denial.reason
+    else:
+        detail = "asks for no token" if result.claims is None else f"takes one of {result.claims.get('iss')}"
+    yield "ORIGIN", Step(policy.title, -1, matched=result.denial is None, field="spec.origins", detail=detail)
 
 
 def _mixer_steps(

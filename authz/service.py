@@ -15,6 +15,7 @@ import structlog
 from envoy.service.auth.v3.external_auth_pb2 import CheckRequest, OkHttpResponse
 from google.protobuf.message import DecodeError
 
+from authz.askers import Askers
 from authz.attributes import Attributes
 from authz.decision import Decision, Outcome, ReasonCode, Verdict, deny
 from authz.destination import (
@@ -114,16 +115,19 @@ class Authorization:
         decision_log_lines: int = 100,
         providers: Mapping[str, Provider] | None = None,
         environment: Environment = OFFLINE,
+        askers: Askers | None = None,
     ) -> None:
         """Serve decisions.
 
         `clock` gives seconds since the epoch; at most `decision_log_lines` decisions are logged in a second,
-        `unlogged` counts the others; `providers` are who CUSTOM policies may ask.
+        `unlogged` counts the others; `providers` are who CUSTOM policies may ask, `askers` says who may ask
+        us (None: whoever can).
         """
         self._resolver = resolver
         self._clock = clock
         self._providers = providers or {}
         self._environment = environment
+        self._askers = askers
         self._log_denied = decision_log is not DecisionLog.NONE
         self._log_allowed = decision_log is DecisionLog.ALL
         # A flood of denials must not take the CPU: a line costs more than a decision.
@@ -175,6 +179,12 @@ class Authorization:
             else:
                 destination, mode = None, snapshot.mesh.path_normalization
             attributes = Attributes(context, mode, destination, message)
+            if self._askers is not None:
+                refused = self._askers.refusal(call.peer.spiffe_id, destination)
+                if refused is not None:
+                    refusal = Outcome(refused)
+                    refusal.grpc = attributes.is_grpc
+                    return self._answer(writer, refusal, attributes)
             outcome = decide(policies, attributes, self._clock, self._environment)
             if isinstance(outcome, Delegation):
                 assert policies is not None  # noqa: S101 - without policies nothing is delegated

@@ -63,12 +63,16 @@ class InboundRoute:
 
 @dataclass(frozen=True, slots=True)
 class Inbound:
-    """mTLS at `listen`, decisions per route, then the application. The first route that matches counts."""
+    """mTLS at `listen`, decisions per route, then the application. The first route that matches counts.
+
+    With `include_peer_certificate` Garrison gets the callers' certificates, to verify them itself.
+    """
 
     listen: Address
     application: Address
     routes: tuple[InboundRoute, ...]
     rate_limit_domain: str = ""
+    include_peer_certificate: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,11 +220,13 @@ class _Rendering:
         if limited and not inbound.rate_limit_domain:
             raise ValueError("a route has quotas but no rate limit domain is set")
         ratelimit = [self._fill("ratelimit", rate_limit_domain=inbound.rate_limit_domain)] if limited else []
+        ext_authz = self._fill("ext_authz")
+        ext_authz["typed_config"]["include_peer_certificate"] = inbound.include_peer_certificate
         http = self._fill(
             "inbound_http",
             access_log=[self._access_log()],
             # Quota after authorization: a caller that is refused cannot use up somebody's quota.
-            http_filters=[self._fill("ext_authz"), *ratelimit, self._fill("router")],
+            http_filters=[ext_authz, *ratelimit, self._fill("router")],
             routes=[self._inbound_route(route) for route in inbound.routes],
         )
         return self._fill(
@@ -415,6 +421,9 @@ def _upstreams(
 @click.option("--request", type=ADDRESS, multiple=True, required=True, help="Garrison's request address.")
 @click.option("--control", type=ADDRESS, required=True, help="Garrison's control address (SDS).")
 @click.option("--trust-domain", default="cluster.local", show_default=True, help="Whose callers may connect.")
+@click.option(
+    "--include-peer-certificate", is_flag=True, help="For Garrison with trust bundles, which verifies it."
+)
 @click.option("--outbound", type=ADDRESS, help="Where the application's own calls come in (plain HTTP).")
 @click.option(
     "--upstream",
@@ -451,6 +460,7 @@ def envoy_config(
     request: tuple[Address, ...],
     control: Address,
     trust_domain: str,
+    include_peer_certificate: bool,
     outbound: Address | None,
     upstreams: tuple[Upstream, ...],
     rate_limit_domain: str,
@@ -473,7 +483,7 @@ def envoy_config(
             control=control,
             admin=admin,
             access_log=access_log,
-            inbound=Inbound(listen, application, (route,), rate_limit_domain),
+            inbound=Inbound(listen, application, (route,), rate_limit_domain, include_peer_certificate),
             outbound=Outbound(outbound, upstreams) if outbound is not None else None,
         )
         bootstrap = render_bootstrap(workload)

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 
 from authz.authn.keys import parse_jwks
+from authz.authn.peers import PeerMode
 from authz.lint.places import Findings, Places, titles
 from authz.policy.documents import (
     ClusterRbacConfig,
@@ -15,7 +16,7 @@ from authz.policy.documents import (
     ServiceRoleBinding,
 )
 from authz.policy.matchers import Condition
-from authz.policy.rules import Action, Policy, PolicySet, Rule, Selector
+from authz.policy.rules import Action, Policy, PolicySet, Rule, Scope, Selector
 
 _CLAIMS = "request.auth."
 
@@ -27,6 +28,8 @@ def look(findings: Findings, places: Places, policies: PolicySet) -> None:
     _replaced_roles(findings, policies)
     _enforcement(findings, places)
     _denied_connections(findings, policies)
+    _peers_without_effect(findings, policies)
+    _origins_missing(findings, policies)
     _tokens(findings, places)
     _claims_without_tokens(findings, policies)
 
@@ -118,6 +121,28 @@ def _conditions(rule: Rule) -> Iterable[Condition]:
         yield from alternative.conditions
 
 
+def _peers_without_effect(findings: Findings, policies: PolicySet) -> None:
+    """UNSET changes nothing; nor does PERMISSIVE for the mesh, where nothing else speaks of the mesh."""
+    mesh = [one for one in policies.peers if one.scope is Scope.MESH]
+    for policy in policies.peers:
+        if policy.scope is Scope.NOTHING or any(mode is not None for _, mode in policy.ports):
+            continue
+        is_default = policy.mode is PeerMode.PERMISSIVE and mesh == [policy]
+        if policy.mode is None or is_default:
+            message = "this changes nothing: " + (
+                "plaintext and mTLS are taken without it, too" if is_default else "it sets no mode"
+            )
+            findings.add(policy.title, ("spec",), "peer_no_effect", message)
+
+
+def _origins_missing(findings: Findings, policies: PolicySet) -> None:
+    for targeted in policies.authentication:
+        policy = targeted.policy
+        if policy.use_origin and not policy.origins and not policy.origin_is_optional:
+            message = "the principal is to be the origin's, and there are no `origins`: every call is denied"
+            findings.add(policy.title, ("spec",), "no_origins", message)
+
+
 def _is_http(condition: Condition) -> bool:
     return condition.attribute.startswith("request.")
 
@@ -150,6 +175,9 @@ def _claims_without_tokens(findings: Findings, policies: PolicySet) -> None:
     for one in policies.tokens:
         if one.rules:
             namespaces["" if one.selector.any_namespace else one.selector.namespace].append(one.selector)
+    for targeted in policies.authentication:
+        if targeted.policy.origins:
+            namespaces[targeted.namespace or ""].append(Selector(targeted.namespace or ""))
     if not namespaces or "" in namespaces:
         return
     for policy in policies.policies:

@@ -133,8 +133,9 @@ def _principal(pattern: Pattern, mesh: MeshSettings) -> Iterable[Remark]:
         yield "principal_form", message, "a principal is `TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT`"
         return
     domain, slash, _ = text.partition("/")
-    if slash and not pattern.before and domain not in mesh.trust_domains:
-        message = f"`{domain}` is none of our trust domains"
+    federated = {one.trust_domain.name for one in mesh.federated_trust_domains}
+    if slash and not pattern.before and domain not in {*mesh.trust_domains, *federated}:
+        message = f"`{domain}` is none of our trust domains, nor federated: its workloads may not call"
         ours = ", ".join(f"`{name}`" for name in mesh.trust_domains)
         yield "foreign_trust_domain", message, f"ours: {ours}"
 

@@ -15,12 +15,16 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeAlias
 
 from authz.authn.keys import KeySource
+from authz.authn.peers import FederatedDomain, TrustDomains
 from authz.casbin_policy import AdapterFactory, CasbinPolicies, CasbinPolicy, compile_casbin, load_sources
 from authz.kinds import KINDS
 from authz.mixer.compile import compile_mixer
 from authz.paths import PathNormalization
 from authz.policy.documents import (
+    AuthenticationPolicy,
     AuthorizationPolicy,
+    MeshAuthenticationPolicy,
+    PeerAuthentication,
     RequestAuthentication,
     Resource,
     ResponsePolicy,
@@ -28,7 +32,7 @@ from authz.policy.documents import (
     ServiceRoleBinding,
 )
 from authz.policy.matchers import AddressMatcher, Matcher, StringMatcher
-from authz.policy.rules import NO_MIXER, Policy, PolicySet, TokenPolicy
+from authz.policy.rules import NO_MIXER, PeerPolicy, Policy, PolicySet, TargetedAuthentication, TokenPolicy
 from garrison.documents import Diagnostic, Document, Field, Severity, format_field, validate
 from garrison.identity import SCHEME, TrustDomain
 
@@ -37,10 +41,19 @@ if TYPE_CHECKING:
     from authz.policy.shaping import Shape
 
 # What a document comes to that is compiled by itself.
-Product: TypeAlias = "Role | Grant | Policy | TokenPolicy | Shape"
+Product: TypeAlias = "Role | Grant | PeerPolicy | Policy | Shape | TargetedAuthentication | TokenPolicy"
 # The kinds of such documents.
 _SINGLE = frozenset(
-    {AuthorizationPolicy, RequestAuthentication, ResponsePolicy, ServiceRole, ServiceRoleBinding}
+    {
+        AuthenticationPolicy,
+        AuthorizationPolicy,
+        MeshAuthenticationPolicy,
+        PeerAuthentication,
+        RequestAuthentication,
+        ResponsePolicy,
+        ServiceRole,
+        ServiceRoleBinding,
+    }
 )
 
 # Istio: `cluster.local` in a policy means "our trust domain" (trustdomain/bundle.go).
@@ -59,6 +72,7 @@ class MeshSettings:
     path_normalization: PathNormalization = PathNormalization.BASE
     namespace_path_normalization: tuple[tuple[str, PathNormalization], ...] = ()  # where it differs
     providers: frozenset[str] = frozenset()  # names that CUSTOM policies may use
+    federated_trust_domains: tuple[FederatedDomain, ...] = ()
 
     @property
     def trust_domains(self) -> tuple[str, ...]:
@@ -240,7 +254,7 @@ def compile_policies(
     `adapters` are the Casbin stores that a CasbinPolicy may name; its model and policy files are read here.
     """
     # Imported here: they need the `Compiler` above.
-    from authz.policy import rbac, security  # noqa: PLC0415
+    from authz.policy import authentication, peers, rbac, security  # noqa: PLC0415
     from authz.policy.shaping import Shape  # noqa: PLC0415
 
     compiler = Compiler(mesh)
@@ -259,6 +273,11 @@ def compile_policies(
     grants = [(one, document) for one, document in products if isinstance(one, rbac.Grant)]
     if all_readable:  # a role that could not be read is not missing
         rbac.warn_of_missing_roles(compiler, roles, grants)
+    peers.warn_of_rivals(
+        compiler, [(one, document) for one, document in products if isinstance(one, PeerPolicy)]
+    )
+    targeted = [(one, document) for one, document in products if isinstance(one, TargetedAuthentication)]
+    authentication.warn_of_equals(compiler, targeted)
     shapes = [one for one, _ in products if isinstance(one, Shape)]
     tokens = tuple(one for one, _ in products if isinstance(one, TokenPolicy))
     policies = PolicySet(
@@ -269,9 +288,17 @@ def compile_policies(
         tokens=tokens,
         key_sources=tuple(
             dict.fromkeys(
-                rule.keys for one in tokens for rule in one.rules if isinstance(rule.keys, KeySource)
+                rule.keys
+                for rule in (
+                    *(rule for one in tokens for rule in one.rules),
+                    *(origin.rule for one, _ in targeted for origin in one.policy.origins),
+                )
+                if isinstance(rule.keys, KeySource)
             )
         ),
+        trust_domains=TrustDomains(frozenset(mesh.trust_domains), mesh.federated_trust_domains),
+        peers=tuple(one for one, _ in products if isinstance(one, PeerPolicy)),
+        authentication=tuple(sorted((one for one, _ in targeted), key=lambda one: one.policy.title)),
         enforcement=rbac.compile_enforcement(compiler, together),
         shapes=tuple(sorted(shapes, key=lambda one: one.title)),
         mixer=mixer or NO_MIXER,
@@ -284,7 +311,7 @@ def compile_policies(
         or any(one.resource.apiVersion.startswith("rbac.istio.io/") for one in together),
     )
     # One by one: freeing so much at one go would stop all other threads for longer than a call may wait.
-    for pairs in (products, resources, with_models, grants, together):
+    for pairs in (products, resources, with_models, grants, targeted, together):
         while pairs:
             pairs.pop()
     compiler.close()
@@ -353,7 +380,7 @@ def _part(compiler: Compiler, document: Document, model: type[Resource] | None) 
 
 
 def _product(compiler: Compiler, loaded: Loaded) -> Product:
-    from authz.policy import rbac, security, shaping, tokens  # noqa: PLC0415 - as above
+    from authz.policy import authentication, peers, rbac, security, shaping, tokens  # noqa: PLC0415 - as above
 
     resource = loaded.resource
     if isinstance(resource, AuthorizationPolicy):
@@ -364,6 +391,10 @@ def _product(compiler: Compiler, loaded: Loaded) -> Product:
             return rbac.compile_role(compiler, loaded, resource)
         case ServiceRoleBinding():
             return rbac.compile_grant(compiler, loaded, resource)
+        case AuthenticationPolicy() | MeshAuthenticationPolicy():
+            return authentication.compile_authentication(compiler, loaded, resource)
+        case PeerAuthentication():
+            return peers.compile_peers(compiler, loaded, resource)
         case RequestAuthentication():
             return tokens.compile_tokens(compiler, loaded, resource)
         case _:

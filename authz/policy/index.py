@@ -15,13 +15,17 @@ from operator import is_
 from typing import Any, overload
 
 from authz.attributes import Attributes
+from authz.authn.authentication import AuthenticationRules
 from authz.authn.jwt import TokenRules
+from authz.authn.peers import PeerRules
 from authz.casbin_policy import CasbinPolicies, CompiledPolicy
 from authz.decision import Decision, ReasonCode, allow
 from authz.destination import Destination
 from authz.mixer.rules import DestinationRules
 from authz.paths import PathNormalization
+from authz.policy.authentication import authentication_rules
 from authz.policy.matchers import Condition, StringMatcher
+from authz.policy.peers import peer_rules
 from authz.policy.rules import Action, Enforcement, Policy, PolicySet, Rule, Selector
 from authz.policy.shaping import Shape
 
@@ -254,6 +258,8 @@ class DestinationPolicies:
     """
 
     destination: Destination
+    peers: PeerRules
+    authentication: AuthenticationRules | None
     tokens: TokenRules | None
     http: Stage
     tcp: Stage
@@ -357,6 +363,8 @@ class PolicyIndex:
         self._has_authorization = any(not policy.is_role for policy in policies.policies)
         self._memo: dict[Any, Decision] = {}
         self._numbers = count()
+        self._domains: dict[str, frozenset[str]] = {}
+        self._peer_rules: dict[Any, PeerRules] = {}
         self._by_place: dict[Place, list[Policy]] = {}
         for policy in policies.policies:
             for place in _places(policy.selector):
@@ -406,6 +414,8 @@ class PolicyIndex:
         http = self._stage(found, groups, enforced=enforced, tcp=False)
         return DestinationPolicies(
             destination=destination,
+            peers=self._peers(destination),
+            authentication=authentication_rules(self._policies.authentication, destination),
             tokens=TokenRules.of(
                 [
                     rule
@@ -432,6 +442,23 @@ class PolicyIndex:
             memo_on=_memo_on(http),
             not_enforced=None if enforced else not_enforced(self._policies.enforcement, destination),
         )
+
+    def _peers(self, destination: Destination) -> PeerRules:
+        """Return what holds for the peers of `destination`; equal rules are one object."""
+        found = peer_rules(
+            [one for one in self._policies.peers if selects(one.selector, destination)],
+            self._trust_domains(destination.namespace),
+        )
+        key = found.trust_domains, found.otherwise, tuple(found.ports.items())
+        return self._peer_rules.setdefault(key, found)
+
+    def _trust_domains(self, namespace: str) -> frozenset[str]:
+        """Return whose peers may call, one object for each namespace that has its own federation."""
+        domains = self._policies.trust_domains
+        own = namespace if any(one.namespace == namespace for one in domains.federated) else ""
+        if own not in self._domains:
+            self._domains[own] = domains.for_namespace(own)
+        return self._domains[own]
 
     def _stage(
         self, found: Sequence[Policy], groups: Sequence[_Group], *, enforced: bool, tcp: bool

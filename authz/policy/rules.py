@@ -11,8 +11,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from authz.authn.authentication import AuthenticationPolicy
 from authz.authn.jwt import JwtRule
 from authz.authn.keys import KeySource
+from authz.authn.peers import PeerMode, TrustDomains
 from authz.casbin_policy import CasbinPolicies
 from authz.decision import Decision
 from authz.mixer.rules import MixerPolicies
@@ -105,6 +107,48 @@ class TokenPolicy:
     rules: tuple[JwtRule, ...]
 
 
+class Scope(StrEnum):
+    """How wide a `PeerAuthentication` is; the narrower one wins."""
+
+    MESH = "mesh"
+    NAMESPACE = "namespace"
+    WORKLOAD = "workload"
+    NOTHING = "nothing"  # a selector in the root namespace, which Istio does not look at
+
+
+@dataclass(frozen=True, slots=True)
+class PeerPolicy:
+    """A compiled `PeerAuthentication`. A mode of None is UNSET: what the wider scope says.
+
+    `created` is its age, in seconds since the epoch; None for documents that no API server has stamped.
+    """
+
+    title: str
+    selector: Selector
+    scope: Scope
+    mode: PeerMode | None
+    ports: tuple[tuple[int, PeerMode | None], ...]
+    created: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class AuthenticationTarget:
+    """A service that a `Policy` is for, by its short name; no ports: all of them."""
+
+    name: str
+    labels: tuple[tuple[str, str], ...]
+    ports: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TargetedAuthentication:
+    """A `Policy` and the services of its namespace that it is for (none: all); a `MeshPolicy` has neither."""
+
+    policy: AuthenticationPolicy
+    namespace: str | None
+    targets: tuple[AuthenticationTarget, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Enforcement:
     """Where roles are enforced. Without a `ClusterRbacConfig` (`policy` is empty): wherever there are any."""
@@ -126,6 +170,9 @@ class PolicySet:
     policies: tuple[Policy, ...]
     tokens: tuple[TokenPolicy, ...]
     enforcement: Enforcement
+    trust_domains: TrustDomains
+    peers: tuple[PeerPolicy, ...] = ()
+    authentication: tuple[TargetedAuthentication, ...] = ()  # by title
     shapes: tuple[Shape, ...] = ()
     mixer: MixerPolicies = NO_MIXER
     casbin: CasbinPolicies = field(default_factory=CasbinPolicies)

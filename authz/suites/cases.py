@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +15,7 @@ from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
 from pydantic import BaseModel
 
 from authz.authn.keys import VerificationKey
+from authz.authn.peers import FederatedDomain
 from authz.decision import Verdict
 from authz.paths import PathNormalization
 from authz.policy.compile import MeshSettings
@@ -142,13 +143,17 @@ class _Reader:
     def _mesh(self) -> MeshSettings:
         spec, given = self.spec.mesh, self.mesh
         try:
-            return MeshSettings(
+            return replace(
+                given,
                 trust_domain=TrustDomain.parse(spec.trust_domain)
                 if spec.trust_domain
                 else given.trust_domain,
                 trust_domain_aliases=given.trust_domain_aliases
                 if spec.trust_domain_aliases is None
                 else tuple(map(TrustDomain.parse, spec.trust_domain_aliases)),
+                federated_trust_domains=given.federated_trust_domains
+                if spec.federated_trust_domains is None
+                else tuple(map(FederatedDomain.parse, spec.federated_trust_domains)),
                 root_namespace=spec.root_namespace or given.root_namespace,
                 path_normalization=PathNormalization(spec.path_normalization or given.path_normalization),
             )

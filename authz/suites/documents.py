@@ -141,6 +141,7 @@ class MeshSpec(BaseModel):
     model_config = STRICT
     trust_domain: NonEmpty | None = None
     trust_domain_aliases: list[NonEmpty] | None = None
+    federated_trust_domains: list[NonEmpty] | None = None
     root_namespace: NonEmpty | None = None
     path_normalization: Literal["NONE", "BASE", "MERGE_SLASHES", "DECODE_AND_MERGE_SLASHES"] | None = None
 

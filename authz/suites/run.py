@@ -60,7 +60,7 @@ def _with_token(snapshot: Snapshot, case: Case) -> tuple[Any, list[str]]:
             http.header_map.headers.add(key="cookie", raw_value=f"{cookie}={text}".encode())
         case HeaderPlace(header, prefix):
             http.header_map.headers.add(key=header, raw_value=f"{prefix}{text}".encode())
-    return request, [] if rules else ["no RequestAuthentication is for this destination: no token is read"]
+    return request, [] if rules else ["nothing verifies tokens for this destination: none is read"]
 
 
 def _failures(case: Case, decision: Decision) -> Iterable[str]:

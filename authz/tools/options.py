@@ -9,6 +9,7 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
+from authz.authn.peers import FederatedDomain
 from authz.paths import PathNormalization
 from authz.policy.compile import MeshSettings
 from authz.snapshot import Snapshot, load_snapshot
@@ -27,6 +28,18 @@ class _TrustDomainType(click.ParamType[TrustDomain]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> TrustDomain:
         try:
             return value if isinstance(value, TrustDomain) else TrustDomain.parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class _FederatedType(click.ParamType[FederatedDomain]):
+    name = "domain[=namespace]"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> FederatedDomain:
+        try:
+            return value if isinstance(value, FederatedDomain) else FederatedDomain.parse(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
 
@@ -54,6 +67,12 @@ def mesh_options(command: Command) -> Command:
                 "--trust-domain", type=_TrustDomainType(), default="cluster.local", show_default=True
             ),
             click.option("--trust-domain-alias", type=_TrustDomainType(), multiple=True, help="repeatable"),
+            click.option(
+                "--federated-trust-domain",
+                type=_FederatedType(),
+                multiple=True,
+                help="whose peers may call, too, everywhere or in one namespace; repeatable",
+            ),
             click.option("--root-namespace", default="istio-system", show_default=True),
             click.option(
                 "--path-normalization",
@@ -81,6 +100,7 @@ def mesh_of(options: dict[str, Any]) -> MeshSettings:
         options["root_namespace"],
         PathNormalization(options["path_normalization"]),
         tuple(options["namespace_path_normalization"]),
+        federated_trust_domains=tuple(sorted(set(options["federated_trust_domain"]))),
     )
 
 

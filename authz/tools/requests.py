@@ -12,6 +12,7 @@ from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
 from google.protobuf import json_format
 
 from authz.attributes import Attributes, Claims
+from authz.authn.authentication import origin_rules, with_rules, without_origins
 from authz.authn.jwt import JwtRule, TokenRules
 from authz.authn.keys import KeySet, VerificationKey
 from authz.decision import Decision, Explanation, Outcome
@@ -33,21 +34,30 @@ class Vouched:
 
     def applied(self, policies: DestinationPolicies) -> DestinationPolicies:
         """Return `policies` as they are once this is taken for true."""
+        old = policies.authentication
         if self.claims is not None:
-            return replace(policies, tokens=None)
-        if self.key is None or policies.tokens is None:
+            return replace(policies, tokens=None, authentication=without_origins(old) if old else None)
+        if self.key is None:
             return policies
         keys = KeySet((self.key,))
-        rules = [replace(rule, keys=keys, verified={}) for rule in policies.tokens.rules]
-        return replace(policies, tokens=TokenRules.of(rules, policies.tokens.realm))
+
+        def trusting(rule: JwtRule) -> JwtRule:
+            return replace(rule, keys=keys, verified={})
+
+        tokens = policies.tokens
+        if tokens is not None:
+            tokens = TokenRules.of([trusting(rule) for rule in tokens.rules], tokens.realm)
+        return replace(policies, tokens=tokens, authentication=with_rules(old, trusting) if old else None)
 
 
 NOTHING = Vouched()
 
 
 def token_rules(policies: DestinationPolicies) -> Sequence[JwtRule]:
-    """Return the token rules of a destination."""
-    return policies.tokens.rules if policies.tokens is not None else ()
+    """Return the token rules of a destination, of documents old and new."""
+    old = policies.authentication
+    current = policies.tokens.rules if policies.tokens is not None else ()
+    return [*current, *(origin_rules(old) if old else ())]
 
 
 def policies_for(snapshot: Snapshot, request: Any) -> DestinationPolicies | None:

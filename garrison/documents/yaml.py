@@ -38,6 +38,8 @@ MAX_FILE_BYTES = 64 * 1024 * 1024
 # Documents repeat themselves: equal scalars of one file share one object, up to this many different ones.
 _MAX_SHARED = 4096
 _DECODED_AT_ONCE = 256 * 1024
+# Mappings from numbers, which Kubernetes' readers turn into strings too: Istio's own examples have them bare.
+_NUMBERED = frozenset({"portLevelMtls"})
 _MISSING: Any = object()
 
 
@@ -184,6 +186,8 @@ def _build(get_event: Callable[[], Any], plain: dict[str, Any], quoted: dict[str
                     return value
                 current.append(value)
             elif key is _MISSING:
+                if type(value) is not str and _is_number(value, text) and _is_numbered(opened[-1]):
+                    value = text
                 if type(value) is not str or value in current:
                     raise _refused()
                 key = value
@@ -213,6 +217,15 @@ def _build(get_event: Callable[[], Any], plain: dict[str, Any], quoted: dict[str
             is_mapping = kind is MappingStartEvent
         else:  # an alias
             raise _refused()
+
+
+def _is_number(value: Any, text: str) -> bool:
+    return type(value) is int and text == str(value)
+
+
+def _is_numbered(holder: Any) -> bool:
+    """Return whether the mapping that was opened last in `holder` has numbers for keys."""
+    return type(holder) is dict and next(reversed(holder)) in _NUMBERED
 
 
 def _refused() -> _RefusedError:
@@ -364,6 +377,8 @@ class _Locator:
 
     def _key(self, value: Any, event: Any) -> None:
         top = self._opened[-1]
+        if top.path and top.path[-1] in _NUMBERED and _is_number(value, event.value):
+            value = event.value
         if not isinstance(value, str) or top.names is None:
             message = f"the key `{event.value}` is not a string"
             raise self._refusal(event, top.path, "key_type", message, "put it in quotes")

@@ -16,8 +16,10 @@ from typing import Any
 import structlog
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
+from authz.authn.certificates import CertificateVerifier
 from authz.authn.key_cache import KeyCache
 from authz.authn.key_refresher import KeyRefresher, key_fetch
+from authz.bundles import TrustBundles, TrustFile, load_bundles
 from authz.environment import Environment
 from authz.mixer.lists import MAX_LIST_BYTES
 from authz.mixer.refresher import ListRefresher, list_fetch
@@ -25,7 +27,7 @@ from authz.service import Authorization, DestinationResolver
 from authz.snapshot import Snapshot, load_snapshot
 from ca.api.sds import SERVICE as SDS
 from ca.api.sds import SecretDiscovery
-from ca.authority import Authority
+from ca.authority import CERT_CHAIN, ROOT_CERT, Authority
 from garrison.distribution.bundle import BundleFile
 from garrison.distribution.cache import DiskCache
 from garrison.distribution.follower import Follower
@@ -79,6 +81,14 @@ class Server:
         self._lists = ListRefresher(
             list_fetch(Fetcher(max_bytes=MAX_LIST_BYTES, blocked=settings.keys.blocked_ranges))
         )
+        self._bundles = TrustBundles()
+        self._bundle_files = _bundle_files(settings)
+        self._trust: Reloader[CertificateVerifier] = Reloader(
+            "trust_bundles",
+            [file.path for file in self._bundle_files],
+            lambda _: load_bundles(self._bundle_files, required=settings.require_peer_certificate),
+            self._bundles.use,
+        )
         self._stop = asyncio.Event()
         self._ready = self._listening = False
         self.health = Health([AUTHORIZATION, RATE_LIMIT])
@@ -88,7 +98,10 @@ class Server:
             settings.log.decisions,
             decision_log_lines=settings.log.decisions_per_second,
             providers=self._providers,
-            environment=Environment(lists=self._lists, keys=self._keys, failures=settings.failures()),
+            environment=Environment(
+                lists=self._lists, keys=self._keys, failures=settings.failures(), bundles=self._bundles
+            ),
+            askers=settings.askers(),
         )
         cache, adapters = DocumentCache(), settings.adapters()
         self._policies: Reloader[Snapshot] = Reloader(
@@ -109,6 +122,8 @@ class Server:
         self._limits.load()
         self._rate_limit = RateLimitService(lambda: self._limits_in_force, self._store, time.time_ns)
         self._authority = _load_authority(settings) if settings.ca.dir else None
+        if self._bundle_files:
+            self._trust.load()
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT, then drain."""
@@ -144,7 +159,7 @@ class Server:
             )
             if files is not None
         ]
-        reloaders: Any = (self._policies, self._limits, *certificates)
+        reloaders: Any = (self._policies, self._limits, self._trust, *certificates)
         watching = asyncio.create_task(watch(reloaders, self._stop))
         if self._follower is not None:
             await self._follower.restore()
@@ -295,6 +310,16 @@ def _tls_reloader(kind: str, files: TlsFiles, use: Callable[[TlsFiles], None]) -
         kind, files.paths, lambda _: TlsGeneration.of(files), lambda _: use(files)
     )
     return reloader
+
+
+def _bundle_files(settings: Settings) -> list[TrustFile]:
+    """Return the files of all trust bundles; our own CA vouches for our trust domain."""
+    files = [TrustFile(one.trust_domain, one.file) for one in settings.trust_bundles]
+    if settings.ca.dir is not None:
+        files.append(TrustFile(settings.trust_domain, settings.ca.dir / ROOT_CERT))
+        # A chain may end in roots that nobody was meant to trust.
+        files.append(TrustFile(settings.trust_domain, settings.ca.dir / CERT_CHAIN, has_roots=False))
+    return files
 
 
 def _load_authority(settings: Settings) -> Authority:

@@ -28,8 +28,10 @@ from pydantic import (
     model_validator,
 )
 
+from authz.askers import Askers
 from authz.authn.failures import DEFAULT_OVERALL, DEFAULT_PER_SENDER, Failures
 from authz.authn.key_state import KeyRules
+from authz.authn.peers import FederatedDomain
 from authz.casbin_policy import AdapterFactory
 from authz.destination import Destination, destination_from_attributes
 from authz.paths import PathNormalization
@@ -83,6 +85,7 @@ def _member(names: type[StrEnum]) -> BeforeValidator:
 ListenAddress = Annotated[Address, _text(Address.parse)]
 Duration = Annotated[timedelta, _text(parse_duration)]
 Domain = Annotated[TrustDomain, _text(TrustDomain.parse)]
+Federated = Annotated[FederatedDomain, _text(FederatedDomain.parse)]
 Normalization = Annotated[PathNormalization, _member(PathNormalization)]
 Decisions = Annotated[DecisionLog, _member(DecisionLog)]
 FilePath = Annotated[Path, _text(Path)]
@@ -127,7 +130,21 @@ class RequestSettings(BaseModel):
     transport: Literal["ngh2", "grpcio"] = Field(default="ngh2", description="the HTTP/2 stack")
     max_message_bytes: int = Field(default=_MAX_MESSAGE_BYTES, ge=1024, description="largest request message")
     unix_mode: FileMode = Field(default=0o600, description="permissions of Unix sockets, such as 0660")
+    require_asker_svid: bool = Field(
+        default=False, description="answer Check only to sidecars with an SVID, about their own workload"
+    )
     tls: TlsSettings = TlsSettings()
+
+    @model_validator(mode="after")
+    def _askers_can_show_one(self) -> Self:
+        if self.require_asker_svid:
+            if self.tls.client_ca is None:
+                raise ValueError(
+                    "`require_asker_svid` needs `tls.client_ca`: without, nobody can show an SVID"
+                )
+            if all(address.scheme is not Scheme.TLS for address in self.listen):
+                raise ValueError("`require_asker_svid` needs a `tls://` address: only there are SVIDs shown")
+        return self
 
 
 class ControlSettings(BaseModel):
@@ -316,6 +333,7 @@ class WorkloadSettings(BaseModel):
     service: str = ""
     namespace: str = ""
     labels: dict[str, str] = {}
+    may_ask_about: list[Annotated[str, Field(pattern=r"^(\*|\*?[^*]+|[^*]+\*)$")]] = []
 
     @model_validator(mode="after")
     def _registers(self) -> Self:
@@ -332,6 +350,14 @@ class WorkloadSettings(BaseModel):
         if not self.selectors:
             return None
         return Registration(self.spiffe_id, tuple(self.selectors), self.svid_ttl, tuple(self.dns_names))
+
+
+class TrustBundleSettings(BaseModel):
+    """Who vouches for the peers of a trust domain: PEM, its roots and the intermediates that issue."""
+
+    model_config = _STRICT
+    trust_domain: Domain
+    file: FilePath
 
 
 class ProviderSettings(BaseModel):
@@ -377,12 +403,19 @@ class Settings(BaseModel):
     model_config = _STRICT
     trust_domain: Domain = Field(default=TrustDomain("cluster.local"), description="the mesh's trust domain")
     trust_domain_aliases: list[Domain] = Field(default=[], description="other names of the trust domain")
+    federated_trust_domains: list[Federated] = Field(
+        default=[],
+        description="trust domains that may call too: `partner.example`, or `partner.example=shop`",
+    )
     root_namespace: str = Field(default="istio-system", description="namespace of mesh-wide policies")
     path_normalization: Normalization = Field(
         default=PathNormalization.BASE, description="NONE, BASE, MERGE_SLASHES or DECODE_AND_MERGE_SLASHES"
     )
     namespace_path_normalization: dict[str, Normalization] = Field(
         default={}, description="the same for single namespaces, such as `{legacy: NONE}`"
+    )
+    require_peer_certificate: bool = Field(
+        default=False, description="refuse peers with an identity whose certificate Envoy did not include"
     )
     policies: list[FilePath] = Field(default=[], description="policy files and folders, watched")
     limits: list[FilePath] = Field(default=[], description="rate-limit files and folders, watched")
@@ -401,12 +434,24 @@ class Settings(BaseModel):
     tokens: TokenSettings = TokenSettings()
     distribution: DistributionSettings = DistributionSettings()
     workloads: list[WorkloadSettings] = Field(default=[], description="who gets which identity")
+    trust_bundles: list[TrustBundleSettings] = Field(
+        default=[], description="what the certificates of peers are verified with, for each trust domain"
+    )
     casbin_adapters: list[CasbinAdapterSettings] = Field(
         default=[], description="Casbin stores that CasbinPolicy documents may name"
     )
     ext_authz_providers: list[ProviderSettings] = Field(
         default=[], description="who CUSTOM policies may delegate to"
     )
+
+    @field_validator("federated_trust_domains")
+    @classmethod
+    def _not_ours(cls, value: list[FederatedDomain], info: ValidationInfo) -> list[FederatedDomain]:
+        ours = {info.data.get("trust_domain"), *info.data.get("trust_domain_aliases", ())}
+        for one in value:
+            if one.trust_domain in ours:
+                raise ValueError(f"`{one.trust_domain}` is ours, so it may call everywhere")
+        return value
 
     @field_validator("workloads")
     @classmethod
@@ -424,6 +469,23 @@ class Settings(BaseModel):
             seen.add(workload.spiffe_id)
         return value
 
+    @model_validator(mode="after")
+    def _can_verify(self) -> Self:
+        seen: set[TrustDomain] = set()
+        known = {self.trust_domain, *self.trust_domain_aliases}
+        known |= {one.trust_domain for one in self.federated_trust_domains}
+        for bundle in self.trust_bundles:
+            if bundle.trust_domain in seen:
+                raise ValueError(f"`trust_bundles` has `{bundle.trust_domain}` twice: put both into one file")
+            if bundle.trust_domain not in known:
+                raise ValueError(
+                    f"`trust_bundles` has `{bundle.trust_domain}`, which is neither ours nor federated"
+                )
+            seen.add(bundle.trust_domain)
+        if self.require_peer_certificate and not self.trust_bundles and self.ca.dir is None:
+            raise ValueError("`require_peer_certificate` needs `trust_bundles` or `ca.dir` to verify with")
+        return self
+
     @property
     def mesh(self) -> MeshSettings:
         """The part that policies are compiled with."""
@@ -434,6 +496,7 @@ class Settings(BaseModel):
             self.path_normalization,
             tuple(sorted(self.namespace_path_normalization.items())),
             frozenset(provider.name for provider in self.ext_authz_providers),
+            tuple(sorted(set(self.federated_trust_domains))),
         )
 
     def adapters(self) -> dict[str, AdapterFactory]:
@@ -466,6 +529,13 @@ class Settings(BaseModel):
         """Return who gets which SVID over SDS."""
         found = [workload.registration() for workload in self.workloads]
         return [registration for registration in found if registration is not None]
+
+    def askers(self) -> Askers | None:
+        """Return which sidecar may ask about which destination, None if whoever can ask may."""
+        if not self.request.require_asker_svid:
+            return None
+        listed = {one.spiffe_id: one.may_ask_about for one in self.workloads if one.may_ask_about}
+        return Askers(self.mesh.trust_domains, self.destinations(), listed)
 
     def destinations(self) -> dict[SpiffeId, Destination]:
         """Return the destination that each workload's SVID stands for."""
@@ -517,7 +587,12 @@ class Leaf:
 
 
 # Lists of mappings can only be written in the file.
-_OF_OBJECTS = (list[WorkloadSettings], list[ProviderSettings], list[CasbinAdapterSettings])
+_OF_OBJECTS = (
+    list[WorkloadSettings],
+    list[ProviderSettings],
+    list[CasbinAdapterSettings],
+    list[TrustBundleSettings],
+)
 
 
 def leaves(model: type[BaseModel] = Settings, path: tuple[str, ...] = ()) -> Iterator[Leaf]:
@@ -635,6 +710,8 @@ def _anchor_paths(data: dict[str, Any], folder: Path) -> None:
             continue
         anchored = [str(folder / one) for one in value] if isinstance(value, list) else str(folder / value)
         holder[leaf.path[-1]] = anchored
+    for bundle in data.get("trust_bundles", ()):
+        bundle["file"] = str(folder / bundle["file"])
 
 
 def _types(annotation: Any) -> set[Any]:

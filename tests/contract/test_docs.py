@@ -37,6 +37,7 @@ from garrison.process.settings import (
     CasbinAdapterSettings,
     ProviderSettings,
     Settings,
+    TrustBundleSettings,
     WorkloadSettings,
     leaves,
     load_settings,
@@ -147,6 +148,11 @@ def providers_table() -> str:
     return fields_table(ProviderSettings)
 
 
+def bundles_table() -> str:
+    """Return the fields of one of `trust_bundles`."""
+    return fields_table(TrustBundleSettings)
+
+
 def adapters_table() -> str:
     """Return the fields of one of `casbin_adapters`."""
     return fields_table(CasbinAdapterSettings)
@@ -229,6 +235,7 @@ GENERATED: dict[str, tuple[str, Callable[[], str]]] = {
     "settings": ("docs/reference/settings.md", settings_table),
     "workloads": ("docs/reference/settings.md", workloads_table),
     "providers": ("docs/reference/settings.md", providers_table),
+    "bundles": ("docs/reference/settings.md", bundles_table),
     "adapters": ("docs/reference/settings.md", adapters_table),
     "cli": ("docs/reference/cli.md", help_pages),
     "metrics": ("docs/reference/metrics.md", metrics_table),
@@ -326,6 +333,7 @@ def test_every_rate_limit_fault_is_documented() -> None:
 
 # Envoy's own configuration: only its syntax is checked here, the files in `deploy/` are run by tests/e2e.
 _ENVOY_KEYS = {
+    "typed_config",
     "check_settings",
     "clusters",
     "grpc_service",

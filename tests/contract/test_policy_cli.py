@@ -149,6 +149,19 @@ def test_mesh_flags_change_how_policies_read(policies: str) -> None:
     assert run(*arguments, "--trust-domain", "corp.example", stdin=request).exit_code == 0
     assert run(*arguments, "--trust-domain-alias", "corp.example", stdin=request).exit_code == 0
     assert run(*arguments, "--trust-domain", "UPPER", stdin=request).exit_code == 2
+    assert run(*arguments, "--federated-trust-domain", "corp.example=", stdin=request).exit_code == 2
+
+
+def test_federated_trust_domains_are_flags(tmp_path: Path) -> None:
+    """`--federated-trust-domain` lets peers of another trust domain call, everywhere or in a namespace."""
+    file = tmp_path / "anybody.yaml"
+    file.write_text(role("[{}]"))
+    request = json.dumps(as_json(source=principal("a", trust_domain="corp.example")))
+    arguments = ["check", "--policies", str(file), "--request", "-"]
+    assert run(*arguments, stdin=request).exit_code == 1
+    assert run(*arguments, "--federated-trust-domain", "corp.example", stdin=request).exit_code == 0
+    assert run(*arguments, "--federated-trust-domain", "corp.example=default", stdin=request).exit_code == 0
+    assert run(*arguments, "--federated-trust-domain", "corp.example=shop", stdin=request).exit_code == 1
 
 
 def test_lint_finds_everything_of_every_kind(tmp_path: Path) -> None:

@@ -310,6 +310,78 @@ def test_suites_without_policies_are_refused(policies: Path) -> None:
     assert run("test", file, "--policies", policies / "missing").exit_code == 2
 
 
+def test_suites_know_what_is_asked_of_callers(tmp_path: Path) -> None:
+    """Plaintext, trust domains, and what a v1alpha1 policy asks: claims are taken for its token, too."""
+    (tmp_path / "p.yaml").write_text(
+        role("[{methods: [GET]}]")
+        + """
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: p}
+spec: {selector: {matchLabels: {app: a}}, portLevelMtls: {8080: {mode: STRICT}}}
+---
+apiVersion: authentication.istio.io/v1alpha1
+kind: Policy
+metadata: {name: tokens}
+spec:
+  targets: [{name: t}]
+  origins: [{jwt: {issuer: i, jwksUri: "https://i/keys", jwtHeaders: [x-token]}}]
+  principalBinding: USE_ORIGIN
+"""
+    )
+    ports = "{service: a.default.svc.x, labels: {app: a}, port: %s}"
+    head = f"""
+policies: [p.yaml]
+mesh: {{federated_trust_domains: [partner.example=default]}}
+callers:
+  ours: {{principal: cluster.local/ns/default/sa/a}}
+  partner: {{principal: partner.example/ns/default/sa/a}}
+  stranger: {{principal: stranger.example/ns/default/sa/a}}
+  plain: {{}}
+  good: {{token: {{iss: i, sub: s}}}}
+  bad: {{token: {{iss: j, sub: s}}}}
+  known: {{claims: {{iss: i}}}}
+destinations: {{open: {ports % 80}, strict: {ports % 8080}, tokens: {{service: t.default.svc.x}}}}
+"""
+    file = suite(
+        tmp_path,
+        """\
+        cases:
+        - name: peers
+          matrix: {caller: [ours, partner, stranger, plain], destination: [open, strict]}
+          allow:
+          - {caller: [ours, partner], destination: [open, strict]}
+          - {caller: [plain], destination: [open]}
+        - name: tokens
+          matrix: {caller: [good, bad, known, plain], destination: [tokens]}
+          allow: [{caller: [good, known]}]
+        - name: why
+          caller: bad
+          destination: tokens
+          expect: {verdict: deny, http_status: 401, code: origin_authentication_failed, reason: issuer}
+        """,
+        head,
+    )
+    result = run("test", file)
+    assert result.exit_code == 0, result.output
+
+
+def test_suites_keep_what_the_options_say(tmp_path: Path) -> None:
+    """What a suite's `mesh` does not say is as on the command line: all of it."""
+    (tmp_path / "p.yaml").write_text(role("[{paths: ['/a/../b']}]"))
+    head = "policies: [p.yaml]\nmesh: {root_namespace: mesh}\n"
+    file = suite(
+        tmp_path,
+        """\
+        cases:
+        - {name: raw, request: {path: /a/../b}, destination: s.default.svc.x, expect: allow}
+        """,
+        head,
+    )
+    assert run("test", file).exit_code == 1
+    assert run("test", file, "--namespace-path-normalization", "default=NONE").exit_code == 0
+
+
 def test_the_page_shows_a_suite_that_runs(tmp_path: Path) -> None:
     """The example in docs/reference/policy-tests.md passes on policies that it is about."""
     page = (ROOT / "docs/reference/policy-tests.md").read_text()

@@ -928,7 +928,8 @@ def test_a_bad_token_is_challenged(world: World, bad: tuple[str, str]) -> None:
     assert answer.status == 401
     challenge = answer.header("www-authenticate")
     assert challenge is not None
-    assert challenge.startswith('Bearer error="invalid_token"')
+    realm = "a.tokens.svc.cluster.local"
+    assert challenge.startswith(f'Bearer realm="{realm}", error="invalid_token", error_description="')
 
 
 def test_no_token_and_another_audience(world: World) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
 
 from authz.attributes import Attributes
+from authz.authn.peers import FederatedDomain
 from authz.decision import Decision, Outcome
 from authz.environment import OFFLINE, Environment
 from authz.pipeline import Delegation, decide, delegated_offline
@@ -25,6 +26,11 @@ CALL = Call(Peer("test"), ())
 def principal(account: str, namespace: str = "default", trust_domain: str = "cluster.local") -> str:
     """Return the SPIFFE ID that Envoy reports for a service account."""
     return f"spiffe://{trust_domain}/ns/{namespace}/sa/{account}"
+
+
+def federated(*names: str) -> MeshSettings:
+    """Return a mesh that takes peers of these trust domains, besides its own."""
+    return MeshSettings(federated_trust_domains=tuple(map(FederatedDomain.parse, names)))
 
 
 def check_request(

@@ -15,7 +15,15 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Who may import whom, by first name; `garrison.process` and the CLI sit on top and may import all.
 TOP = {"garrison.process", "garrison.demo", "garrison.distribution", "garrison.cli"}
-SERVING = {"authz.service", "authz.pipeline", "authz.response", "authz.providers", "authz.snapshot"}
+SERVING = {
+    "authz.askers",
+    "authz.bundles",
+    "authz.pipeline",
+    "authz.providers",
+    "authz.response",
+    "authz.service",
+    "authz.snapshot",
+}
 TOOLS = {"authz.lint", "authz.suites", "authz.tools", "authz.schema"}
 FORBIDDEN = {
     "authz": {"ratelimit", "ca", *TOP},
@@ -35,6 +43,7 @@ FORBIDDEN = {
     "authz/lint": SERVING | {"authz.suites", "authz.tools"},
 }
 PURE = [
+    "authz/askers.py",
     "authz/attributes.py",
     "authz/authn",
     "authz/casbin_policy",

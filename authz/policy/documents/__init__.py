@@ -6,15 +6,23 @@ its author thinks.
 
 from __future__ import annotations
 
+from authz.policy.documents.authentication import AuthenticationPolicy, MeshAuthenticationPolicy
 from authz.policy.documents.kubernetes import Metadata, Resource
 from authz.policy.documents.rbac import ClusterRbacConfig, RbacConfig, ServiceRole, ServiceRoleBinding
 from authz.policy.documents.response import ResponsePolicy
-from authz.policy.documents.security import AuthorizationPolicy, RequestAuthentication
+from authz.policy.documents.security import (
+    AuthorizationPolicy,
+    PeerAuthentication,
+    RequestAuthentication,
+)
 
 __all__ = [
+    "AuthenticationPolicy",
     "AuthorizationPolicy",
     "ClusterRbacConfig",
+    "MeshAuthenticationPolicy",
     "Metadata",
+    "PeerAuthentication",
     "RbacConfig",
     "RequestAuthentication",
     "Resource",

@@ -165,6 +165,32 @@ class RequestAuthenticationSpec(BaseModel):
     jwtRules: Annotated[list[JwtRule], Field(max_length=4096)] = Field(default_factory=list)  # noqa: N815
 
 
+Mode = Literal["UNSET", "DISABLE", "PERMISSIVE", "STRICT"]
+
+
+class MutualTls(BaseModel):
+    """Whether peers must, may or must not present a certificate; UNSET leaves it to the wider document."""
+
+    model_config = STRICT
+    mode: Mode = "UNSET"
+
+
+class PeerAuthenticationSpec(BaseModel):
+    """How the workloads may be reached; single ports may differ."""
+
+    model_config = STRICT
+    selector: WorkloadSelector | None = None
+    mtls: MutualTls = MutualTls()
+    portLevelMtls: dict[NonEmpty, MutualTls] | None = None  # noqa: N815
+
+
+class PeerAuthentication(Resource):
+    """Says whether the workloads it selects take mTLS, plaintext or both."""
+
+    kind: Literal["PeerAuthentication"]
+    spec: PeerAuthenticationSpec = PeerAuthenticationSpec()
+
+
 class RequestAuthentication(Resource):
     """Verifies the tokens that calls bring; a call without a token passes and has no request principal."""
 

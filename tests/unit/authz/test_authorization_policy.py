@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from support.checks import CALL, check_request, decide_on, principal, role, snapshot
+from support.checks import CALL, check_request, decide_on, federated, principal, role, snapshot
 from support.policies import (
     connection,
     operation,
@@ -32,8 +32,9 @@ Request = dict[str, Any]
 
 def matches(make: Any, *arguments: Any, request: Any) -> bool:
     """Return whether the rule that `make` builds matches; ALLOW and DENY have to agree on it."""
-    allowed = decide_on(make(*arguments), request).allowed
-    denied = not decide_on(make(*arguments, "DENY"), request).allowed
+    mesh = federated("any.domain")
+    allowed = decide_on(snapshot(make(*arguments), mesh), request).allowed
+    denied = not decide_on(snapshot(make(*arguments, "DENY"), mesh), request).allowed
     assert allowed is denied
     return allowed
 
@@ -561,6 +562,9 @@ def test_target_references(target: str, namespace: str, labels: dict[str, str], 
 # ------------------------------------------------------------------------------------------- trust domains
 
 OLD, NEW = TrustDomain("old-td"), TrustDomain("new-td")
+# Of these, peers may call as well: what policies make of a principal is another question.
+OTHERS = federated("some-td", "cluster.local", "good-td", "newer-td").federated_trust_domains
+MESH = MeshSettings(trust_domain=NEW, trust_domain_aliases=(OLD,), federated_trust_domains=OTHERS)
 
 
 @pytest.mark.parametrize(
@@ -582,13 +586,12 @@ def test_principals_of_our_trust_domains_stand_for_each_other(
     pattern: str, domains: list[str], others: list[str]
 ) -> None:
     """A principal of five parts in one of ours, or in `cluster.local`, is meant in all of ours."""
-    mesh = MeshSettings(trust_domain=NEW, trust_domain_aliases=(OLD,))
     for action, expected in (("ALLOW", True), ("DENY", False)):
         for text in (
             source(f'{{principals: ["{pattern}"]}}', action),
             when("source.principal", f'["{pattern}"]', action),
         ):
-            compiled = snapshot(text, mesh)
+            compiled = snapshot(text, MESH)
             for domain in domains:
                 request = check_request(source=principal("a", trust_domain=domain))
                 assert decide_on(compiled, request).allowed is expected, domain
@@ -599,7 +602,6 @@ def test_principals_of_our_trust_domains_stand_for_each_other(
 
 def test_aliases_of_trust_domains() -> None:
     """`trustDomains` with one of ours means all of ours; namespaces and accounts have any trust domain."""
-    mesh = MeshSettings(trust_domain=NEW, trust_domain_aliases=(OLD,))
     for value, domain, expected in (
         ("new-td", "old-td", True),
         ("old-td", "new-td", True),
@@ -607,11 +609,11 @@ def test_aliases_of_trust_domains() -> None:
         ("some-td", "new-td", False),
         ("cluster.local", "new-td", False),
     ):
-        compiled = snapshot(source(f"{{trustDomains: [{value}]}}"), mesh)
+        compiled = snapshot(source(f"{{trustDomains: [{value}]}}"), MESH)
         assert (
             decide_on(compiled, check_request(source=principal("a", trust_domain=domain))).allowed is expected
         )
-    accounts = snapshot(source("{serviceAccounts: [a]}"), mesh)
+    accounts = snapshot(source("{serviceAccounts: [a]}"), MESH)
     assert decide_on(accounts, check_request(source=principal("a", trust_domain="some-td"))).allowed
 
 

@@ -11,7 +11,8 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.checks import SERVICE, check_request, decide_on, principal, role, snapshot
+from support.checks import SERVICE, check_request, decide_on, federated, principal, role, snapshot
+from support.policies import source, tokens
 
 from authz.lint import lint_policies
 from authz.lint.implication import contradiction, disjoint, implies, within
@@ -298,3 +299,66 @@ def test_items_of_a_list_are_found_where_they_stand() -> None:
     )
     (problem,) = lint(text)
     assert (problem.code, problem.position.line, problem.position.column) == ("method_case", 10, 21)
+
+
+def peers(mode: str, namespace: str = "shop", name: str = "p", more: str = "") -> str:
+    """Return a PeerAuthentication."""
+    mtls = f"mtls: {{mode: {mode}}}" if mode else ""
+    return (
+        "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\n"
+        f"metadata: {{name: {name}, namespace: {namespace}}}\nspec: {{{', '.join(filter(None, (mtls, more)))}}}\n---\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (peers("STRICT"), []),
+        (peers("PERMISSIVE"), []),  # a wider document may come to say more
+        (peers("UNSET"), ["peer_no_effect"]),
+        (peers(""), ["peer_no_effect"]),
+        (peers("", more="selector: {matchLabels: {a: b}}, portLevelMtls: {1: {mode: STRICT}}"), []),
+        (peers("", more="selector: {matchLabels: {a: b}}, portLevelMtls: {1: {}}"), ["peer_no_effect"]),
+        (peers("PERMISSIVE", "istio-system"), ["peer_no_effect"]),
+        (peers("PERMISSIVE", "istio-system") + peers("STRICT", "istio-system", "q"), []),
+        (peers("STRICT", "istio-system"), []),
+        (peers("DISABLE", "istio-system"), []),
+    ],
+)
+def test_peer_documents_without_effect(text: str, found: list[str]) -> None:
+    """What holds without a document is said of it; where others may make a difference, nothing is."""
+    assert codes(text) == found
+
+
+def test_federated_trust_domains_are_not_foreign() -> None:
+    """A principal of a trust domain whose peers may call is no mistake."""
+    text = source('{principals: ["partner.example/ns/a/sa/b"]}')
+    assert codes(text) == ["foreign_trust_domain"]
+    assert codes(text, federated("partner.example=x")) == []
+
+
+def test_old_origins_verify_tokens_too() -> None:
+    """Conditions about claims are not without tokens where a v1alpha1 policy takes some."""
+    asking = source('{requestPrincipals: ["*"]}')
+    elsewhere = tokens("other")
+    assert codes(elsewhere + asking) == ["claims_without_tokens"]
+    policy = (
+        "apiVersion: authentication.istio.io/v1alpha1\nkind: Policy\nmetadata: {name: default}\n"
+        "spec: {origins: [{jwt: {issuer: 'https://a'}}]}\n"
+    )
+    assert codes(elsewhere + asking + policy) == []
+
+
+@pytest.mark.parametrize(
+    ("spec", "found"),
+    [
+        ("{principalBinding: USE_ORIGIN}", ["no_origins"]),
+        ("{principalBinding: USE_ORIGIN, originIsOptional: true}", []),
+        ("{principalBinding: USE_ORIGIN, origins: [{jwt: {issuer: 'https://a'}}]}", []),
+        ("{principalBinding: USE_PEER}", []),
+    ],
+)
+def test_origins_that_nobody_can_bring(spec: str, found: list[str]) -> None:
+    """USE_ORIGIN without origins denies every call."""
+    head = "apiVersion: authentication.istio.io/v1alpha1\nkind: Policy\nmetadata: {name: default}\n"
+    assert codes(f"{head}spec: {spec}\n") == found

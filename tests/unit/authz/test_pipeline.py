@@ -155,6 +155,36 @@ def test_an_explanation_shows_every_stage() -> None:
     assert ("CasbinPolicy default/acl", False) in found
 
 
+def test_an_explanation_shows_what_is_asked_of_the_peer() -> None:
+    """Whether the peer meets what is asked, and the token what a v1alpha1 policy asks; nothing where none does."""
+    authentication = """
+apiVersion: authentication.istio.io/v1alpha1
+kind: Policy
+metadata: {name: default}
+spec: {peers: [{mtls: {}}], origins: [{jwt: {issuer: 'https://a'}}]}
+---
+"""
+    strict = """
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: p}
+spec: {mtls: {mode: STRICT}}
+---
+"""
+
+    def steps(text: str, source: str) -> list[tuple[str, bool]]:
+        explanation = explained(snapshot(role("[{}]") + text), check_request(source=source), NOW)
+        return [(name, step.matched) for name, step in explanation.steps]
+
+    allowed = ("ALLOW", True)
+    assert steps("", principal("a")) == [allowed]
+    assert steps(strict, principal("a")) == [("PEER", True), allowed]
+    assert steps(strict, "") == [("PEER", False), allowed]
+    assert steps("", principal("a", trust_domain="x")) == [("PEER", False), allowed]
+    assert steps(authentication, principal("a")) == [("ORIGIN", False), allowed]
+    assert steps(authentication, "") == [("PEER", False), ("ORIGIN", False), allowed]
+
+
 def test_how_long_mixers_answer_holds_is_remarked() -> None:
     """`valid_duration` and `valid_use_count` of the handlers are in the metadata."""
     remarks = dict(answer(role("[{}]") + MIXER, headers=CLOSED).dynamic_metadata)

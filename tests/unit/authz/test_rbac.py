@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from support.checks import SERVICE, check_request, decide_on, principal, role, snapshot
+from support.checks import SERVICE, check_request, decide_on, federated, principal, role, snapshot
 
 from authz.decision import ReasonCode
 from authz.policy.compile import MeshSettings
@@ -62,7 +62,8 @@ spec:
 )
 def test_products_viewer(source: str, method: str, allowed: bool) -> None:
     """A bare user is a service account of the binding's namespace in our trust domain, and nobody else."""
-    assert decide_on(PRODUCTS, check_request(source=source, method=method)).allowed is allowed
+    policies = snapshot(PRODUCTS, federated("other.local"))
+    assert decide_on(policies, check_request(source=source, method=method)).allowed is allowed
 
 
 def test_an_allowing_decision_names_document_rule_and_subject() -> None:
@@ -111,7 +112,7 @@ def test_users_with_a_slash_or_a_star_match_the_whole_principal(
     user: str, source: str, allowed: bool
 ) -> None:
     """`*` alone is anybody; other patterns compare the principal without its scheme."""
-    policies = role(ANY, f'[{{user: "{user}"}}]')
+    policies = snapshot(role(ANY, f'[{{user: "{user}"}}]'), federated("other.local"))
     assert decide_on(policies, check_request(source=source)).allowed is allowed
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from support.checks import CALL, check_request, decide_on, principal, role, snapshot
+from support.checks import CALL, check_request, decide_on, federated, principal, role, snapshot
 from support.policies import connection, problems_of, tokens, with_token
 
 from authz.attributes import Attributes
@@ -141,7 +141,11 @@ def test_groups_and_claims(subject: str, claims: dict[str, Any], allowed: bool) 
     assert decide_on(tokens() + role(ANY, f"[{subject}]"), with_token(claims)).allowed is allowed
 
 
-NEW = MeshSettings(trust_domain=TrustDomain("new"), trust_domain_aliases=(TrustDomain("old"),))
+NEW = MeshSettings(
+    trust_domain=TrustDomain("new"),
+    trust_domain_aliases=(TrustDomain("old"),),
+    federated_trust_domains=federated("other", "cluster.local").federated_trust_domains,
+)
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,16 @@ def test_values_and_keys_have_positions() -> None:
     assert documents[0].keys["rules", 0, "methods"] == Position(3, 3)
 
 
+def test_ports_may_be_numbers() -> None:
+    """The keys of `portLevelMtls` are read as strings, as Kubernetes does, and have positions."""
+    documents, problems = parse(b"a:\n  portLevelMtls:\n    8080: {mode: STRICT}\n    '9': {}\n", "f.yaml")
+    assert problems == []
+    assert documents[0].data == {"a": {"portLevelMtls": {"8080": {"mode": "STRICT"}, "9": {}}}}
+    assert documents[0].keys["a", "portLevelMtls", "8080"] == Position(3, 5)
+    assert documents[0].values["a", "portLevelMtls", "8080", "mode"] == Position(3, 18)
+    assert documents[0].part(("a", "portLevelMtls", "8080")).values["mode",] == Position(3, 18)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -48,6 +58,12 @@ def test_values_and_keys_have_positions() -> None:
             "f.yaml:1:4: the tag `tag:yaml.org,2002:python/object` is not supported [tag]",
         ),
         ("1: a\n", "f.yaml:1:1: the key `1` is not a string (put it in quotes) [key_type]"),
+        ("a: {portLevelMtls: {8_0: b}}\n", "f.yaml:1:21: a.portLevelMtls: the key `8_0` is not a string"),
+        ("portLevelMtls: {1.5: b}\n", "the key `1.5` is not a string"),
+        ("portLevelMtls: {1: {2: b}}\n", "f.yaml:1:21: portLevelMtls.1: the key `2` is not a string"),
+        ("portLevelMtls: [{1: b}]\n", "the key `1` is not a string"),
+        ("portLevelMtls: {1: a, 1: b}\n", "portLevelMtls.1: the key `1` stands twice"),
+        ('portLevelMtls: {1: a, "1": b}\n', "portLevelMtls.1: the key `1` stands twice"),
         ("? [a]\n: b\n", "f.yaml:1:3: a key cannot be a list or a mapping [key_type]"),
         ("[" * (MAX_DEPTH + 1), f"nested more than {MAX_DEPTH} levels deep [too_deep]"),
         ("a: b: c\n", "f.yaml:1:5: mapping values are not allowed in this context [yaml_syntax]"),

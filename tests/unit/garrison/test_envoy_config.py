@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,17 @@ def test_quota_is_asked_after_authorization() -> None:
     assert http_filters(render_bootstrap(plain)) == ["ext_authz", "router"]
 
 
+def test_certificates_are_included_where_asked_for() -> None:
+    """Only then does Garrison get them, and the template stays as it was."""
+    route = InboundRoute(RATINGS.destination)
+    for wanted in (False, True, False):
+        parts = walk(
+            render_bootstrap(workload(inbound=replace(inbound(route), include_peer_certificate=wanted)))
+        )
+        (authz,) = (part for part in parts if "include_peer_certificate" in part)
+        assert authz["include_peer_certificate"] is wanted
+
+
 def test_it_fails_closed() -> None:
     """No answer from Garrison, no client certificate and an unreadable mutation never let a call through."""
     parts = list(walk(render_bootstrap(FULL)))
@@ -224,6 +236,9 @@ def test_the_command_prints_a_bootstrap() -> None:
     assert http_filters(bootstrap) == ["ext_authz", "ratelimit", "router"]
     names = [cluster["name"] for cluster in bootstrap["static_resources"]["clusters"]]
     assert names == ["garrison_request", "garrison_control", "application", "ratings"]
+    included = CliRunner().invoke(main, ["envoy-config", *COMMAND, "--include-peer-certificate"])
+    assert "include_peer_certificate: true" in included.output
+    assert "include_peer_certificate: false" in result.output
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from authz.authn.peers import FederatedDomain
 from authz.paths import PathNormalization
 from authz.service import DecisionLog
 from garrison.durations import parse_duration
 from garrison.errors import ConfigError
-from garrison.identity import SpiffeId
+from garrison.identity import SpiffeId, TrustDomain
 from garrison.process.settings import Settings, leaves, load_settings
 
 
@@ -94,6 +95,21 @@ def test_paths_in_the_file_are_relative_to_it(tmp_path: Path) -> None:
         ("drain_grace: 5\n", "drain_grace"),
         ("drain_grace: 5x\n", "`5x` is not a duration"),
         ("trust_domain: UP\n", "trust domain `UP`"),
+        ("trust_bundles: [{trust_domain: x, file: a}]\n", "`x`, which is neither ours nor federated"),
+        (
+            "trust_bundles: [{trust_domain: cluster.local, file: a}, {trust_domain: cluster.local, file: b}]\n",
+            "`trust_bundles` has `cluster.local` twice",
+        ),
+        ("require_peer_certificate: true\n", "needs `trust_bundles` or `ca.dir` to verify with"),
+        ("request: {require_asker_svid: true}\n", "`require_asker_svid` needs `tls.client_ca`"),
+        (
+            "workloads: [{spiffe_id: 'spiffe://cluster.local/a', may_ask_about: ['a*b']}]\n",
+            "workloads[0].may_ask_about[0]",
+        ),
+        ("federated_trust_domains: [UP]\n", "federated_trust_domains[0]: trust domain `UP`"),
+        ("federated_trust_domains: [a=]\n", "`a=` names no namespace after `=`"),
+        ("federated_trust_domains: [cluster.local=shop]\n", "`cluster.local` is ours"),
+        ("trust_domain_aliases: [a]\nfederated_trust_domains: [a]\n", "`a` is ours, so it may call"),
         ("request: {tls: {certificate: a}}\n", "`certificate` and `private_key` go together"),
         ("a: 1\n---\nb: 2\n", "there can be only one document"),
         ("- a\n", "expected a mapping of settings"),
@@ -107,6 +123,24 @@ def test_paths_in_the_file_are_relative_to_it(tmp_path: Path) -> None:
 def test_mistakes_in_the_file(tmp_path: Path, text: str, expected: str) -> None:
     """Each mistake is reported with its position and field."""
     assert expected in problems(tmp_path, text)
+
+
+def test_bundle_files_are_relative_to_the_settings(tmp_path: Path) -> None:
+    """As every path in the file is."""
+    text = "trust_bundles: [{trust_domain: cluster.local, file: a/b.pem}]\nrequire_peer_certificate: true\n"
+    (bundle,) = load_settings(write(tmp_path, text), {}, {}).trust_bundles
+    assert bundle.file == tmp_path / "a/b.pem"
+
+
+def test_federated_trust_domains_reach_policies(tmp_path: Path) -> None:
+    """They are text in file, environment and flags, each once, and part of what policies are compiled with."""
+    expected = (FederatedDomain(TrustDomain("a.example")), FederatedDomain(TrustDomain("b.example"), "shop"))
+    file = write(tmp_path, "federated_trust_domains: [b.example=shop, a.example, b.example=shop]\n")
+    assert load_settings(file, {}, {}).mesh.federated_trust_domains == expected
+    environment = {"GARRISON_FEDERATED_TRUST_DOMAINS": "a.example, b.example=shop"}
+    assert load_settings(None, environment, {}).mesh.federated_trust_domains == expected
+    flags = {"federated_trust_domains": ("a.example", "b.example=shop")}
+    assert load_settings(None, {}, flags).mesh.federated_trust_domains == expected
 
 
 def test_mistakes_elsewhere(tmp_path: Path) -> None:
