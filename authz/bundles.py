@@ -61,7 +61,7 @@ def load_bundles(files: Sequence[TrustFile], *, required: bool) -> CertificateVe
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             problems.append(_problem(path, "unreadable", f"cannot be read: {reason}"))
-        except ValueError as error:
+        except (ValueError, x509.InvalidVersion) as error:
             problems.append(_problem(path, "bad_certificate", f"holds no certificates in PEM: {error}"))
         else:
             last[trust_domain] = path

@@ -38,7 +38,7 @@ def parse_certificates(pem: bytes) -> tuple[x509.Certificate, ...]:
     try:
         with _strictly():
             return tuple(x509.load_pem_x509_certificate(block) for block in blocks)
-    except (ValueError, CryptographyDeprecationWarning) as error:
+    except (ValueError, x509.InvalidVersion, CryptographyDeprecationWarning) as error:
         raise ValueError("it holds a malformed certificate") from error
 
 
@@ -86,6 +86,7 @@ def parse_spiffe_bundle(text: str | bytes) -> tuple[x509.Certificate, ...]:
         KeyError,
         AttributeError,
         RecursionError,
+        x509.InvalidVersion,
         CryptographyDeprecationWarning,
     ) as error:
         raise ValueError("it is not a SPIFFE bundle") from error

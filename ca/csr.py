@@ -57,7 +57,7 @@ def parse_csr(pem: bytes) -> CheckedCsr:
         # Kind and size first: verifying is the costly part.
         public_key = check_public_key(request.public_key())
         proven = request.is_signature_valid
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise RequestError("the signing request is malformed") from error
     if not proven:
         raise RequestError("the signature of the signing request does not verify")

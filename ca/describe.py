@@ -60,7 +60,12 @@ def describe_file(content: bytes) -> list[Description]:
             # A doubtful certificate is shown as it is, without remarks of the library in between.
             warnings.simplefilter("ignore", CryptographyDeprecationWarning)
             return _describe_file(content)
-    except (x509.DuplicateExtension, x509.UnsupportedGeneralNameType, UnsupportedAlgorithm) as error:
+    except (
+        x509.DuplicateExtension,
+        x509.InvalidVersion,
+        x509.UnsupportedGeneralNameType,
+        UnsupportedAlgorithm,
+    ) as error:
         raise ValueError("it holds a certificate that cannot be read") from error
 
 

@@ -19,6 +19,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
@@ -33,6 +34,16 @@ MAX_CACHED_CERTIFICATES = 10_000
 REFUSED_SECONDS = 10.0
 MAX_CACHED_REFUSALS = 1_000
 
+# What the library says of a certificate that it cannot read, or reads only with a warning.
+_UNREADABLE = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    CryptographyDeprecationWarning,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
 _MIN_RSA_BITS = 2048
 _CURVES = frozenset({"secp256r1", "secp384r1", "secp521r1"})
 # Envoy encodes newline, space, `+`, `/` and `=`; anything else that is visible stands for itself.
@@ -112,7 +123,7 @@ class CertificateVerifier:
             # What the library adds in parentheses holds its own objects.
             why = str(error).partition(" (encountered")[0].removeprefix("validation failed: ")
             raise _Invalid(f"it does not verify: {why}") from None
-        except (ValueError, TypeError, OverflowError) as error:
+        except (*_UNREADABLE, OverflowError) as error:
             raise _Invalid(f"it cannot be verified: {error}") from None
         return (
             max(one.not_valid_before_utc.timestamp() for one in chain),
@@ -136,7 +147,7 @@ def _parse(encoded: str) -> x509.Certificate:
         raise _Invalid("it is not exactly one certificate in PEM")
     try:
         return x509.load_pem_x509_certificate(pem)
-    except (ValueError, TypeError):
+    except _UNREADABLE:
         raise _Invalid("it is not a certificate") from None
 
 
@@ -147,7 +158,7 @@ def _check_leaf(leaf: x509.Certificate, identity: SpiffeId) -> None:
         names = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
         raise _Invalid("it has no SAN") from None
-    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
+    except _UNREADABLE:
         raise _Invalid("its extensions cannot be read") from None
     uris = names.get_values_for_type(x509.UniformResourceIdentifier)
     if len(uris) != 1:
@@ -165,7 +176,7 @@ def _is_strong(certificate: x509.Certificate) -> bool:
     """Return whether nobody can guess the key's private half; the library asks that of issuers only."""
     try:
         key = certificate.public_key()
-    except (ValueError, UnsupportedAlgorithm):
+    except _UNREADABLE:
         return False
     if isinstance(key, RSAPublicKey):
         return key.key_size >= _MIN_RSA_BITS
@@ -213,7 +224,7 @@ def trust_bundle(certificates: Sequence[x509.Certificate]) -> TrustBundle:
         try:
             constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
             is_root = certificate.issuer == certificate.subject
-        except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension) as error:
+        except (*_UNREADABLE, x509.ExtensionNotFound) as error:
             raise ValueError(f"certificate {number} is not that of a CA") from error
         if not constraints.ca:
             raise ValueError(f"certificate {number} is not that of a CA")

@@ -156,7 +156,13 @@ def spiffe_id_of(certificate: bytes) -> SpiffeId | None:
             return None
         (uri,) = names.get_values_for_type(x509.UniformResourceIdentifier)
         identity = SpiffeId.parse(uri)
-    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
+    except (
+        ValueError,
+        x509.DuplicateExtension,
+        x509.ExtensionNotFound,
+        x509.InvalidVersion,
+        x509.UnsupportedGeneralNameType,
+    ):
         return None
     return identity if identity.segments else None
 
@@ -180,7 +186,7 @@ def _load(files: TlsFiles) -> _Pem:
     key = _read(files.key)
     try:
         leaf = x509.load_pem_x509_certificates(certificate)[0]
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise _unusable(files.certificate, "has no PEM certificate") from error
     try:
         private = load_pem_private_key(key, password=None)
@@ -193,7 +199,7 @@ def _load(files: TlsFiles) -> _Pem:
         client_ca = _read(files.client_ca)
         try:
             x509.load_pem_x509_certificates(client_ca)
-        except ValueError as error:
+        except (ValueError, x509.InvalidVersion) as error:
             raise _unusable(files.client_ca, "has no PEM certificate") from error
     return _Pem(certificate, key, client_ca)
 

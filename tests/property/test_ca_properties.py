@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
+import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 from envoy.extensions.transport_sockets.tls.v3.secret_pb2 import Secret
 from envoy.service.discovery.v3.discovery_pb2 import DiscoveryRequest
 from hypothesis import given, settings
@@ -99,6 +105,27 @@ def test_damaged_files_are_refused_in_our_words(data: bytes, position: int, valu
     for text in (data, bytes(pem), bytes(bundle)):
         for parse in (parse_certificates, parse_spiffe_bundle, describe_file):
             _refusal(parse, text)
+
+
+def test_a_version_that_does_not_exist_is_refused_in_our_words() -> None:
+    """The library has an error of its own for it, in certificates and in signing requests."""
+    der = HIERARCHY.root.public_bytes(Encoding.DER)
+    changed = base64.encodebytes(der.replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x05", 1))
+    pem = b"-----BEGIN CERTIFICATE-----\n" + changed + b"-----END CERTIFICATE-----\n"
+    bundle = json.dumps({"keys": [{"use": "x509-svid", "x5c": [changed.replace(b"\n", b"").decode()]}]})
+    with pytest.raises(ValueError, match="malformed"):
+        parse_certificates(pem)
+    with pytest.raises(ValueError, match="not a SPIFFE bundle"):
+        parse_spiffe_bundle(bundle)
+    with pytest.raises(ValueError, match="cannot be read"):
+        describe_file(pem)
+    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+    request = builder.sign(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256())
+    der = request.public_bytes(Encoding.DER)
+    changed = base64.encodebytes(der.replace(b"\x02\x01\x00", b"\x02\x01\x05", 1))
+    pem = b"-----BEGIN CERTIFICATE REQUEST-----\n" + changed + b"-----END CERTIFICATE REQUEST-----\n"
+    with pytest.raises(RequestError, match="malformed"):
+        parse_csr(pem)
 
 
 @given(st.lists(st.sampled_from([HIERARCHY.root, *OTHERS]), min_size=1, max_size=4))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import encodebytes
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -133,6 +134,7 @@ def test_a_leaf_cannot_issue() -> None:
 
 
 GOOD = encoded(MIDDLE.issue())
+DER = MIDDLE.issue().public_bytes(Encoding.DER)
 PEM = MIDDLE.issue().public_bytes(Encoding.PEM).decode()
 
 
@@ -177,6 +179,23 @@ def test_garbage_never_proves_and_never_raises(noise: bytes, at: int, cut: int) 
     if (noise or cut) and text != GOOD:
         found = VERIFIER.problem(text, A, NOW)
         assert found is None or isinstance(found, str)
+
+
+@given(st.data())
+def test_a_certificate_with_a_byte_changed_proves_nothing(data: st.DataObject) -> None:
+    """Whatever the byte is part of: signature, names, times, version, lengths."""
+    at = data.draw(st.integers(0, len(DER) - 1))
+    value = data.draw(st.integers(0, 255).filter(lambda value: value != DER[at]))
+    changed = DER[:at] + bytes([value]) + DER[at + 1 :]
+    pem = b"-----BEGIN CERTIFICATE-----\n" + encodebytes(changed) + b"-----END CERTIFICATE-----\n"
+    assert VERIFIER.problem(quote(pem), A, NOW) is not None
+
+
+def test_a_version_that_does_not_exist_proves_nothing() -> None:
+    """The library has an error of its own for it."""
+    changed = DER.replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x05", 1)
+    pem = b"-----BEGIN CERTIFICATE-----\n" + encodebytes(changed) + b"-----END CERTIFICATE-----\n"
+    assert VERIFIER.problem(quote(pem), A, NOW) == "it is not a certificate"
 
 
 def test_a_bundle_vouches_for_its_own_trust_domain_only() -> None:

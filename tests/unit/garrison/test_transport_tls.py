@@ -79,6 +79,7 @@ def test_a_leaf_with_one_spiffe_id(extensions: list[x509.ExtensionType]) -> None
         der(certificate([x509.DNSName("spiffe")])),
         der(certificate([uri(ID), uri(ID)])),
         der(certificate([uri("http://td/a"), uri(ID)])),
+        der(certificate([uri(ID)])).replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x05", 1),
         der(certificate([uri("spiffe://td")])),
         der(certificate([uri("spiffe://td/../a")])),
         der(certificate([uri("SPIFFE://td/a")])),
