@@ -5,8 +5,10 @@ Everything here is kept up to date off the request path, and is read without wai
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
+from authz.authn.credentials import Authenticator
 from authz.authn.keys import NO_KEYS, Keys
 from authz.mixer.evaluate import Lists
 from authz.mixer.lists import EntryList, ListSource
@@ -25,10 +27,11 @@ NO_LISTS: Lists = _NoLists()
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """What was learnt from elsewhere: lists of Mixer's checkers, keys of token issuers."""
+    """What was learnt from elsewhere: lists of Mixer's checkers, keys of token issuers; whom to ask."""
 
     lists: Lists = NO_LISTS
     keys: Keys = NO_KEYS
+    authenticators: Mapping[str, Authenticator] = field(default_factory=dict)
 
 
 # For commands that decide without a server: nothing was fetched.

@@ -7,6 +7,7 @@ from authz.mixer.documents import KINDS as MIXER_KINDS
 from authz.policy.documents import (
     AuthorizationPolicy,
     ClusterRbacConfig,
+    CredentialAuthentication,
     RbacConfig,
     RequestAuthentication,
     Resource,
@@ -26,5 +27,6 @@ KINDS: dict[tuple[str, str], type[Resource]] = {
     ("security.istio.io/v1beta1", "RequestAuthentication"): RequestAuthentication,
     **MIXER_KINDS,
     (API_VERSION, KIND): CasbinPolicy,
+    ("garrison.dev/v1alpha1", "CredentialAuthentication"): CredentialAuthentication,
     ("garrison.dev/v1alpha1", "ResponsePolicy"): ResponsePolicy,
 }

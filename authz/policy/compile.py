@@ -20,6 +20,7 @@ from authz.mixer.compile import compile_mixer
 from authz.paths import PathNormalization
 from authz.policy.documents import (
     AuthorizationPolicy,
+    CredentialAuthentication,
     RequestAuthentication,
     Resource,
     ResponsePolicy,
@@ -27,7 +28,7 @@ from authz.policy.documents import (
     ServiceRoleBinding,
 )
 from authz.policy.matchers import AddressMatcher, Matcher, StringMatcher
-from authz.policy.rules import NO_MIXER, Policy, PolicySet, TokenPolicy
+from authz.policy.rules import NO_MIXER, CredentialPolicy, Policy, PolicySet, TokenPolicy
 from garrison.documents import Diagnostic, Document, Field, Severity, format_field, validate
 from garrison.identity import SCHEME, TrustDomain
 
@@ -36,10 +37,17 @@ if TYPE_CHECKING:
     from authz.policy.shaping import Shape
 
 # What a document comes to that is compiled by itself.
-Product: TypeAlias = "Role | Grant | Policy | TokenPolicy | Shape"
+Product: TypeAlias = "Role | Grant | Policy | TokenPolicy | CredentialPolicy | Shape"
 # The kinds of such documents.
 _SINGLE = frozenset(
-    {AuthorizationPolicy, RequestAuthentication, ResponsePolicy, ServiceRole, ServiceRoleBinding}
+    {
+        AuthorizationPolicy,
+        CredentialAuthentication,
+        RequestAuthentication,
+        ResponsePolicy,
+        ServiceRole,
+        ServiceRoleBinding,
+    }
 )
 
 # Istio: `cluster.local` in a policy means "our trust domain" (trustdomain/bundle.go).
@@ -58,6 +66,7 @@ class MeshSettings:
     path_normalization: PathNormalization = PathNormalization.BASE
     namespace_path_normalization: tuple[tuple[str, PathNormalization], ...] = ()  # where it differs
     providers: frozenset[str] = frozenset()  # names that CUSTOM policies may use
+    authenticators: tuple[tuple[str, str], ...] = ()  # names that methods may use, each with its kind
 
     @property
     def trust_domains(self) -> tuple[str, ...]:
@@ -240,6 +249,7 @@ def compile_policies(
     """
     # Imported here: they need the `Compiler` above.
     from authz.policy import rbac, security  # noqa: PLC0415
+    from authz.policy.credentials import refuse_shared_issuers  # noqa: PLC0415
     from authz.policy.shaping import Shape  # noqa: PLC0415
 
     compiler = Compiler(mesh)
@@ -258,13 +268,17 @@ def compile_policies(
     grants = [(one, document) for one, document in products if isinstance(one, rbac.Grant)]
     if all_readable:  # a role that could not be read is not missing
         rbac.warn_of_missing_roles(compiler, roles, grants)
+    tokens = [one for one, _ in products if isinstance(one, TokenPolicy)]
+    credentials = [(one, document) for one, document in products if isinstance(one, CredentialPolicy)]
+    refuse_shared_issuers(compiler, credentials, tokens)
     shapes = [one for one, _ in products if isinstance(one, Shape)]
     policies = PolicySet(
         policies=(
             *rbac.bind(roles, (grant for grant, _ in grants)),
             *(one for one, _ in products if isinstance(one, Policy)),
         ),
-        tokens=tuple(one for one, _ in products if isinstance(one, TokenPolicy)),
+        tokens=tuple(tokens),
+        credentials=tuple(sorted((one for one, _ in credentials), key=lambda one: one.title)),
         enforcement=rbac.compile_enforcement(compiler, together),
         shapes=tuple(sorted(shapes, key=lambda one: one.title)),
         mixer=mixer or NO_MIXER,
@@ -277,7 +291,7 @@ def compile_policies(
         or any(one.resource.apiVersion.startswith("rbac.istio.io/") for one in together),
     )
     # One by one: freeing so much at one go would stop all other threads for longer than a call may wait.
-    for pairs in (products, resources, with_models, grants, together):
+    for pairs in (products, resources, with_models, grants, together, tokens, credentials):
         while pairs:
             pairs.pop()
     compiler.close()
@@ -346,7 +360,7 @@ def _part(compiler: Compiler, document: Document, model: type[Resource] | None) 
 
 
 def _product(compiler: Compiler, loaded: Loaded) -> Product:
-    from authz.policy import rbac, security, shaping  # noqa: PLC0415 - as above
+    from authz.policy import credentials, rbac, security, shaping  # noqa: PLC0415 - as above
 
     resource = loaded.resource
     if isinstance(resource, AuthorizationPolicy):
@@ -359,6 +373,8 @@ def _product(compiler: Compiler, loaded: Loaded) -> Product:
             return rbac.compile_grant(compiler, loaded, resource)
         case RequestAuthentication():
             return security.compile_tokens(compiler, loaded, resource)
+        case CredentialAuthentication():
+            return credentials.compile_credentials(compiler, loaded, resource)
         case _:
             (shape,) = shaping.compile_shapes(compiler, [loaded])
             return shape

@@ -15,6 +15,7 @@ from operator import is_
 from typing import Any, overload
 
 from authz.attributes import Attributes
+from authz.authn.credentials import CredentialRules
 from authz.authn.jwt import TokenRules
 from authz.casbin_policy import CasbinPolicies, CompiledPolicy
 from authz.decision import Decision, ReasonCode, allow
@@ -255,6 +256,7 @@ class DestinationPolicies:
 
     destination: Destination
     tokens: TokenRules | None
+    credentials: CredentialRules | None
     http: Stage
     tcp: Stage
     by_roles: bool
@@ -413,6 +415,9 @@ class PolicyIndex:
                     if selects(policy.selector, destination)
                     for rule in policy.rules
                 ]
+            ),
+            credentials=CredentialRules.of(
+                [one.rules for one in self._policies.credentials if selects(one.selector, destination)]
             ),
             http=http,
             tcp=tcp,

@@ -11,6 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from authz.authn.credentials import CredentialRules
 from authz.authn.jwt import JwtRule
 from authz.casbin_policy import CasbinPolicies
 from authz.decision import Decision
@@ -105,6 +106,15 @@ class TokenPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class CredentialPolicy:
+    """The rules of one `CredentialAuthentication` and the workloads that they are for."""
+
+    title: str
+    selector: Selector
+    rules: CredentialRules
+
+
+@dataclass(frozen=True, slots=True)
 class Enforcement:
     """Where roles are enforced. Without a `ClusterRbacConfig` (`policy` is empty): wherever there are any."""
 
@@ -125,6 +135,7 @@ class PolicySet:
     policies: tuple[Policy, ...]
     tokens: tuple[TokenPolicy, ...]
     enforcement: Enforcement
+    credentials: tuple[CredentialPolicy, ...] = ()  # by title
     shapes: tuple[Shape, ...] = ()
     mixer: MixerPolicies = NO_MIXER
     casbin: CasbinPolicies = field(default_factory=CasbinPolicies)

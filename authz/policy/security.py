@@ -21,6 +21,7 @@ from authz.decision import Decision, ReasonCode, allow, deny
 from authz.policy.compile import Compiler, Loaded, place
 from authz.policy.documents import AuthorizationPolicy, RequestAuthentication
 from authz.policy.documents import security as shape
+from authz.policy.documents.credentials import CredentialAuthenticationSpec
 from authz.policy.matchers import (
     Condition,
     EitherMatcher,
@@ -135,7 +136,7 @@ class _Authorization:
                 tcp.append(connection)
         return Policy(
             self._policy.title,
-            _selector(self._compiler, self._loaded, spec, self._policy.metadata.namespace),
+            compile_selector(self._compiler, self._loaded, spec, self._policy.metadata.namespace),
             self._action,
             tuple(rules),
             tuple(tcp),
@@ -366,12 +367,13 @@ def _without_http(alternative: Alternative) -> Alternative:
     )
 
 
-def _selector(
+def compile_selector(
     compiler: Compiler,
     loaded: Loaded,
-    spec: shape.AuthorizationPolicySpec | shape.RequestAuthenticationSpec,
+    spec: shape.AuthorizationPolicySpec | shape.RequestAuthenticationSpec | CredentialAuthenticationSpec,
     namespace: str,
 ) -> Selector:
+    """Return the compiled selector or targets of a document in `namespace`."""
     references = spec.targetRefs or ([spec.targetRef] if spec.targetRef else [])
     if sum((spec.selector is not None, spec.targetRef is not None, bool(spec.targetRefs))) > 1:
         message = "only one of `selector`, `targetRef` and `targetRefs` can be there"
@@ -433,4 +435,4 @@ def compile_tokens(compiler: Compiler, loaded: Loaded, authentication: RequestAu
             )
         )
     namespace = authentication.metadata.namespace
-    return TokenPolicy(_selector(compiler, loaded, authentication.spec, namespace), tuple(rules))
+    return TokenPolicy(compile_selector(compiler, loaded, authentication.spec, namespace), tuple(rules))

@@ -15,7 +15,7 @@ from authz.attributes import Attributes, Claims
 from authz.authn.jwt import JwtRule, TokenRules
 from authz.authn.keys import VerificationKey
 from authz.decision import Decision, Explanation, Outcome
-from authz.pipeline import decide, delegated_offline, explain
+from authz.pipeline import decide, explain, undecided_offline
 from authz.policy.index import DestinationPolicies
 from authz.service import DestinationResolver
 from authz.snapshot import Snapshot
@@ -34,7 +34,7 @@ class Vouched:
     def applied(self, policies: DestinationPolicies) -> DestinationPolicies:
         """Return `policies` as they are once this is taken for true."""
         if self.claims is not None:
-            return replace(policies, tokens=None)
+            return replace(policies, tokens=None, credentials=None)
         if self.key is None or policies.tokens is None:
             return policies
         rules = [replace(rule, keys=(self.key,), verified={}) for rule in token_rules(policies)]
@@ -75,7 +75,7 @@ def _prepare(
 def answer(snapshot: Snapshot, request: Any, now: float, vouched: Vouched = NOTHING) -> Decision:
     """Return the decision on a CheckRequest; `now` in seconds since the epoch."""
     result = decide(*_prepare(snapshot, request, vouched), lambda: now)
-    return result.decision if isinstance(result, Outcome) else delegated_offline(result)
+    return result.decision if isinstance(result, Outcome) else undecided_offline(result)
 
 
 def explained(snapshot: Snapshot, request: Any, now: float, vouched: Vouched = NOTHING) -> Explanation:

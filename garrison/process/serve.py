@@ -30,11 +30,12 @@ from garrison.distribution.policies import BundleCompiler
 from garrison.documents import Diagnostic, DocumentCache, Position
 from garrison.errors import ConfigError
 from garrison.process.admin import AdminServer
+from garrison.process.authenticators import Authenticators
 from garrison.process.control import ControlServer
 from garrison.process.reload import Reloader, watch
 from garrison.process.settings import DistributionSettings, Settings
 from garrison.telemetry.log import LineWriter
-from garrison.telemetry.metrics import DistributionCollector, ServerCollector
+from garrison.telemetry.metrics import AuthenticatorCollector, DistributionCollector, ServerCollector
 from garrison.transport.h2 import Limits
 from garrison.transport.health import SERVICE as HEALTH
 from garrison.transport.health import Health
@@ -65,6 +66,7 @@ class Server:
         self._log_lines = log_lines
         self._sds: SecretDiscovery | None = None
         self._providers = settings.providers()
+        self._authenticators = Authenticators(settings.authenticators)
         self._store = MemoryStore()
         self._lists = ListRefresher()
         self._stop = asyncio.Event()
@@ -76,7 +78,7 @@ class Server:
             settings.log.decisions,
             decision_log_lines=settings.log.decisions_per_second,
             providers=self._providers,
-            environment=Environment(lists=self._lists),
+            environment=Environment(lists=self._lists, authenticators=self._authenticators.by_name),
         )
         cache, adapters = DocumentCache(), settings.adapters()
         self._policies: Reloader[Snapshot] = Reloader(
@@ -95,6 +97,7 @@ class Server:
         if self._follower is None or settings.policies:
             self._policies.load()
         self._limits.load()
+        self._authenticators.load()
         self._rate_limit = RateLimitService(lambda: self._limits_in_force, self._store, time.time_ns)
         self._authority = _load_authority(settings) if settings.ca.dir else None
 
@@ -132,7 +135,7 @@ class Server:
             )
             if files is not None
         ]
-        reloaders: Any = (self._policies, self._limits, *certificates)
+        reloaders = [*self._reloaders(), *certificates]
         watching = asyncio.create_task(watch(reloaders, self._stop))
         if self._follower is not None:
             await self._follower.restore()
@@ -161,6 +164,7 @@ class Server:
             await asyncio.gather(watching, fetching, following, return_exceptions=True)
             for provider in self._providers.values():
                 await provider.close()
+            await self._authenticators.close()
             admin.close()
         log.info("stopped")
 
@@ -225,12 +229,12 @@ class Server:
                 rate_limits=self._rate_limit_counts,
                 reloads=lambda: {
                     (reloader.kind, result): count
-                    for reloader in (self._policies, self._limits)
+                    for reloader in self._reloaders()
                     for result, count in reloader.results.items()
                 },
                 snapshots=lambda: {
                     reloader.kind: reloader.current.version
-                    for reloader in (self._policies, self._limits)
+                    for reloader in self._reloaders()
                     if reloader.current is not None
                 },
                 left_out=lambda: {
@@ -240,6 +244,13 @@ class Server:
                 sds=self._sds_counts,
                 refused_buckets=lambda: self._store.refused,
                 ready=lambda: self._ready,
+            )
+        )
+        registry.register(
+            AuthenticatorCollector(
+                answers=self._authenticators.results,
+                breakers=self._authenticators.breakers,
+                remembered=self._authenticators.remembered,
             )
         )
         if (follower := self._follower) is not None:
@@ -253,6 +264,9 @@ class Server:
                 )
             )
         return registry
+
+    def _reloaders(self) -> list[Reloader[Any]]:
+        return [self._policies, self._limits, *self._authenticators.reloaders]
 
     def _sds_counts(self) -> dict[tuple[str, ...], int]:
         if self._sds is None:

@@ -19,7 +19,6 @@ from typing import Annotated, Any, Literal, Self, get_args, get_origin
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationInfo,
     field_validator,
@@ -33,7 +32,6 @@ from authz.policy.compile import MeshSettings
 from authz.providers import GrpcProvider
 from authz.service import DecisionLog
 from ca.registration import Registration, Selector
-from garrison.distribution.address import RedisAddress
 from garrison.distribution.announcement import Trust
 from garrison.distribution.bundle import DEFAULT_MAX_BUNDLE_BYTES
 from garrison.distribution.channel import Channel
@@ -41,9 +39,12 @@ from garrison.distribution.follower import Followed
 from garrison.distribution.keys import PublicKey
 from garrison.documents import Diagnostic, Document, parse, validate
 from garrison.documents.diagnostic import Position
-from garrison.durations import parse_duration
 from garrison.errors import ConfigError
 from garrison.identity import SpiffeId, TrustDomain
+from garrison.process.authenticators import AuthenticatorSettings, path_fields
+from garrison.process.setting_types import STRICT as _STRICT
+from garrison.process.setting_types import Duration, FilePath, RedisUrl
+from garrison.process.setting_types import text as _text
 from garrison.transport.address import Address, Scheme
 from garrison.transport.tls import TlsFiles
 
@@ -51,16 +52,9 @@ ENVIRONMENT_PREFIX = "GARRISON_"
 # Kubernetes gives these to containers when a Service is called `garrison`; GARRISON_ENVOY is the demo's.
 _NOT_OURS = re.compile(r"GARRISON_(SERVICE_(HOST|PORT.*)|PORT(_.*)?|ENVOY|CONFIG)")
 
-_STRICT = ConfigDict(strict=True, extra="forbid", frozen=True, arbitrary_types_allowed=True)
-
 # Envoy's largest header block (60 KiB by default) stands twice in a CheckRequest, and the body next to it;
 # 64 MiB leaves room for every `max_request_bytes` in use.
 _MAX_MESSAGE_BYTES = 64 * 1024 * 1024
-
-
-def _text(parser: Any) -> BeforeValidator:
-    """Return a validator that parses text and leaves parsed defaults alone."""
-    return BeforeValidator(lambda value: parser(value) if isinstance(value, str) else value)
 
 
 def _member(names: type[StrEnum]) -> BeforeValidator:
@@ -75,12 +69,9 @@ def _member(names: type[StrEnum]) -> BeforeValidator:
 
 
 ListenAddress = Annotated[Address, _text(Address.parse)]
-Duration = Annotated[timedelta, _text(parse_duration)]
 Domain = Annotated[TrustDomain, _text(TrustDomain.parse)]
 Normalization = Annotated[PathNormalization, _member(PathNormalization)]
 Decisions = Annotated[DecisionLog, _member(DecisionLog)]
-FilePath = Annotated[Path, _text(Path)]
-RedisUrl = Annotated[RedisAddress, _text(RedisAddress.parse)]
 TrustedKey = Annotated[PublicKey, _text(PublicKey.parse)]
 ChannelName = Annotated[str, _text(lambda text: Channel(text).name)]
 FileMode = Annotated[int, _text(lambda text: int(text, 8)), Field(ge=0, le=0o777)]
@@ -337,6 +328,9 @@ class Settings(BaseModel):
     ext_authz_providers: list[ProviderSettings] = Field(
         default=[], description="who CUSTOM policies may delegate to"
     )
+    authenticators: list[AuthenticatorSettings] = Field(
+        default=[], description="who knows which credentials are good"
+    )
 
     @field_validator("workloads")
     @classmethod
@@ -354,6 +348,14 @@ class Settings(BaseModel):
             seen.add(workload.spiffe_id)
         return value
 
+    @field_validator("authenticators")
+    @classmethod
+    def _names_differ(cls, value: list[AuthenticatorSettings]) -> list[AuthenticatorSettings]:
+        names = [one.name for one in value]
+        if twice := sorted(name for name in set(names) if names.count(name) > 1):
+            raise ValueError(f"`{twice[0]}` stands twice")
+        return value
+
     @property
     def mesh(self) -> MeshSettings:
         """The part that policies are compiled with."""
@@ -364,6 +366,7 @@ class Settings(BaseModel):
             self.path_normalization,
             tuple(sorted(self.namespace_path_normalization.items())),
             frozenset(provider.name for provider in self.ext_authz_providers),
+            tuple(sorted((one.name, one.kind.value) for one in self.authenticators)),
         )
 
     def adapters(self) -> dict[str, AdapterFactory]:
@@ -443,7 +446,12 @@ class Leaf:
 
 
 # Lists of mappings can only be written in the file.
-_OF_OBJECTS = (list[WorkloadSettings], list[ProviderSettings], list[CasbinAdapterSettings])
+_OF_OBJECTS = (
+    list[WorkloadSettings],
+    list[ProviderSettings],
+    list[CasbinAdapterSettings],
+    list[AuthenticatorSettings],
+)
 
 
 def leaves(model: type[BaseModel] = Settings, path: tuple[str, ...] = ()) -> Iterator[Leaf]:
@@ -561,6 +569,8 @@ def _anchor_paths(data: dict[str, Any], folder: Path) -> None:
             continue
         anchored = [str(folder / one) for one in value] if isinstance(value, list) else str(folder / value)
         holder[leaf.path[-1]] = anchored
+    for section, name in path_fields(data.get("authenticators", ())):
+        section[name] = str(folder / section[name])
 
 
 def _types(annotation: Any) -> set[Any]:

@@ -33,6 +33,7 @@ from authz.policy.compile import MeshSettings, compile_policies
 from garrison.cli import main
 from garrison.documents import parse
 from garrison.errors import ConfigError
+from garrison.process.authenticators import ApiKeySettings, AuthenticatorSettings
 from garrison.process.settings import (
     CasbinAdapterSettings,
     ProviderSettings,
@@ -42,7 +43,7 @@ from garrison.process.settings import (
     load_settings,
 )
 from garrison.telemetry import names
-from garrison.telemetry.metrics import DistributionCollector, ServerCollector
+from garrison.telemetry.metrics import AuthenticatorCollector, DistributionCollector, ServerCollector
 from garrison.transport.address import Address
 from ratelimit.compile import lint as lint_limits
 from ratelimit.service import Counters, Fault
@@ -152,6 +153,11 @@ def adapters_table() -> str:
     return fields_table(CasbinAdapterSettings)
 
 
+def authenticators_table() -> str:
+    """Return the fields of one of `authenticators`."""
+    return fields_table(AuthenticatorSettings)
+
+
 def fields_table(model: type[BaseModel]) -> str:
     """Return the fields of a model of settings."""
     rows = [
@@ -204,7 +210,9 @@ def metrics_table() -> str:
         ready=lambda: True,
     )
     follower = DistributionCollector(connected=lambda: True, bundles=dict, in_force=lambda: None)
-    types = {metric.name: metric.type for metric in [*collector.collect(), *follower.collect()]}
+    authenticators = AuthenticatorCollector(answers=dict, breakers=dict, remembered=dict)
+    collectors = (collector, follower, authenticators)
+    types = {metric.name: metric.type for one in collectors for metric in one.collect()}
     rows = []
     for constant, text in vars(names).items():
         if not constant.endswith("_HELP"):
@@ -228,6 +236,8 @@ GENERATED: dict[str, tuple[str, Callable[[], str]]] = {
     "workloads": ("docs/reference/settings.md", workloads_table),
     "providers": ("docs/reference/settings.md", providers_table),
     "adapters": ("docs/reference/settings.md", adapters_table),
+    "authenticators": ("docs/reference/credentials.md", authenticators_table),
+    "api_keys": ("docs/reference/credentials.md", lambda: fields_table(ApiKeySettings)),
     "cli": ("docs/reference/cli.md", help_pages),
     "metrics": ("docs/reference/metrics.md", metrics_table),
     "kinds": ("docs/semantics.md", kinds_table),

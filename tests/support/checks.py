@@ -9,7 +9,7 @@ from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
 
 from authz.attributes import Attributes
 from authz.decision import Decision, Outcome
-from authz.pipeline import decide, delegated_offline
+from authz.pipeline import decide, undecided_offline
 from authz.policy.compile import MeshSettings
 from authz.service import DestinationResolver
 from authz.snapshot import Snapshot, build_snapshot
@@ -75,7 +75,7 @@ def decide_on(policies: Snapshot | str, request: Any, now: float = NOW) -> Decis
     mode = applying.path_normalization if applying is not None else compiled.mesh.path_normalization
     attributes = Attributes(context, mode, destination, request.SerializeToString())
     result = decide(applying, attributes, lambda: now)
-    return result.decision if isinstance(result, Outcome) else delegated_offline(result)
+    return result.decision if isinstance(result, Outcome) else undecided_offline(result)
 
 
 def role(rules: str, subjects: str = '[{user: "*"}]', name: str = "r", namespace: str = "default") -> str:

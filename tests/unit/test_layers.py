@@ -15,7 +15,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Who may import whom, by first name; `garrison.process` and the CLI sit on top and may import all.
 TOP = {"garrison.process", "garrison.demo", "garrison.distribution", "garrison.cli"}
-SERVING = {"authz.service", "authz.pipeline", "authz.response", "authz.providers", "authz.snapshot"}
+SERVING = {
+    "authz.authenticators",
+    "authz.service",
+    "authz.pipeline",
+    "authz.response",
+    "authz.providers",
+    "authz.snapshot",
+}
 TOOLS = {"authz.lint", "authz.suites", "authz.tools", "authz.schema"}
 FORBIDDEN = {
     "authz": {"ratelimit", "ca", *TOP},
@@ -29,6 +36,9 @@ FORBIDDEN = {
     "authz/policy": SERVING | TOOLS,
     "authz/mixer": SERVING | TOOLS | {"authz.casbin_policy"},
     "authz/casbin_policy": SERVING | TOOLS | {"authz.mixer"},
+    # Who knows credentials is asked, and knows nothing of what is decided.
+    "authz/authenticators": (SERVING - {"authz.authenticators"}) | TOOLS | {"authz.policy"},
+    "authz/authn": SERVING | TOOLS | {"authz.policy", "authz.mixer", "authz.casbin_policy"},
     "authz/lint": SERVING | {"authz.suites", "authz.tools"},
 }
 PURE = [

@@ -6,6 +6,7 @@ its author thinks.
 
 from __future__ import annotations
 
+from authz.policy.documents.credentials import CredentialAuthentication
 from authz.policy.documents.kubernetes import Metadata, Resource
 from authz.policy.documents.rbac import ClusterRbacConfig, RbacConfig, ServiceRole, ServiceRoleBinding
 from authz.policy.documents.response import ResponsePolicy
@@ -14,6 +15,7 @@ from authz.policy.documents.security import AuthorizationPolicy, RequestAuthenti
 __all__ = [
     "AuthorizationPolicy",
     "ClusterRbacConfig",
+    "CredentialAuthentication",
     "Metadata",
     "RbacConfig",
     "RequestAuthentication",
