@@ -15,7 +15,6 @@ from authz.mixer import documents as shape
 from authz.mixer.attributes import KNOWN_TOO_LATE, OF_DESTINATION, VOCABULARY
 from authz.mixer.expression import Expression, ExpressionError, ValueType, compile_expression
 from authz.mixer.expression.tree import Logic, attributes_of
-from authz.mixer.fetch import check_url
 from authz.mixer.lists import EntryList, EntryType, ListError, ListSource, build_entries
 from authz.mixer.rules import (
     Action,
@@ -30,6 +29,7 @@ from authz.mixer.rules import (
 )
 from authz.policy.documents.kubernetes import Resource
 from garrison.documents import Diagnostic, Document, Field, Position, Severity, validate
+from garrison.urls import check_url
 
 Model = TypeVar("Model", bound=BaseModel)
 

@@ -17,9 +17,9 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from authz.mixer.fetch import Fetcher
-from authz.mixer.lists import EntryList, ListSource, ListState, failed, in_force, succeeded
+from authz.mixer.lists import MAX_LIST_BYTES, EntryList, ListSource, ListState, failed, in_force, succeeded
 from garrison.errors import DependencyError
+from garrison.fetching import Fetcher
 
 # How long a reload waits for lists it has never seen. Those that come later deny until they do.
 PREPARE_SECONDS = 10.0
@@ -37,6 +37,11 @@ class ListStatus:
     error: str
 
 
+def list_fetch(fetcher: Fetcher) -> Callable[[str], bytes]:
+    """Return what fetches the body of a list from a URL."""
+    return lambda url: fetcher.get(url).expect(200).body
+
+
 class ListRefresher:
     """The lists of this process, by source. For one event loop."""
 
@@ -46,7 +51,7 @@ class ListRefresher:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`fetch` runs in a thread, returns a body or raises `DependencyError`; `clock` is monotonic."""
-        self._fetch = fetch or Fetcher()
+        self._fetch = fetch or list_fetch(Fetcher(max_bytes=MAX_LIST_BYTES))
         self._clock = clock
         self._states: dict[ListSource, ListState] = {}
         self._running: dict[ListSource, asyncio.Task[None]] = {}

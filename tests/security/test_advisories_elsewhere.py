@@ -16,12 +16,12 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from support.checks import CALL, NOW, check_request, role, snapshot
 
-from authz.mixer.fetch import Fetcher
 from authz.policy.compile import MeshSettings, compile_policies
 from authz.service import Authorization, DecisionLog, DestinationResolver
 from ca.authority import Hierarchy
 from garrison.documents import parse
 from garrison.errors import DependencyError
+from garrison.fetching import Fetcher
 from garrison.identity import SpiffeId, TrustDomain
 from garrison.transport import Call, Method
 from garrison.transport.address import Address
@@ -183,7 +183,7 @@ def test_cve_2022_21656_and_2026_47778_names_by_type_and_without_nul(names: list
 def test_ghsa_fgw5_hp8f_xfhc_fetches_do_not_reach_metadata(url: str) -> None:
     """What policies make us fetch never comes from link-local or metadata addresses."""
     with pytest.raises((DependencyError, ValueError)):
-        Fetcher()(url)
+        Fetcher().get(url)
 
 
 def test_ghsa_fgw5_hp8f_xfhc_there_is_no_jwks_uri_to_abuse() -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
+
+from support.http_server import answer, serving
 
 from authz.mixer.lists import EntryType, ListSource
 from authz.mixer.refresher import ListRefresher
@@ -172,3 +175,32 @@ def test_run_fetches_what_is_prepared_later_and_ends_when_cancelled() -> None:
         assert task.cancelled()
 
     asyncio.run(asyncio.wait_for(scenario(), 10))
+
+
+def test_the_refresher_follows_a_real_server() -> None:
+    """A changed list comes into force by itself, and goes on being used while the server is down."""
+    bodies = [b"a\n"]
+
+    def newest(handler: BaseHTTPRequestHandler) -> None:
+        answer(bodies[-1])(handler)
+
+    def holds(refresher: ListRefresher, source: ListSource, value: str) -> bool:
+        entries = refresher.current(source)
+        return entries is not None and entries.holds(value)
+
+    async def follow() -> None:
+        refresher = ListRefresher()
+        with serving({"/": newest}) as url:
+            source = ListSource(url + "/", EntryType.STRINGS, 0.05, 300)
+            await refresher.prepare([source])
+            assert holds(refresher, source, "a")
+            task = asyncio.create_task(refresher.run())
+            bodies.append(b"b\n")
+            await until(lambda: holds(refresher, source, "b"))
+        await until(lambda: refresher.status()[0].failures > 0)
+        assert refresher.status()[0].available
+        assert "cannot be fetched" in refresher.status()[0].error
+        task.cancel()
+        await asyncio.wait([task])
+
+    asyncio.run(asyncio.wait_for(follow(), 10))
