@@ -31,6 +31,14 @@ _THREADS = 4
 log = structlog.get_logger()
 
 
+class UnusableAnswerError(DependencyError):
+    """There was an answer, and it says nothing that can be understood.
+
+    The breaker does not count it: a single credential may be the reason, and whoever sends it must not keep
+    all others from being asked about.
+    """
+
+
 class Managed(Authenticator, Protocol):
     """An authenticator as the server holds it."""
 
@@ -214,6 +222,7 @@ class CachingAuthenticator:
         self._waiting = 0
         self._end = end
         self._generation = 0
+        self._logged_at, self._unlogged = 0, 0
         self._running: dict[tuple[int, bytes], asyncio.Task[Answer]] = {}
 
     def known(self, credential: str, now: float) -> Answer | None:
@@ -257,9 +266,12 @@ class CachingAuthenticator:
             self.breaker.succeeded()
             ended = True
         except DependencyError as error:
-            self.breaker.failed()
+            if isinstance(error, UnusableAnswerError):
+                self.breaker.succeeded()
+            else:
+                self.breaker.failed()
             ended = True
-            log.warning("authenticator_failed", authenticator=self.name, reason=str(error))
+            self._log(error)
             return Answer.unavailable(str(error))
         except Exception:
             self.breaker.failed()
@@ -273,6 +285,17 @@ class CachingAuthenticator:
             # The answer is as old as the question.
             self._cache.put(digest, answer, asked_at)
         return answer
+
+    def _log(self, error: DependencyError) -> None:
+        # A caller may send many credentials that a server has no usable answer for.
+        now = int(self._clock())
+        if now != self._logged_at:
+            log.warning(
+                "authenticator_failed", authenticator=self.name, reason=str(error), unlogged=self._unlogged
+            )
+            self._logged_at, self._unlogged = now, 0
+        else:
+            self._unlogged += 1
 
     def forget(self) -> None:
         """Remember nothing that was answered before, or is being answered."""
@@ -318,6 +341,14 @@ class Threads:
     async def close(self) -> None:
         """Let running work end, in the background; what waits is dropped."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def numeric_date(value: object) -> float | None:
+    """Return a time of a token in seconds since the epoch (RFC 7519, section 2), None when it is none."""
+    # A boolean is an int; and an int may be too large for a float.
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if abs(value) < 1e15 else None
 
 
 def audiences_of(claims: Mapping[str, object]) -> frozenset[str]:

@@ -8,9 +8,11 @@ from typing import Any
 
 import click
 
+from authz.authenticators.basic import is_user_name
 from authz.authenticators.clients import hash_key as hash_of
 from authz.authenticators.clients import new_key as make_key
 from authz.authenticators.clients import weakness
+from authz.authenticators.passwords import hash_password as hash_of_password
 from authz.tools.options import fail
 
 # More than any key or password, and less than a file that was given by mistake.
@@ -61,6 +63,31 @@ def hash_key(*, as_json: bool) -> None:
     if problem := weakness(key):
         fail(problem)
     _print({"hash": hash_of(key)}, hash_of(key), as_json=as_json)
+
+
+@credentials.command(
+    "hash-password",
+    epilog="""\b
+Exit codes: 0 done, 2 the name or the password cannot be used.
+
+\b
+Example:
+  garrison credentials hash-password alice >> users""",
+)
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="one JSON object instead of text")
+def hash_password(*, name: str, as_json: bool) -> None:
+    """Print the line of NAME for a file of users.
+
+    The password is typed in or comes on standard input, never as an argument.
+    """
+    if not is_user_name(name):
+        fail("a name has 1 to 253 characters, and no colon, `/` or control character")
+    try:
+        found = hash_of_password(_secret("password", confirm=True))
+    except ValueError as error:
+        fail(str(error))
+    _print({"name": name, "hash": found}, f"{name}:{found}", as_json=as_json)
 
 
 def _secret(name: str, *, confirm: bool) -> str:

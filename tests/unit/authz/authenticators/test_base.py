@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from authz.authenticators.base import (
     AnswerCache,
@@ -18,6 +19,7 @@ from authz.authenticators.base import (
     CachingAuthenticator,
     NoBreaker,
     Threads,
+    UnusableAnswerError,
     audiences_of,
 )
 from authz.authn.credentials import Answer, Result
@@ -249,6 +251,24 @@ def test_a_failure_poisons_nothing(error: Exception) -> None:
         assert await caching.ask("k") is GOOD
         assert not caching.is_open
         assert caching.results[Result.UNAVAILABLE] == 3
+        await caching.close()
+
+    run(scenario)
+
+
+def test_unusable_answers_do_not_open_the_breaker_and_are_logged_once_a_second() -> None:
+    """One caller's odd credentials must not keep others from being asked about, nor fill the log."""
+
+    async def scenario() -> None:
+        clock, backend = Clock(), Backend(UnusableAnswerError("no JSON"))
+        caching = CachingAuthenticator("a", backend, Caching(), breaker=Breaker(2), clock=clock)
+        with capture_logs() as lines:
+            for number in range(10):
+                assert (await caching.ask(str(number))).result is Result.UNAVAILABLE
+            clock.now += 1
+            await caching.ask("last")
+        assert not caching.is_open
+        assert [line["unlogged"] for line in lines] == [0, 9]
         await caching.close()
 
     run(scenario)
