@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import urllib.request
+from base64 import b64encode
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from support.credentials import IDENTIFIED, authentication
 from support.serving import Serving, serving, write_settings
 
 from authz.authenticators.clients import hash_key
+from authz.authenticators.passwords import new_scrypt
 
 CHECK = "/envoy.service.auth.v3.Authorization/Check"
 
@@ -110,6 +112,28 @@ def test_keys_from_a_folder_follow_the_folder(folder: Path) -> None:
         (keys / "alice").unlink()
         server.wait_for("snapshot_swapped", lambda event: event["kind"] == "authenticator_keys")
         assert (status(server, {"x-api-key": "key-a"}), status(server, {"x-api-key": "key-b"})) == (401, 200)
+        assert server.stop() == 0
+
+
+def test_users_from_a_file_follow_the_file(folder: Path) -> None:
+    """What was remembered of a user who is removed does not count any more, however short ago it was."""
+    lines = [f"{name}:{new_scrypt(ln=4, r=1, p=1).of(b'x')}\n" for name in ("alice", "bob")]
+    (folder / "users").write_text("".join(lines))
+    (folder / "policies").mkdir()
+    (folder / "policies" / "p.yaml").write_text(authentication("[{authenticator: people}]") + IDENTIFIED)
+    file = write_settings(folder, "authenticators: [{name: people, basic: {file: users, cache: 1h}}]")
+    alice, bob = (
+        {"authorization": f"Basic {b64encode(f'{name}:x'.encode()).decode()}"} for name in ("alice", "bob")
+    )
+    with serving("--config", str(file)) as server:
+        for _ in range(2):
+            assert (status(server, alice), status(server, bob)) == (200, 200)
+        (folder / "users").write_text(lines[0])
+        server.wait_for("snapshot_swapped", lambda event: event["kind"] == "authenticator_people")
+        assert (status(server, alice), status(server, bob)) == (200, 401)
+        page = metrics(server)
+        assert 'garrison_authenticator_answers_total{authenticator="people",result="accepted"} 5.0' in page
+        assert "garrison_authenticator_breaker_open{" not in page
         assert server.stop() == 0
 
 
