@@ -26,6 +26,7 @@ from authz.authenticators.clients import (
 )
 from authz.authn.credentials import Answer
 from garrison.documents import Diagnostic, Field, Position, Severity, parse, validate
+from garrison.documents.yaml import MAX_FILE_BYTES
 from garrison.errors import ConfigError
 
 UNKNOWN_KEY = Answer.refused("no client has this key")
@@ -91,7 +92,7 @@ def load_file(file: Path) -> KeyGeneration:
         ConfigError: it cannot be read, or something in it is wrong; every problem is named with its place.
 
     """
-    content = _read(file)
+    content = _read(file, MAX_FILE_BYTES)
     documents, problems = parse(content, str(file))
     if len(documents) > 1:
         problems.append(documents[1].error((), "two_documents", "there can be only one document"))
@@ -196,13 +197,13 @@ def _add_client(file: Path, content: bytes, found: dict[str, Client], problems: 
         )
 
 
-def _read(file: Path, limit: int | None = None) -> bytes:
+def _read(file: Path, limit: int) -> bytes:
     try:
         with file.open("rb") as content:
-            found = content.read() if limit is None else content.read(limit + 1)
+            found = content.read(limit + 1)
     except OSError as error:
         raise ConfigError([_unreadable(file, error)]) from error
-    if limit is not None and len(found) > limit:
+    if len(found) > limit:
         raise ConfigError([_problem(file, "file_too_large", f"the file has more than {limit} bytes")])
     return found
 

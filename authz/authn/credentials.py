@@ -250,6 +250,15 @@ def takes_opaque_parameter(rules: CredentialRules | None, name: str, value: str)
     )
 
 
+def takes_opaque_cookie(rules: CredentialRules | None, name: str, value: str) -> bool:
+    """Return the same for a cookie."""
+    return (
+        rules is not None
+        and any(name in method.places.cookies for method in rules.methods)
+        and not is_compact_jws(value)
+    )
+
+
 def is_compact_jws(text: str) -> bool:
     """Return whether `text` has the form of a JWS in compact serialisation (RFC 7515, section 3.1)."""
     return _COMPACT_JWS.fullmatch(text) is not None
@@ -475,7 +484,7 @@ def _untrusted_certificate(rules: CredentialRules, attributes: Attributes) -> tu
 
     It proves nothing here, and the upstream should not take it for a proof either.
     """
-    methods = [one for one in rules.methods if one.trusted_peers is not None]
+    methods = [one for one in rules.methods if not one.authenticator]
     if not methods or any(_is_trusted(one, attributes) for one in methods):
         return ()
     if not attributes.headers(CERTIFICATE_HEADER):

@@ -124,7 +124,8 @@ class _Credentials:
         return method.issuer or f"{self._namespace}/{self._name}/{name}"
 
     def _places(self, where: Field, method: CredentialMethod, kind: Kind | None) -> Places:
-        if method.fromHeaders or method.fromParams or method.fromCookies:
+        is_explicit = bool(method.fromHeaders or method.fromParams or method.fromCookies)
+        if is_explicit:
             places = Places(
                 tuple(CredentialHeader(one.name.lower(), one.prefix) for one in method.fromHeaders),
                 tuple(method.fromParams),
@@ -141,7 +142,7 @@ class _Credentials:
                 message = f"`{name}` is no name of a cookie"
                 self._report((*where, "fromCookies", number), "credential_place", message)
         for place in _keys(places):
-            if kind is not None or method.fromHeaders:
+            if kind is not None or is_explicit:  # else it is not known where it would look
                 self._own(where, place)
         return places
 

@@ -29,12 +29,15 @@ from authz.authn.credentials import (
     cookies_of,
     is_compact_jws,
     takes_opaque,
+    takes_opaque_cookie,
     takes_opaque_parameter,
     without_cookies,
 )
 from authz.decision import HeaderAction, HeaderMutation, ReasonCode
 from authz.destination import Destination
-from authz.policy.compile import MeshSettings
+from authz.lint import lint_policies
+from authz.policy.compile import MeshSettings, compile_policies
+from garrison.documents import parse
 
 KEYS = "{authenticator: keys}"
 PEOPLE = "{authenticator: people}"
@@ -486,7 +489,12 @@ def test_what_has_the_form_of_a_jws_is_left_to_token_rules() -> None:
 def test_token_rules_learn_what_is_not_theirs() -> None:
     """`takes_opaque` is true of what a method looks for and has not the form of a JWS."""
     rules = (
-        snapshot(authentication(f"[{OPAQUE}, {{authenticator: keys, fromParams: [access_token]}}]"), MESH)
+        snapshot(
+            authentication(
+                f"[{OPAQUE}, {{authenticator: keys, fromParams: [access_token], fromCookies: [session]}}]"
+            ),
+            MESH,
+        )
         .policies_for(Destination("products.default.svc.cluster.local", "default"))
         .credentials
     )
@@ -498,6 +506,9 @@ def test_token_rules_learn_what_is_not_theirs() -> None:
     assert takes_opaque_parameter(rules, "access_token", "abc")
     assert not takes_opaque_parameter(rules, "access_token", "a.b.c")
     assert not takes_opaque_parameter(rules, "token", "abc")
+    assert takes_opaque_cookie(rules, "session", "abc")
+    assert not takes_opaque_cookie(rules, "session", "a.b.c")
+    assert not takes_opaque_cookie(None, "session", "abc")
 
 
 @pytest.mark.parametrize(
@@ -565,6 +576,22 @@ def test_an_issuer_has_one_source() -> None:
         "[{authenticator: keys, issuer: a}]", name="more"
     )
     assert problems_of(text, MESH) == []
+
+
+def test_credentials_are_where_claims_come_from() -> None:
+    """The lint that looks for policies about claims that nobody establishes knows of them."""
+    there = IDENTIFIED.replace("namespace: default", "namespace: shop")
+    tokens = str(Authentication(SIGNER.jwks()))
+
+    def codes(text: str) -> list[str]:
+        documents, _ = parse(text.encode(), "p.yaml")
+        compiled, problems = compile_policies(documents, MESH)
+        assert compiled is not None
+        return [one.code for one in (*problems, *lint_policies(documents, MESH, compiled))]
+
+    assert codes(tokens + there) == ["claims_without_tokens"]
+    assert codes(tokens + there + authentication(f"[{KEYS}]", namespace="shop")) == []
+    assert codes(authentication(f"[{KEYS}]") + there) == ["claims_without_tokens"]
 
 
 def test_selectors_say_where_it_applies() -> None:
