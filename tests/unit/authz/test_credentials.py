@@ -385,6 +385,12 @@ def test_a_preflight_has_no_credentials(method: str, headers: dict[str, str], st
         assert outcome_of(text + IDENTIFIED, call).decision.code is ReasonCode.NO_POLICY_MATCHED
 
 
+def test_a_preflight_is_not_anonymous_where_a_credential_is_required() -> None:
+    """It is let through to the policies without an identity, not with one that others have to do without."""
+    text = authentication(f"[{KEYS}]", required=True) + authentication("[{anonymous: {}}]", name="any")
+    assert claims_of(text + OPEN, check_request(method="OPTIONS", headers=PREFLIGHT)) is None
+
+
 def test_a_preflight_with_a_bad_credential_is_refused() -> None:
     """It is let off bringing one, not answering for one."""
     keys = {"keys": Fixed({"bad": Answer.refused("no")})}

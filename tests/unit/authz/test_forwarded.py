@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.checks import check_request, principal
-from support.credentials import IDENTIFIED, OPEN, authentication, claims_of, outcome_of
+from support.credentials import IDENTIFIED, OPEN, Fixed, authentication, claims_of, good, outcome_of
 
 from authz.authn.forwarded import (
     MAX_HEADER_BYTES,
@@ -180,6 +180,17 @@ def test_anybody_elses_word_is_nothing_and_is_removed(source: str) -> None:
         assert outcome.decision.allowed
         removal = HeaderMutation("x-forwarded-client-cert", action=HeaderAction.REMOVE)
         assert outcome.mutations.request_headers == (removal,)
+
+
+def test_a_forged_header_is_removed_beside_another_credential() -> None:
+    """Also if that one is to be forwarded."""
+    method = "{forwardedClientCertificate: {trustedPeers: [cluster.local/ns/edge/sa/gateway]}}"
+    removal = HeaderMutation("x-forwarded-client-cert", action=HeaderAction.REMOVE)
+    call = check_request(headers={"x-forwarded-client-cert": SENT, "x-api-key": "k"})
+    keys = {"keys": Fixed({"k": good("alice")})}
+    for forward in ("true", "false"):
+        text = authentication(f"[{method}, {{authenticator: keys, forward: {forward}}}]") + IDENTIFIED
+        assert removal in outcome_of(text, call, keys).mutations.request_headers
 
 
 def test_a_malformed_header_of_a_trusted_peer_is_refused() -> None:
