@@ -19,6 +19,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from typing import Protocol
 
 from authz.attributes import Attributes, Claims
@@ -279,7 +280,7 @@ def authenticate(
     `identified` is whether a JWT said so before, by `tokens`. `answer` is what the authenticator of the last
     `Inquiry` said. `clock` gives seconds since the epoch.
     """
-    found = list(_find(rules, attributes, tokens))
+    found = _find(rules, attributes, tokens)
     ignored = _untrusted_certificate(rules, attributes)
     if not found:
         return _without_credential(rules, attributes, tokens, ignored, identified=identified)
@@ -363,9 +364,12 @@ def _accepted(
     established = {**claims, "iss": method.issuer}
     if method.forward:
         return CredentialResult(claims=established, headers=ignored)
+    if len(found) == 1 and (name := found[0].header):
+        return CredentialResult(claims=established, headers=_removal(name) + ignored)
     removed = tuple(
-        HeaderMutation(name, action=HeaderAction.REMOVE)
+        mutation
         for name in dict.fromkeys(one.header for one in found if one.header)
+        for mutation in _removal(name)
     )
     parameters = tuple(dict.fromkeys(one.parameter for one in found if one.parameter))
     cookies = {one.cookie for one in found if one.cookie}
@@ -379,6 +383,12 @@ def _accepted(
     return CredentialResult(
         claims=established, headers=removed + ignored, parameters=parameters, shaped=bool(rest)
     )
+
+
+@lru_cache(maxsize=1024)
+def _removal(header: str) -> tuple[HeaderMutation]:
+    """Return what removes a header that a policy names: the same object for each call."""
+    return (HeaderMutation(header, action=HeaderAction.REMOVE),)
 
 
 def _without_credential(
@@ -423,15 +433,13 @@ def _is_preflight(attributes: Attributes) -> bool:
 # ------------------------------------------------------------------------------------------------- finding
 
 
-def _find(rules: CredentialRules, attributes: Attributes, tokens: TokenRules | None) -> Iterator[_Found]:
-    """Yield the credentials of a call; of methods that look at one place the first one has it."""
-    taken: set[tuple[str, str, str, str]] = set()
+def _find(rules: CredentialRules, attributes: Attributes, tokens: TokenRules | None) -> list[_Found]:
+    """Return the credentials of a call; of methods that look at one place the first one has it."""
+    taken: dict[tuple[str, str, str, str], _Found] = {}
     for method in rules.methods:
         for found, value in _of_method(method, attributes, tokens):
-            key = (found.header, found.parameter, found.cookie, value)
-            if key not in taken:
-                taken.add(key)
-                yield found
+            taken.setdefault((found.header, found.parameter, found.cookie, value), found)
+    return [*taken.values()]
 
 
 def _of_method(
@@ -489,7 +497,7 @@ def _untrusted_certificate(rules: CredentialRules, attributes: Attributes) -> tu
         return ()
     if not attributes.headers(CERTIFICATE_HEADER):
         return ()
-    return (HeaderMutation(CERTIFICATE_HEADER, action=HeaderAction.REMOVE),)
+    return _removal(CERTIFICATE_HEADER)
 
 
 def cookies_of(line: str) -> Iterable[tuple[str, str]]:

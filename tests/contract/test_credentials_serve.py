@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import urllib.request
 from base64 import b64encode
 from collections.abc import Mapping
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from envoy.service.auth.v3.external_auth_pb2 import CheckResponse
+from support.certificates import certify
 from support.checks import check_request
 from support.credentials import IDENTIFIED, authentication
+from support.http_server import answer as http_answer
+from support.http_server import serving as http_serving
+from support.policies import policy
 from support.serving import Serving, serving, write_settings
 
 from authz.authenticators.clients import hash_key
 from authz.authenticators.passwords import new_scrypt
+from authz.authenticators.token_review import PATH
 
 CHECK = "/envoy.service.auth.v3.Authorization/Check"
 
@@ -135,6 +142,43 @@ def test_users_from_a_file_follow_the_file(folder: Path) -> None:
         assert 'garrison_authenticator_answers_total{authenticator="people",result="accepted"} 5.0' in page
         assert "garrison_authenticator_breaker_open{" not in page
         assert server.stop() == 0
+
+
+def test_pods_are_known_by_their_tokens(folder: Path) -> None:
+    """An API server over TLS is asked once for each token; when it is away, what is not known is denied."""
+    asked: list[str] = []
+    down = False
+
+    def review(handler: BaseHTTPRequestHandler) -> None:
+        sent = json.loads(handler.rfile.read(int(handler.headers["content-length"])))
+        asked.append(sent["spec"]["token"])
+        user = {"username": "system:serviceaccount:shop:orders", "groups": ["system:authenticated"]}
+        found = {"authenticated": sent["spec"]["token"] == "good", "user": user, "audiences": ["garrison"]}
+        body = json.dumps({**sent, "status": found}).encode()
+        http_answer(body, 503 if down else 201, content_type="application/json")(handler)
+
+    tls, ca = certify(folder, "127.0.0.1")
+    (folder / "token").write_text("own")
+    (folder / "policies").mkdir()
+    claims = "[{when: [{key: 'request.auth.claims[groups]', values: ['system:authenticated']}]}]"
+    (folder / "policies" / "p.yaml").write_text(authentication("[{authenticator: pods}]") + policy(claims))
+    with http_serving({PATH: review}, tls) as url:
+        fields = f"server: '{url}', ca: '{ca}', token_file: token, audiences: [garrison], timeout: 5s"
+        file = write_settings(folder, f"authenticators: [{{name: pods, token_review: {{{fields}}}}}]")
+        with serving("--config", str(file)) as server:
+            for _ in range(3):
+                assert status(server, {"authorization": "Bearer good"}) == 200
+            assert status(server, {"authorization": "Bearer bad"}) == 401
+            assert asked == ["good", "bad"]
+            down = True
+            for number in range(6):
+                assert status(server, {"authorization": f"Bearer new{number}"}) == 503
+            assert status(server, {"authorization": "Bearer good"}) == 200
+            assert len(asked) == 7, "after five failures in a row nobody is asked"
+            assert 'garrison_authenticator_breaker_open{authenticator="pods"} 1.0' in metrics(server)
+            failed = server.wait_for("authenticator_failed")
+            assert (failed["authenticator"], "own" in str(failed)) == ("pods", False)
+            assert server.stop() == 0
 
 
 def test_a_file_that_is_wrong_keeps_the_server_from_starting(folder: Path) -> None:

@@ -98,6 +98,8 @@ def test_scopes_and_audience_are_asked_for(changes: dict[str, Any], result: Resu
     """All scopes, one audience; what is absent is not there."""
     said = {"active": True, "sub": "alice", "scope": "read write", "aud": "shop", **changes}
     assert judge(said, STRICT, NOW).result is result
+    absent = {name: value for name, value in said.items() if value is not None}
+    assert judge(absent, STRICT, NOW).result is result
 
 
 _JSON = st.recursive(
