@@ -43,6 +43,11 @@ class ReasonCode(StrEnum):
     INVALID_TOKEN = "invalid_token"  # noqa: S105 - the name of a reason
     TOO_MANY_BAD_TOKENS = "too_many_bad_tokens"
     AUDIENCE_NOT_ALLOWED = "audience_not_allowed"
+    INVALID_CREDENTIAL = "invalid_credential"
+    CREDENTIAL_REQUIRED = "credential_required"
+    INSUFFICIENT_SCOPE = "insufficient_scope"
+    UNKNOWN_AUTHENTICATOR = "unknown_authenticator"
+    AUTHENTICATOR_UNAVAILABLE = "authenticator_unavailable"
     MALFORMED_REQUEST = "malformed_request"
     NO_SNAPSHOT = "no_snapshot"
     INTERNAL_ERROR = "internal_error"
@@ -65,7 +70,7 @@ class Decision:
     policy: str = ""
     rule: int = -1
     field: str = ""
-    challenge: str = ""  # the value of `WWW-Authenticate` (RFC 9110, section 11.6.1); only with 401
+    challenge: str = ""  # the value of `WWW-Authenticate` (RFC 9110, section 11.6.1); with 401 and 403
 
     @property
     def allowed(self) -> bool:

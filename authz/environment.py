@@ -5,9 +5,11 @@ Everything here is kept up to date off the request path, and is read without wai
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from authz.authn.certificates import NO_BUNDLES, Bundles
+from authz.authn.credentials import Authenticator
 from authz.authn.failures import Failures
 from authz.authn.keys import NO_KEYS, Keys
 from authz.mixer.evaluate import Lists
@@ -27,12 +29,13 @@ NO_LISTS: Lists = _NoLists()
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """What was learnt: lists of Mixer's checkers, keys of issuers, trust bundles, who sends bad tokens."""
+    """What was learnt: lists of Mixer's checkers, keys, trust bundles, who sends bad tokens; whom to ask."""
 
     lists: Lists = NO_LISTS
     keys: Keys = NO_KEYS
     failures: Failures | None = None  # None: whatever comes is looked at
     bundles: Bundles = NO_BUNDLES
+    authenticators: Mapping[str, Authenticator] = field(default_factory=dict)
 
 
 # For commands that decide without a server: nothing was fetched.

@@ -8,6 +8,7 @@ from authz.policy.documents import (
     AuthenticationPolicy,
     AuthorizationPolicy,
     ClusterRbacConfig,
+    CredentialAuthentication,
     MeshAuthenticationPolicy,
     PeerAuthentication,
     RbacConfig,
@@ -33,5 +34,6 @@ KINDS: dict[tuple[str, str], type[Resource]] = {
     ("authentication.istio.io/v1alpha1", "MeshPolicy"): MeshAuthenticationPolicy,
     **MIXER_KINDS,
     (API_VERSION, KIND): CasbinPolicy,
+    ("garrison.dev/v1alpha1", "CredentialAuthentication"): CredentialAuthentication,
     ("garrison.dev/v1alpha1", "ResponsePolicy"): ResponsePolicy,
 }

@@ -65,6 +65,16 @@ def _remove_dot_segments(path: str) -> str:
     return "/" + "/".join(kept)
 
 
+def query_parameters(target: str) -> list[tuple[str, str]]:
+    """Return names and values of the parameters in a request target, decoded, in their order.
+
+    They are taken apart as `change_query` does, so that what is found by a name can also be removed by it.
+    """
+    query = target.partition("#")[0].partition("?")[2]
+    pairs = (piece.partition("=") for piece in _BETWEEN_PARAMETERS.split(query)[::2] if piece)
+    return [(unquote_plus(name), unquote_plus(value)) for name, _, value in pairs]
+
+
 def change_query(target: str, remove: Collection[str], add: Mapping[str, str]) -> str:
     """Return the request target `target` (origin form) without the parameters `remove`, with those of `add`.
 

@@ -1,8 +1,9 @@
 """One call, from attributes to outcome: the peer, CUSTOM, tokens, policies of every kind.
 
-The order is Istio's: the connection; then CUSTOM, without identities from tokens; then tokens; then what
-never decides, what denies, what allows. Everything here is a function of its arguments; asking an external
-authorizer, the one step that waits, is left to the caller (`Delegation`).
+The order is Istio's: the connection; then CUSTOM, without identities from tokens; then tokens and other
+credentials; then what never decides, what denies, what allows. Everything here is a function of its
+arguments; the two steps that wait are left to the caller: asking an external authorizer (`Delegation`), and
+asking who knows a credential (`Inquiry`).
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from authz.attributes import Attributes
-from authz.authn import authentication, jwt, peers
+from authz.authn import authentication, credentials, jwt, peers
 from authz.authn.authentication import AuthenticationRules
+from authz.authn.credentials import Answer, Inquiry
 from authz.decision import (
     NO_MUTATIONS,
     Decision,
@@ -60,7 +62,7 @@ def decide(
     attributes: Attributes,
     clock: Clock,
     environment: Environment = OFFLINE,
-) -> Outcome | Delegation:
+) -> Outcome | Delegation | Inquiry:
     """Return what the call comes to, or who has to be asked first; `clock` gives seconds since the epoch."""
     if policies is None:
         return Outcome(UNKNOWN_DESTINATION)
@@ -84,10 +86,12 @@ def decide_here(
     attributes: Attributes,
     clock: Clock,
     environment: Environment = OFFLINE,
-) -> Outcome:
+    answer: Answer | None = None,
+) -> Outcome | Inquiry:
     """Return what the call comes to when every external authorizer that matters has allowed it.
 
-    Tokens, DENY, ALLOW or roles, Mixer's rules, Casbin: whatever applies has to let the call through.
+    Tokens, credentials, DENY, ALLOW or roles, Mixer's rules, Casbin: whatever applies has to let the call
+    through. `answer` is what came of an `Inquiry` that this returned before.
     """
     mutations = NO_MUTATIONS
     if policies.tokens is not None:
@@ -99,6 +103,24 @@ def decide_here(
         denial = _origin(policies.authentication, attributes, clock, environment)
         if denial is not None:
             return finish(policies, Outcome(denial), attributes)
+    if policies.credentials is not None:
+        found = credentials.authenticate(
+            policies.credentials,
+            attributes,
+            clock,
+            environment.authenticators,
+            tokens=policies.tokens,
+            identified=attributes.claims is not None,
+            answer=answer,
+        )
+        if isinstance(found, Inquiry):
+            return found
+        if found.denial is not None:
+            return finish(policies, Outcome(found.denial), attributes)
+        if found.claims is not None:
+            attributes.claims = found.claims
+        if found is not credentials.NOTHING_FOUND:
+            mutations = _both(mutations, found.mutations)
     outcome = Outcome(evaluate(policies, attributes), mutations)
     if policies.mixer is not None and outcome.decision.allowed:
         _ask_mixer(policies.mixer, outcome, attributes, clock, environment.lists)
@@ -198,10 +220,18 @@ def _with_new_query(mutations: Mutations, attributes: Attributes) -> Mutations:
     return replace(mutations, request_headers=changes, set_parameters=(), remove_parameters=(), shaped=True)
 
 
+def _both(first: Mutations, second: Mutations) -> Mutations:
+    return Mutations(
+        first.request_headers + second.request_headers,
+        remove_parameters=first.remove_parameters + second.remove_parameters,
+    )
+
+
 def explain(policies: DestinationPolicies | None, attributes: Attributes, clock: Clock) -> Explanation:
     """Return the decision for a call with every rule that applies to its destination."""
+    vouched = attributes.claims is not None
     result = decide(policies, attributes, clock)
-    decision = result.decision if isinstance(result, Outcome) else delegated_offline(result)
+    decision = result.decision if isinstance(result, Outcome) else undecided_offline(result)
     explanation = Explanation(decision, described(attributes))
     if policies is not None:
         stages = list(explained(policies, attributes))
@@ -210,6 +240,7 @@ def explain(policies: DestinationPolicies | None, attributes: Attributes, clock:
         explanation.steps += _token_steps(policies, attributes, clock)
         if policies.authentication is not None:
             explanation.steps += _origin_steps(policies.authentication, attributes, clock)
+        explanation.steps += _credential_steps(policies, attributes, clock, vouched=vouched)
         explanation.steps += [one for one in stages if one[0] != "CUSTOM"]
         explanation.steps += _mixer_steps(policies, attributes, clock)
         explanation.steps += [
@@ -263,6 +294,35 @@ def _origin_steps(
     yield "ORIGIN", Step(policy.title, -1, matched=result.denial is None, field="spec.origins", detail=detail)
 
 
+def _credential_steps(
+    policies: DestinationPolicies, attributes: Attributes, clock: Clock, *, vouched: bool
+) -> Iterable[tuple[str, Step]]:
+    if policies.credentials is None:
+        return
+    if policies.tokens is not None:
+        vouched = jwt.authenticate(policies.tokens, attributes, clock).claims is not None
+    result = credentials.authenticate(
+        policies.credentials,
+        attributes,
+        clock,
+        OFFLINE.authenticators,
+        tokens=policies.tokens,
+        identified=vouched,
+    )
+    title = policies.credentials.policy
+    if isinstance(result, Inquiry):
+        detail = f"authenticator {result.authenticator} is not asked offline"
+        yield "CREDENTIALS", Step(title, -1, matched=False, field="", detail=detail)
+    elif result.denial is not None:
+        denial = result.denial
+        yield "CREDENTIALS", Step(denial.policy, -1, matched=False, field="", detail=denial.reason)
+    elif result.claims is not None:
+        detail = f"the caller is known to {result.claims['iss']}"
+        yield "CREDENTIALS", Step(title, -1, matched=True, field="", detail=detail)
+    else:
+        yield "CREDENTIALS", Step(title, -1, matched=False, field="", detail="no credential")
+
+
 def _mixer_steps(
     policies: DestinationPolicies, attributes: Attributes, clock: Clock
 ) -> Iterable[tuple[str, Step]]:
@@ -275,8 +335,16 @@ def _mixer_steps(
         yield "MIXER", Step(rule.policy, -1, matched=denies, field="", detail=detail)
 
 
-def delegated_offline(delegation: Delegation) -> Decision:
-    """Return the denial of a call whose external authorizers cannot be asked."""
+def undecided_offline(undecided: Delegation | Inquiry) -> Decision:
+    """Return the denial of a call about which somebody would have to be asked."""
+    if isinstance(undecided, Inquiry):
+        reason = f"authenticator {undecided.authenticator} is not asked offline"
+        code = ReasonCode.AUTHENTICATOR_UNAVAILABLE
+        return deny(code, reason, http_status=503, public="", policy=undecided.policy)
+    return _delegated_offline(undecided)
+
+
+def _delegated_offline(delegation: Delegation) -> Decision:
     first, names = delegation.decisions[0], ", ".join(delegation.providers)
     return deny(
         ReasonCode.CUSTOM_DENIED,

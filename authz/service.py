@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 
 from authz.askers import Askers
 from authz.attributes import Attributes
+from authz.authn.credentials import Inquiry
 from authz.decision import Decision, Outcome, ReasonCode, Verdict, deny
 from authz.destination import (
     METADATA_KEY,
@@ -186,10 +187,12 @@ class Authorization:
                     refusal.grpc = attributes.is_grpc
                     return self._answer(writer, refusal, attributes)
             outcome = decide(policies, attributes, self._clock, self._environment)
-            if isinstance(outcome, Delegation):
-                assert policies is not None  # noqa: S101 - without policies nothing is delegated
-                return self._delegate(message, outcome, policies, attributes)
-            return self._answer(writer, outcome, attributes)
+            if isinstance(outcome, Outcome):
+                return self._answer(writer, outcome, attributes)
+            assert policies is not None  # noqa: S101 - without policies nobody has to be asked
+            if isinstance(outcome, Inquiry):
+                return self._inquire(outcome, policies, attributes)
+            return self._delegate(message, outcome, policies, attributes)
         except Exception:
             log.exception("check_failed")
             return self._internal_error()
@@ -225,12 +228,33 @@ class Authorization:
                     return self._denied_by(writer, name, decision, answer, attributes)
                 allowed.append(answer.response)
             outcome = decide_here(policies, attributes, self._clock, self._environment)
+            if isinstance(outcome, Inquiry):
+                outcome = await self._answered(outcome, policies, attributes)
             if not outcome.decision.allowed or not any(allowed):
                 return self._answer(writer, outcome, attributes)
             return self._merged(writer, outcome, allowed, attributes)
         except Exception:
             log.exception("check_failed")
             return self._internal_error()
+
+    async def _inquire(
+        self, inquiry: Inquiry, policies: DestinationPolicies, attributes: Attributes
+    ) -> bytes:
+        writer = self._writer
+        try:
+            return self._answer(writer, await self._answered(inquiry, policies, attributes), attributes)
+        except Exception:
+            log.exception("check_failed")
+            return self._internal_error()
+
+    async def _answered(
+        self, inquiry: Inquiry, policies: DestinationPolicies, attributes: Attributes
+    ) -> Outcome:
+        """Return what the call comes to when its credential's authenticator has been asked."""
+        answer = await self._environment.authenticators[inquiry.authenticator].ask(inquiry.credential)
+        outcome = decide_here(policies, attributes, self._clock, self._environment, answer)
+        assert isinstance(outcome, Outcome)  # noqa: S101 - a call has one credential, and this was its answer
+        return outcome
 
     def _denied_by(
         self,

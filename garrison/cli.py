@@ -18,6 +18,7 @@ _COMMANDS = {
     "new": ("authz.tools.new", "new"),
     "schema": ("authz.tools.schema", "print_schema"),
     "completion": ("garrison.cli", "completion"),
+    "credentials": ("authz.tools.credentials", "credentials"),
     "policies": ("garrison.process.policies", "policies"),
     "ca": ("ca.cli", "ca"),
     "demo": ("garrison.demo.cli", "demo"),

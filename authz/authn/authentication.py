@@ -17,7 +17,7 @@ from authz.authn.jwt import JwtRule, TokenResult, TokenRules
 from authz.authn.keys import NO_KEYS, Keys
 from authz.authn.peers import workload_port
 from authz.decision import Decision, ReasonCode, deny
-from authz.mixer.patterns import Pattern, PatternError
+from authz.patterns import Pattern, PatternError
 
 _PEER_FAILED = "Peer authentication failed."
 _ORIGIN_FAILED = "Origin authentication failed."

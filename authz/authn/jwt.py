@@ -34,6 +34,8 @@ from authz.authn.places import (
     ParameterPlace,
     Place,
     find,
+    is_compact_jws,
+    looks_at,
     may_have_parameter,
     taken_out,
 )
@@ -173,6 +175,8 @@ class TokenRules:
     places: Mapping[Place, tuple[JwtRule, ...]]
     headers: tuple[str, ...]  # every header in which a token can stand
     parameters: tuple[str, ...]  # every parameter
+    # Where other credentials are looked for, too: what stands there and has not the form of a JWT is theirs.
+    shared: tuple[Place, ...]
     no_token: TokenResult
     unchecked: TokenResult  # what a token comes to that is not looked at
     # What a call proved that brought one value of one of `headers`, and nothing else, by the hash of that
@@ -181,8 +185,8 @@ class TokenRules:
     refused: dict[bytes, tuple[TokenResult, float, float]] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, rules: Sequence[JwtRule], realm: str = "") -> TokenRules | None:
-        """Return `rules` by place; None when there are none."""
+    def of(cls, rules: Sequence[JwtRule], realm: str = "", others: Iterable[Place] = ()) -> TokenRules | None:
+        """Return `rules` by place; None when there are none. `others` is where other credentials stand."""
         if not rules:
             return None
         places = dict.fromkeys(place for rule in rules for place in rule.places)
@@ -194,6 +198,7 @@ class TokenRules:
             {place: tuple(rule for rule in rules if place in rule.places) for place in places},
             tuple(dict.fromkeys(name for place in places if (name := _header_of(place)))),
             tuple(place.name for place in places if isinstance(place, ParameterPlace)),
+            tuple(dict.fromkeys(others)),
             TokenResult(mutations=Mutations(changes) if changes else NO_MUTATIONS),
             TokenResult(_unchecked(rules[0].policy)),
         )
@@ -202,6 +207,10 @@ class TokenRules:
     def policy(self) -> str:
         """The first rule's policy, for what concerns all of them."""
         return self.rules[0].policy
+
+    def look_at(self, found: Found) -> bool:
+        """Return whether one of the rules looks where that was found."""
+        return any(looks_at(place, found) for place in self.places)
 
 
 def _header_of(place: Place) -> str:
@@ -301,6 +310,8 @@ def _prove(
     section 2, allows one).
     """
     found = find(rules.places, attributes)
+    if rules.shared:
+        found = [one for one in found if is_compact_jws(one.text) or not _is_shared(rules, one)]
     if not found:
         return rules.no_token, None, False
     if any(one.text != found[0].text for one in found):
@@ -328,6 +339,10 @@ def _prove(
     result = TokenResult(claims=_as_read(rule, verified.claims), mutations=mutations)
     source = rule.keys if isinstance(rule.keys, KeySource) else None
     return result, (result, verified.begin, verified.end, source, verified.keys), False
+
+
+def _is_shared(rules: TokenRules, found: Found) -> bool:
+    return any(looks_at(place, found) for place in rules.shared)
 
 
 def _sender(attributes: Attributes) -> str:

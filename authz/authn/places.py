@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
-from urllib.parse import parse_qsl
 
 from authz.attributes import Attributes
 from authz.decision import NO_MUTATIONS, HeaderAction, HeaderMutation, Mutations
+from authz.paths import query_parameters
 
 # Between cookies stands `;` (RFC 6265, section 4.2.1), or a comma where Envoy has joined two lines.
 _BETWEEN_COOKIES = re.compile(r"[;,]")
+# RFC 7515, section 3.1: three parts in base64url; a JWS for verification has none that is empty.
+_COMPACT_JWS = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,17 @@ class HeaderPlace:
     name: str
     prefix: str = ""
     ignore_case: bool = False  # of the prefix: authentication schemes have none (RFC 9110, section 11.1)
+
+    def credential(self, value: str) -> str | None:
+        """Return what of a header value is the credential, empty if only the prefix is there; else None."""
+        prefix = self.prefix
+        if self.ignore_case:
+            prefix, start = prefix.lower(), value[: len(prefix)].lower()
+        else:
+            start = value[: len(prefix)]
+        if start == prefix:
+            return value[len(prefix) :].strip(" ")
+        return "" if prefix and start == prefix.rstrip(" ") else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +56,11 @@ Place: TypeAlias = HeaderPlace | ParameterPlace | CookiePlace
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A credential and where it stood."""
+    """A credential, where it stood, and all that stood there."""
 
-    text: str
+    text: str = field(repr=False)
     place: Place
+    value: str = field(repr=False)
 
 
 def find(places: Iterable[Place], attributes: Attributes) -> list[Found]:
@@ -54,18 +68,21 @@ def find(places: Iterable[Place], attributes: Attributes) -> list[Found]:
     found: list[Found] = []
     for place in places:
         match place:
-            case HeaderPlace():
-                found += [Found(text, place) for text in _in_header(place, attributes)]
+            case HeaderPlace(name):
+                found += [
+                    Found(text, place, value)
+                    for value in attributes.headers(name)
+                    if (text := place.credential(value)) is not None
+                ]
             case ParameterPlace(name):
                 if may_have_parameter((name,), attributes.target):
-                    query = attributes.target.partition("?")[2].partition("#")[0]
-                    pairs = parse_qsl(query, keep_blank_values=True)
-                    found += [Found(value, place) for spelled, value in pairs if spelled == name]
+                    pairs = query_parameters(attributes.target)
+                    found += [Found(value, place, value) for spelled, value in pairs if spelled == name]
             case CookiePlace(name):
                 found += [
-                    Found(text, place)
-                    for value in attributes.headers("cookie")
-                    for text in _in_cookies(name, value)
+                    Found(text, place, text)
+                    for line in attributes.headers("cookie")
+                    for text in _in_cookies(name, line)
                 ]
     return found
 
@@ -79,18 +96,24 @@ def may_have_parameter(names: Sequence[str], target: str) -> bool:
     return any(name in target for name in names)
 
 
-def _in_header(place: HeaderPlace, attributes: Attributes) -> Iterable[str]:
-    prefix = place.prefix
-    for value in attributes.headers(place.name):
-        start = value[: len(prefix)]
-        if start == prefix or (place.ignore_case and start.lower() == prefix.lower()):
-            yield value[len(prefix) :].strip(" ")
+def looks_at(place: Place, found: Found) -> bool:
+    """Return whether somebody who looks at `place` finds what was found, too."""
+    if isinstance(place, HeaderPlace):
+        same = isinstance(found.place, HeaderPlace) and place.name == found.place.name
+        return same and place.credential(found.value) is not None
+    return place == found.place
 
 
-def _in_cookies(name: str, value: str) -> Iterable[str]:
-    for cookie in _BETWEEN_COOKIES.split(value):
-        spelled, equals, text = cookie.strip(" \t").partition("=")
-        if equals and spelled == name:
+def is_compact_jws(text: str) -> bool:
+    """Return whether `text` has the form of a JWS in compact serialisation (RFC 7515, section 3.1)."""
+    return _COMPACT_JWS.fullmatch(text) is not None
+
+
+def _in_cookies(name: str, line: str) -> Iterable[str]:
+    for cookie in _BETWEEN_COOKIES.split(line):
+        spelled, equals, text = cookie.partition("=")
+        if equals and spelled.strip(" \t") == name:
+            text = text.strip(" \t")
             # RFC 6265, section 4.1.1: the value may stand in quotes, which are no part of it.
             yield text[1:-1] if len(text) > 1 and text[0] == text[-1] == '"' else text
 
@@ -110,22 +133,30 @@ def taken_out(found: Iterable[Found], attributes: Attributes) -> Mutations:
         return NO_MUTATIONS
     changes = [HeaderMutation(name, action=HeaderAction.REMOVE) for name in dict.fromkeys(headers)]
     if cookies and "cookie" not in headers:
-        changes.append(_other_cookies(frozenset(cookies), attributes.headers("cookie")))
+        names = frozenset(cookies)
+        rest = "; ".join(
+            kept for line in attributes.headers("cookie") if (kept := without_cookies(line, names))
+        )
+        action = HeaderAction.REPLACE if rest else HeaderAction.REMOVE
+        changes.append(HeaderMutation("cookie", rest, action))
     return Mutations(tuple(changes), remove_parameters=tuple(dict.fromkeys(parameters)))
 
 
-def _other_cookies(names: frozenset[str], values: Iterable[str]) -> HeaderMutation:
-    """Return the change that leaves cookies other than `names`, each as it was sent."""
-    kept = [
-        kept.strip(" \t")
-        for value in values
-        for cookie in value.split(";")
-        if (kept := ",".join(one for one in cookie.split(",") if _cookie_name(one) not in names)).strip(" \t")
-    ]
-    if not kept:
-        return HeaderMutation("cookie", action=HeaderAction.REMOVE)
-    return HeaderMutation("cookie", "; ".join(kept))
+def without_cookies(line: str, names: frozenset[str]) -> str:
+    """Return a header line without some cookies; the others stay as they were written, byte by byte."""
+    kept = []
+    for piece in line.split(";"):
+        others = [one for one in piece.split(",") if _cookie_name(one) not in names]
+        if others:
+            kept.append(",".join(others))
+    # Envoy takes new values as UTF-8 only (1.40 ignores `raw_value`), so what is not has to go as well.
+    return ";".join(piece for piece in kept if _is_text(piece)).strip(" \t")
 
 
-def _cookie_name(cookie: str) -> str:
-    return cookie.strip(" \t").partition("=")[0] if "=" in cookie else ""
+def _is_text(text: str) -> bool:
+    return text.isascii() or text.encode("utf-8", "surrogateescape").decode("utf-8", "replace") == text
+
+
+def _cookie_name(cookie: str) -> str | None:
+    name, equals, _ = cookie.partition("=")
+    return name.strip(" \t") if equals else None

@@ -172,21 +172,19 @@ def _tokens(findings: Findings, places: Places) -> None:
 def _claims_without_tokens(findings: Findings, policies: PolicySet) -> None:
     """Say so only if some tokens are verified: else the other documents are probably in another place."""
     namespaces: dict[str, list[Selector]] = defaultdict(list)
-    for one in policies.tokens:
-        if one.rules:
-            namespaces["" if one.selector.any_namespace else one.selector.namespace].append(one.selector)
     for targeted in policies.authentication:
         if targeted.policy.origins:
             namespaces[targeted.namespace or ""].append(Selector(targeted.namespace or ""))
+    selectors = [one.selector for one in policies.tokens if one.rules]
+    for selector in (*selectors, *(one.selector for one in policies.credentials)):
+        namespaces["" if selector.any_namespace else selector.namespace].append(selector)
     if not namespaces or "" in namespaces:
         return
     for policy in policies.policies:
         if policy.selector.any_namespace or policy.selector.namespace in namespaces:
             continue
         for title, condition in _asking_for_claims(policy):
-            message = (
-                f"no RequestAuthentication of namespace `{policy.selector.namespace}` verifies any token"
-            )
+            message = f"in namespace `{policy.selector.namespace}` no token is verified and no credential"
             findings.at(title, condition.field, "claims_without_tokens", message)
 
 

@@ -15,7 +15,7 @@ from ipaddress import IPv6Network, ip_network
 from typing import Protocol
 
 from authz.mixer.expression.values import Address, EvaluationError, parse_ip
-from authz.mixer.patterns import Pattern, PatternError
+from authz.patterns import Pattern, PatternError
 from garrison.documents import parse
 
 # 100,000 networks are about 2 MB.

@@ -23,7 +23,7 @@ from authz.authn.key_discovery import check_source
 from authz.authn.keys import KeySet, KeySetError, KeySource, parse_jwks
 from authz.authn.places import HeaderPlace, ParameterPlace, Place
 from authz.destination import Destination
-from authz.mixer.patterns import Pattern, PatternError
+from authz.patterns import Pattern, PatternError
 from authz.policy.compile import Compiler, Loaded
 from authz.policy.documents import AuthenticationPolicy as PolicyDocument
 from authz.policy.documents import MeshAuthenticationPolicy

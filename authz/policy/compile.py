@@ -23,6 +23,7 @@ from authz.paths import PathNormalization
 from authz.policy.documents import (
     AuthenticationPolicy,
     AuthorizationPolicy,
+    CredentialAuthentication,
     MeshAuthenticationPolicy,
     PeerAuthentication,
     RequestAuthentication,
@@ -32,7 +33,15 @@ from authz.policy.documents import (
     ServiceRoleBinding,
 )
 from authz.policy.matchers import AddressMatcher, Matcher, StringMatcher
-from authz.policy.rules import NO_MIXER, PeerPolicy, Policy, PolicySet, TargetedAuthentication, TokenPolicy
+from authz.policy.rules import (
+    NO_MIXER,
+    CredentialPolicy,
+    PeerPolicy,
+    Policy,
+    PolicySet,
+    TargetedAuthentication,
+    TokenPolicy,
+)
 from garrison.documents import Diagnostic, Document, Field, Severity, format_field, validate
 from garrison.identity import SCHEME, TrustDomain
 
@@ -41,12 +50,15 @@ if TYPE_CHECKING:
     from authz.policy.shaping import Shape
 
 # What a document comes to that is compiled by itself.
-Product: TypeAlias = "Role | Grant | PeerPolicy | Policy | Shape | TargetedAuthentication | TokenPolicy"
+Product: TypeAlias = (
+    "CredentialPolicy | Grant | PeerPolicy | Policy | Role | Shape | TargetedAuthentication | TokenPolicy"
+)
 # The kinds of such documents.
 _SINGLE = frozenset(
     {
         AuthenticationPolicy,
         AuthorizationPolicy,
+        CredentialAuthentication,
         MeshAuthenticationPolicy,
         PeerAuthentication,
         RequestAuthentication,
@@ -73,6 +85,7 @@ class MeshSettings:
     namespace_path_normalization: tuple[tuple[str, PathNormalization], ...] = ()  # where it differs
     providers: frozenset[str] = frozenset()  # names that CUSTOM policies may use
     federated_trust_domains: tuple[FederatedDomain, ...] = ()
+    authenticators: tuple[tuple[str, str], ...] = ()  # names that methods may use, each with its kind
 
     @property
     def trust_domains(self) -> tuple[str, ...]:
@@ -255,6 +268,7 @@ def compile_policies(
     """
     # Imported here: they need the `Compiler` above.
     from authz.policy import authentication, peers, rbac, security  # noqa: PLC0415
+    from authz.policy.credentials import refuse_shared_issuers  # noqa: PLC0415
     from authz.policy.shaping import Shape  # noqa: PLC0415
 
     compiler = Compiler(mesh)
@@ -278,27 +292,27 @@ def compile_policies(
     )
     targeted = [(one, document) for one, document in products if isinstance(one, TargetedAuthentication)]
     authentication.warn_of_equals(compiler, targeted)
+    tokens = [one for one, _ in products if isinstance(one, TokenPolicy)]
+    credentials = [(one, document) for one, document in products if isinstance(one, CredentialPolicy)]
+    token_rules = [
+        *(rule for one in tokens for rule in one.rules),
+        *(origin.rule for one, _ in targeted for origin in one.policy.origins),
+    ]
+    refuse_shared_issuers(compiler, credentials, token_rules)
     shapes = [one for one, _ in products if isinstance(one, Shape)]
-    tokens = tuple(one for one, _ in products if isinstance(one, TokenPolicy))
     policies = PolicySet(
         policies=(
             *rbac.bind(roles, (grant for grant, _ in grants)),
             *(one for one, _ in products if isinstance(one, Policy)),
         ),
-        tokens=tokens,
+        tokens=tuple(tokens),
         key_sources=tuple(
-            dict.fromkeys(
-                rule.keys
-                for rule in (
-                    *(rule for one in tokens for rule in one.rules),
-                    *(origin.rule for one, _ in targeted for origin in one.policy.origins),
-                )
-                if isinstance(rule.keys, KeySource)
-            )
+            dict.fromkeys(rule.keys for rule in token_rules if isinstance(rule.keys, KeySource))
         ),
         trust_domains=TrustDomains(frozenset(mesh.trust_domains), mesh.federated_trust_domains),
         peers=tuple(one for one, _ in products if isinstance(one, PeerPolicy)),
         authentication=tuple(sorted((one for one, _ in targeted), key=lambda one: one.policy.title)),
+        credentials=tuple(sorted((one for one, _ in credentials), key=lambda one: one.title)),
         enforcement=rbac.compile_enforcement(compiler, together),
         shapes=tuple(sorted(shapes, key=lambda one: one.title)),
         mixer=mixer or NO_MIXER,
@@ -311,7 +325,7 @@ def compile_policies(
         or any(one.resource.apiVersion.startswith("rbac.istio.io/") for one in together),
     )
     # One by one: freeing so much at one go would stop all other threads for longer than a call may wait.
-    for pairs in (products, resources, with_models, grants, targeted, together):
+    for pairs in (products, resources, with_models, grants, targeted, together, tokens, credentials):
         while pairs:
             pairs.pop()
     compiler.close()
@@ -380,7 +394,15 @@ def _part(compiler: Compiler, document: Document, model: type[Resource] | None) 
 
 
 def _product(compiler: Compiler, loaded: Loaded) -> Product:
-    from authz.policy import authentication, peers, rbac, security, shaping, tokens  # noqa: PLC0415 - as above
+    from authz.policy import (  # noqa: PLC0415 - as above
+        authentication,
+        credentials,
+        peers,
+        rbac,
+        security,
+        shaping,
+        tokens,
+    )
 
     resource = loaded.resource
     if isinstance(resource, AuthorizationPolicy):
@@ -397,6 +419,8 @@ def _product(compiler: Compiler, loaded: Loaded) -> Product:
             return peers.compile_peers(compiler, loaded, resource)
         case RequestAuthentication():
             return tokens.compile_tokens(compiler, loaded, resource)
+        case CredentialAuthentication():
+            return credentials.compile_credentials(compiler, loaded, resource)
         case _:
             (shape,) = shaping.compile_shapes(compiler, [loaded])
             return shape

@@ -16,6 +16,7 @@ from typing import Any, overload
 
 from authz.attributes import Attributes
 from authz.authn.authentication import AuthenticationRules
+from authz.authn.credentials import CredentialRules
 from authz.authn.jwt import TokenRules
 from authz.authn.peers import PeerRules
 from authz.casbin_policy import CasbinPolicies, CompiledPolicy
@@ -261,6 +262,7 @@ class DestinationPolicies:
     peers: PeerRules
     authentication: AuthenticationRules | None
     tokens: TokenRules | None
+    credentials: CredentialRules | None
     http: Stage
     tcp: Stage
     by_roles: bool
@@ -410,6 +412,9 @@ class PolicyIndex:
         # allowed (Istio, which starts from there).
         others = bool(self._has_authorization or mixer.rules or casbin)
         enforced = (not self._has_roles and others) or _has(found, groups, _ALLOW)
+        credentials = CredentialRules.of(
+            [one.rules for one in self._policies.credentials if selects(one.selector, destination)]
+        )
         tcp = self._stage(found, groups, enforced=enforced, tcp=True)
         http = self._stage(found, groups, enforced=enforced, tcp=False)
         return DestinationPolicies(
@@ -424,7 +429,9 @@ class PolicyIndex:
                     for rule in policy.rules
                 ],
                 destination.service,
+                credentials.places if credentials is not None else (),
             ),
+            credentials=credentials,
             http=http,
             tcp=tcp,
             by_roles=not enforced,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from authz.authn.authentication import AuthenticationPolicy
+from authz.authn.credentials import CredentialRules
 from authz.authn.jwt import JwtRule
 from authz.authn.keys import KeySource
 from authz.authn.peers import PeerMode, TrustDomains
@@ -150,6 +151,15 @@ class TargetedAuthentication:
 
 
 @dataclass(frozen=True, slots=True)
+class CredentialPolicy:
+    """The rules of one `CredentialAuthentication` and the workloads that they are for."""
+
+    title: str
+    selector: Selector
+    rules: CredentialRules
+
+
+@dataclass(frozen=True, slots=True)
 class Enforcement:
     """Where roles are enforced. Without a `ClusterRbacConfig` (`policy` is empty): wherever there are any."""
 
@@ -173,6 +183,7 @@ class PolicySet:
     trust_domains: TrustDomains
     peers: tuple[PeerPolicy, ...] = ()
     authentication: tuple[TargetedAuthentication, ...] = ()  # by title
+    credentials: tuple[CredentialPolicy, ...] = ()  # by title
     shapes: tuple[Shape, ...] = ()
     mixer: MixerPolicies = NO_MIXER
     casbin: CasbinPolicies = field(default_factory=CasbinPolicies)

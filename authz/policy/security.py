@@ -14,6 +14,7 @@ from authz.decision import Decision, ReasonCode, allow, deny
 from authz.policy.compile import Compiler, Loaded, place
 from authz.policy.documents import AuthorizationPolicy
 from authz.policy.documents import security as shape
+from authz.policy.documents.credentials import CredentialAuthenticationSpec
 from authz.policy.matchers import (
     Condition,
     EitherMatcher,
@@ -362,7 +363,7 @@ def _without_http(alternative: Alternative) -> Alternative:
 def selector_of(
     compiler: Compiler,
     loaded: Loaded,
-    spec: shape.AuthorizationPolicySpec | shape.RequestAuthenticationSpec,
+    spec: shape.AuthorizationPolicySpec | shape.RequestAuthenticationSpec | CredentialAuthenticationSpec,
     namespace: str,
 ) -> Selector:
     """Return the workloads that `selector` or `targetRefs` name."""

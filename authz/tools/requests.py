@@ -16,7 +16,7 @@ from authz.authn.authentication import origin_rules, with_rules, without_origins
 from authz.authn.jwt import JwtRule, TokenRules
 from authz.authn.keys import KeySet, VerificationKey
 from authz.decision import Decision, Explanation, Outcome
-from authz.pipeline import decide, delegated_offline, explain
+from authz.pipeline import decide, explain, undecided_offline
 from authz.policy.index import DestinationPolicies
 from authz.service import DestinationResolver
 from authz.snapshot import Snapshot
@@ -36,7 +36,12 @@ class Vouched:
         """Return `policies` as they are once this is taken for true."""
         old = policies.authentication
         if self.claims is not None:
-            return replace(policies, tokens=None, authentication=without_origins(old) if old else None)
+            return replace(
+                policies,
+                tokens=None,
+                authentication=without_origins(old) if old else None,
+                credentials=None,
+            )
         if self.key is None:
             return policies
         keys = KeySet((self.key,))
@@ -83,7 +88,7 @@ def _prepare(
 def answer(snapshot: Snapshot, request: Any, now: float, vouched: Vouched = NOTHING) -> Decision:
     """Return the decision on a CheckRequest; `now` in seconds since the epoch."""
     result = decide(*_prepare(snapshot, request, vouched), lambda: now)
-    return result.decision if isinstance(result, Outcome) else delegated_offline(result)
+    return result.decision if isinstance(result, Outcome) else undecided_offline(result)
 
 
 def explained(snapshot: Snapshot, request: Any, now: float, vouched: Vouched = NOTHING) -> Explanation:

@@ -53,7 +53,8 @@ class Reloader(Generic[Generation]):
 
     `build` is called in a thread, must not change anything, and raises ConfigError; `use` puts a generation
     in force and is called in the event loop's thread, after `prepare` if there is any; `also` names further
-    files that a generation was made of.
+    files that a generation was made of; `files` says which files paths stand for,
+    YAML and JSON below folders by default.
     """
 
     def __init__(
@@ -65,10 +66,12 @@ class Reloader(Generic[Generation]):
         *,
         prepare: Callable[[Generation], Awaitable[None]] | None = None,
         also: Callable[[Generation], Sequence[Path]] = lambda _: (),
+        files: Callable[[Sequence[Path]], Listing] | None = None,
     ) -> None:
         self.kind = kind
         self._prepare = prepare
         self._also = also
+        self._files = files
         self.paths = tuple(paths)
         self._build = build
         self._use = use
@@ -150,6 +153,10 @@ class Reloader(Generic[Generation]):
         more = self._also(self.current) if self.current is not None else ()
         return (*self.paths, *more)
 
+    def list_files(self) -> Listing:
+        """Return the state of every file whose change calls for a reload."""
+        return (self._files or list_files)(self.watched)
+
     def has_changed(self, listing: Listing, *, told: bool) -> bool:
         """Return whether `listing` shows that the files are not those that were loaded last.
 
@@ -172,7 +179,7 @@ class Reloader(Generic[Generation]):
 
     def _load(self) -> Generation:
         # Looked at before reading: what changes meanwhile shows as a change from this.
-        self._listing = list_files(self.watched)
+        self._listing = self.list_files()
         self._postponed = False
         self._trusted = is_settled(self._listing, time.time_ns())
         with quiet_build():
@@ -206,7 +213,7 @@ async def watch(reloaders: Iterable[Reloader[Versioned]], stop: asyncio.Event) -
             changed = [
                 reloader
                 for reloader in watched
-                if reloader.has_changed(await asyncio.to_thread(list_files, reloader.watched), told=told)
+                if reloader.has_changed(await asyncio.to_thread(reloader.list_files), told=told)
             ]
             pause = max(_LOOK_SECONDS, (time.monotonic() - begin) / _LOOK_SHARE)
             for reloader in changed:
@@ -224,9 +231,9 @@ async def _follow(reloader: Reloader[Versioned], stop: asyncio.Event) -> None:
     """
     begin = time.monotonic()
     late = False
-    listing = await asyncio.to_thread(list_files, reloader.watched)
+    listing = await asyncio.to_thread(reloader.list_files)
     while not await _is_set(stop, _GLANCE_SECONDS if late else _QUIET_SECONDS):
-        before, listing = listing, await asyncio.to_thread(list_files, reloader.watched)
+        before, listing = listing, await asyncio.to_thread(reloader.list_files)
         # Between two glances, a lack of changes says nothing.
         finished = listing != before and is_replaced_whole(before, listing) if late else listing == before
         if finished and not await asyncio.to_thread(reloader.is_being_written, listing):

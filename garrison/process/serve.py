@@ -36,11 +36,17 @@ from garrison.documents import Diagnostic, DocumentCache, Position
 from garrison.errors import ConfigError
 from garrison.fetching import Fetcher
 from garrison.process.admin import AdminServer
+from garrison.process.authenticators import Authenticators
 from garrison.process.control import ControlServer
 from garrison.process.reload import Reloader, watch
 from garrison.process.settings import DistributionSettings, Settings
 from garrison.telemetry.log import LineWriter
-from garrison.telemetry.metrics import DistributionCollector, KeyCollector, ServerCollector
+from garrison.telemetry.metrics import (
+    AuthenticatorCollector,
+    DistributionCollector,
+    KeyCollector,
+    ServerCollector,
+)
 from garrison.transport.h2 import Limits
 from garrison.transport.health import SERVICE as HEALTH
 from garrison.transport.health import Health
@@ -71,6 +77,7 @@ class Server:
         self._log_lines = log_lines
         self._sds: SecretDiscovery | None = None
         self._providers = settings.providers()
+        self._authenticators = Authenticators(settings.authenticators)
         self._store = MemoryStore()
         fetcher = settings.keys.fetcher()
         self._keys = KeyRefresher(
@@ -99,7 +106,11 @@ class Server:
             decision_log_lines=settings.log.decisions_per_second,
             providers=self._providers,
             environment=Environment(
-                lists=self._lists, keys=self._keys, failures=settings.failures(), bundles=self._bundles
+                self._lists,
+                self._keys,
+                settings.failures(),
+                self._bundles,
+                self._authenticators.by_name,
             ),
             askers=settings.askers(),
         )
@@ -120,6 +131,7 @@ class Server:
         if self._follower is None or settings.policies:
             self._policies.load()
         self._limits.load()
+        self._authenticators.load()
         self._rate_limit = RateLimitService(lambda: self._limits_in_force, self._store, time.time_ns)
         self._authority = _load_authority(settings) if settings.ca.dir else None
         if self._bundle_files:
@@ -159,7 +171,7 @@ class Server:
             )
             if files is not None
         ]
-        reloaders: Any = (self._policies, self._limits, self._trust, *certificates)
+        reloaders = [*self._reloaders(), *certificates]
         watching = asyncio.create_task(watch(reloaders, self._stop))
         if self._follower is not None:
             await self._follower.restore()
@@ -188,6 +200,7 @@ class Server:
             await asyncio.gather(watching, fetching, following, return_exceptions=True)
             for provider in self._providers.values():
                 await provider.close()
+            await self._authenticators.close()
             admin.close()
         log.info("stopped")
 
@@ -260,12 +273,12 @@ class Server:
                 rate_limits=self._rate_limit_counts,
                 reloads=lambda: {
                     (reloader.kind, result): count
-                    for reloader in (self._policies, self._limits)
+                    for reloader in self._reloaders()
                     for result, count in reloader.results.items()
                 },
                 snapshots=lambda: {
                     reloader.kind: reloader.current.version
-                    for reloader in (self._policies, self._limits)
+                    for reloader in self._reloaders()
                     if reloader.current is not None
                 },
                 left_out=lambda: {
@@ -278,6 +291,13 @@ class Server:
             )
         )
         registry.register(KeyCollector(self._keys.status))
+        registry.register(
+            AuthenticatorCollector(
+                answers=self._authenticators.results,
+                breakers=self._authenticators.breakers,
+                remembered=self._authenticators.remembered,
+            )
+        )
         if (follower := self._follower) is not None:
             registry.register(
                 DistributionCollector(
@@ -289,6 +309,9 @@ class Server:
                 )
             )
         return registry
+
+    def _reloaders(self) -> list[Reloader[Any]]:
+        return [self._policies, self._limits, self._trust, *self._authenticators.reloaders]
 
     def _sds_counts(self) -> dict[tuple[str, ...], int]:
         if self._sds is None:

@@ -21,7 +21,6 @@ from typing import Annotated, Any, Literal, Self, get_args, get_origin
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationInfo,
     field_validator,
@@ -39,7 +38,6 @@ from authz.policy.compile import MeshSettings
 from authz.providers import GrpcProvider
 from authz.service import DecisionLog
 from ca.registration import Registration, Selector
-from garrison.distribution.address import RedisAddress
 from garrison.distribution.announcement import Trust
 from garrison.distribution.bundle import DEFAULT_MAX_BUNDLE_BYTES
 from garrison.distribution.channel import Channel
@@ -47,10 +45,13 @@ from garrison.distribution.follower import Followed
 from garrison.distribution.keys import PublicKey
 from garrison.documents import Diagnostic, Document, parse, validate
 from garrison.documents.diagnostic import Position
-from garrison.durations import parse_duration
 from garrison.errors import ConfigError
 from garrison.fetching import Fetcher
 from garrison.identity import SpiffeId, TrustDomain
+from garrison.process.authenticators import AuthenticatorSettings, path_fields
+from garrison.process.setting_types import STRICT as _STRICT
+from garrison.process.setting_types import Duration, FilePath, RedisUrl
+from garrison.process.setting_types import text as _text
 from garrison.transport.address import Address, Scheme
 from garrison.transport.tls import TlsFiles
 from garrison.urls import parse_network
@@ -59,16 +60,9 @@ ENVIRONMENT_PREFIX = "GARRISON_"
 # Kubernetes gives these to containers when a Service is called `garrison`; GARRISON_ENVOY is the demo's.
 _NOT_OURS = re.compile(r"GARRISON_(SERVICE_(HOST|PORT.*)|PORT(_.*)?|ENVOY|CONFIG)")
 
-_STRICT = ConfigDict(strict=True, extra="forbid", frozen=True, arbitrary_types_allowed=True)
-
 # Envoy's largest header block (60 KiB by default) stands twice in a CheckRequest, and the body next to it;
 # 64 MiB leaves room for every `max_request_bytes` in use.
 _MAX_MESSAGE_BYTES = 64 * 1024 * 1024
-
-
-def _text(parser: Any) -> BeforeValidator:
-    """Return a validator that parses text and leaves parsed defaults alone."""
-    return BeforeValidator(lambda value: parser(value) if isinstance(value, str) else value)
 
 
 def _member(names: type[StrEnum]) -> BeforeValidator:
@@ -83,13 +77,10 @@ def _member(names: type[StrEnum]) -> BeforeValidator:
 
 
 ListenAddress = Annotated[Address, _text(Address.parse)]
-Duration = Annotated[timedelta, _text(parse_duration)]
 Domain = Annotated[TrustDomain, _text(TrustDomain.parse)]
 Federated = Annotated[FederatedDomain, _text(FederatedDomain.parse)]
 Normalization = Annotated[PathNormalization, _member(PathNormalization)]
 Decisions = Annotated[DecisionLog, _member(DecisionLog)]
-FilePath = Annotated[Path, _text(Path)]
-RedisUrl = Annotated[RedisAddress, _text(RedisAddress.parse)]
 TrustedKey = Annotated[PublicKey, _text(PublicKey.parse)]
 ChannelName = Annotated[str, _text(lambda text: Channel(text).name)]
 FetchedNetwork = Annotated[IPv4Network | IPv6Network, _text(parse_network)]
@@ -443,6 +434,9 @@ class Settings(BaseModel):
     ext_authz_providers: list[ProviderSettings] = Field(
         default=[], description="who CUSTOM policies may delegate to"
     )
+    authenticators: list[AuthenticatorSettings] = Field(
+        default=[], description="who knows which credentials are good"
+    )
 
     @field_validator("federated_trust_domains")
     @classmethod
@@ -486,6 +480,14 @@ class Settings(BaseModel):
             raise ValueError("`require_peer_certificate` needs `trust_bundles` or `ca.dir` to verify with")
         return self
 
+    @field_validator("authenticators")
+    @classmethod
+    def _names_differ(cls, value: list[AuthenticatorSettings]) -> list[AuthenticatorSettings]:
+        names = [one.name for one in value]
+        if twice := sorted(name for name in set(names) if names.count(name) > 1):
+            raise ValueError(f"`{twice[0]}` stands twice")
+        return value
+
     @property
     def mesh(self) -> MeshSettings:
         """The part that policies are compiled with."""
@@ -497,6 +499,7 @@ class Settings(BaseModel):
             tuple(sorted(self.namespace_path_normalization.items())),
             frozenset(provider.name for provider in self.ext_authz_providers),
             tuple(sorted(set(self.federated_trust_domains))),
+            tuple(sorted((one.name, one.kind.value) for one in self.authenticators)),
         )
 
     def adapters(self) -> dict[str, AdapterFactory]:
@@ -592,6 +595,7 @@ _OF_OBJECTS = (
     list[ProviderSettings],
     list[CasbinAdapterSettings],
     list[TrustBundleSettings],
+    list[AuthenticatorSettings],
 )
 
 
@@ -712,6 +716,8 @@ def _anchor_paths(data: dict[str, Any], folder: Path) -> None:
         holder[leaf.path[-1]] = anchored
     for bundle in data.get("trust_bundles", ()):
         bundle["file"] = str(folder / bundle["file"])
+    for section, name in path_fields(data.get("authenticators", ())):
+        section[name] = str(folder / section[name])
 
 
 def _types(annotation: Any) -> set[Any]:

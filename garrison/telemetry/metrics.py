@@ -161,6 +161,46 @@ class DistributionCollector(Collector):
         yield bundle
 
 
+class AuthenticatorCollector(Collector):
+    """Reads what authenticators have counted."""
+
+    def __init__(
+        self,
+        *,
+        answers: Callable[[], Counts],
+        breakers: Callable[[], Mapping[str, bool]],
+        remembered: Callable[[], Mapping[str, int]],
+    ) -> None:
+        self._answers = answers
+        self._breakers = breakers
+        self._remembered = remembered
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield every metric family."""
+        yield _counter(
+            names.AUTHENTICATOR_ANSWERS,
+            names.AUTHENTICATOR_ANSWERS_HELP,
+            names.AUTHENTICATOR_ANSWERS_LABELS,
+            self._answers(),
+        )
+        breakers = GaugeMetricFamily(
+            names.AUTHENTICATOR_BREAKER,
+            names.AUTHENTICATOR_BREAKER_HELP,
+            labels=names.AUTHENTICATOR_BREAKER_LABELS,
+        )
+        for name, is_open in self._breakers().items():
+            breakers.add_metric((name,), float(is_open))
+        yield breakers
+        remembered = GaugeMetricFamily(
+            names.AUTHENTICATOR_REMEMBERED,
+            names.AUTHENTICATOR_REMEMBERED_HELP,
+            labels=names.AUTHENTICATOR_REMEMBERED_LABELS,
+        )
+        for name, count in self._remembered().items():
+            remembered.add_metric((name,), count)
+        yield remembered
+
+
 def _counter(name: str, help_: str, labels: Sequence[str], counts: Counts) -> Metric:
     family = CounterMetricFamily(name, help_, labels=labels)
     for values, count in counts.items():

@@ -11,7 +11,7 @@ RATE_LIMIT_HITS_HELP = "ShouldRateLimit calls answered, by domain and outcome"
 RATE_LIMIT_HITS_LABELS = ("domain", "outcome")
 
 RELOADS = "garrison_reloads"
-RELOADS_HELP = "Loads of policies and limits, by kind and result"
+RELOADS_HELP = "Loads of policies, limits and files of authenticators, by kind and result"
 RELOADS_LABELS = ("kind", "result")
 
 SNAPSHOT = "garrison_snapshot"
@@ -51,6 +51,17 @@ KEYS_FAILURES_LABELS = ("source",)
 KEYS_FETCHES = "garrison_keys_fetches"
 KEYS_FETCHES_HELP = "Fetches of keys, by result"
 KEYS_FETCHES_LABELS = ("source", "result")
+AUTHENTICATOR_ANSWERS = "garrison_authenticator_answers"
+AUTHENTICATOR_ANSWERS_HELP = "Credentials that an authenticator was asked about, by what it made of them"
+AUTHENTICATOR_ANSWERS_LABELS = ("authenticator", "result")
+
+AUTHENTICATOR_BREAKER = "garrison_authenticator_breaker_open"
+AUTHENTICATOR_BREAKER_HELP = "1 while an authenticator's dependency is not asked because it did not answer"
+AUTHENTICATOR_BREAKER_LABELS = ("authenticator",)
+
+AUTHENTICATOR_REMEMBERED = "garrison_authenticator_remembered"
+AUTHENTICATOR_REMEMBERED_HELP = "API keys that are known, or answers that are remembered"
+AUTHENTICATOR_REMEMBERED_LABELS = ("authenticator",)
 
 DISTRIBUTION_CONNECTED = "garrison_distribution_connected"
 DISTRIBUTION_CONNECTED_HELP = "1 when this replica can see its policy channel, 0 while Redis is away"

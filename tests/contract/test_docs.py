@@ -27,12 +27,21 @@ from pydantic import BaseModel
 from support.checks import role
 
 from authz.attributes import ATTRIBUTES
+from authz.authenticators.clients import KeyFile
 from authz.decision import ReasonCode
 from authz.kinds import KINDS
 from authz.policy.compile import MeshSettings, compile_policies
 from garrison.cli import main
-from garrison.documents import parse
+from garrison.documents import parse, validate
 from garrison.errors import ConfigError
+from garrison.process.authenticators import (
+    ApiKeySettings,
+    AuthenticatorSettings,
+    BasicSettings,
+    IntrospectionSettings,
+    RedisKeySettings,
+    TokenReviewSettings,
+)
 from garrison.process.settings import (
     CasbinAdapterSettings,
     ProviderSettings,
@@ -43,7 +52,12 @@ from garrison.process.settings import (
     load_settings,
 )
 from garrison.telemetry import names
-from garrison.telemetry.metrics import DistributionCollector, KeyCollector, ServerCollector
+from garrison.telemetry.metrics import (
+    AuthenticatorCollector,
+    DistributionCollector,
+    KeyCollector,
+    ServerCollector,
+)
 from garrison.transport.address import Address
 from ratelimit.compile import lint as lint_limits
 from ratelimit.service import Counters, Fault
@@ -158,6 +172,11 @@ def adapters_table() -> str:
     return fields_table(CasbinAdapterSettings)
 
 
+def authenticators_table() -> str:
+    """Return the fields of one of `authenticators`."""
+    return fields_table(AuthenticatorSettings)
+
+
 def fields_table(model: type[BaseModel]) -> str:
     """Return the fields of a model of settings."""
     rows = [
@@ -211,8 +230,9 @@ def metrics_table() -> str:
     )
     follower = DistributionCollector(connected=lambda: True, bundles=dict, in_force=lambda: None)
     keys = KeyCollector(list)
-    found = [*collector.collect(), *keys.collect(), *follower.collect()]
-    types = {metric.name: metric.type for metric in found}
+    authenticators = AuthenticatorCollector(answers=dict, breakers=dict, remembered=dict)
+    collectors = (collector, keys, follower, authenticators)
+    types = {metric.name: metric.type for one in collectors for metric in one.collect()}
     rows = []
     for constant, text in vars(names).items():
         if not constant.endswith("_HELP"):
@@ -237,6 +257,12 @@ GENERATED: dict[str, tuple[str, Callable[[], str]]] = {
     "providers": ("docs/reference/settings.md", providers_table),
     "bundles": ("docs/reference/settings.md", bundles_table),
     "adapters": ("docs/reference/settings.md", adapters_table),
+    "authenticators": ("docs/reference/credentials.md", authenticators_table),
+    "api_keys": ("docs/reference/credentials.md", lambda: fields_table(ApiKeySettings)),
+    "api_keys.redis": ("docs/reference/credentials.md", lambda: fields_table(RedisKeySettings)),
+    "basic": ("docs/reference/credentials.md", lambda: fields_table(BasicSettings)),
+    "introspection": ("docs/reference/credentials.md", lambda: fields_table(IntrospectionSettings)),
+    "token_review": ("docs/reference/credentials.md", lambda: fields_table(TokenReviewSettings)),
     "cli": ("docs/reference/cli.md", help_pages),
     "metrics": ("docs/reference/metrics.md", metrics_table),
     "kinds": ("docs/semantics.md", kinds_table),
@@ -341,6 +367,8 @@ _ENVOY_KEYS = {
     "name",
     "typed_per_filter_config",
 }
+# The authenticators of the examples.
+MESH = MeshSettings(authenticators=(("partners", "api_keys"), ("staff", "basic")))
 _FENCE = re.compile(r"^( *)```([^\n]*)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 
 
@@ -379,11 +407,14 @@ def problems_of(example: Example, folder: Path) -> list[str]:
     assert documents, "the example is empty"
     keys = {key for document in documents for key in document.data}
     if keys & {"apiVersion", "kind"}:
-        _, problems = compile_policies(documents, MeshSettings())
+        _, problems = compile_policies(documents, MESH)
         # A binding may stand apart from its role on a page.
         return [str(problem) for problem in problems if problem.code != "missing_role"]
     if keys & {"domain", "descriptors"}:
         return [str(problem) for problem in lint_limits(documents)]
+    if keys == {"keys"}:
+        found = validate(KeyFile, documents[0])
+        return [str(problem) for problem in found] if isinstance(found, list) else []
     if keys <= _ENVOY_KEYS:
         return []
     file = folder / "garrison.yaml"

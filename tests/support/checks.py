@@ -8,10 +8,11 @@ from typing import Any
 from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
 
 from authz.attributes import Attributes
+from authz.authn.credentials import Inquiry
 from authz.authn.peers import FederatedDomain
 from authz.decision import Decision, Outcome
 from authz.environment import OFFLINE, Environment
-from authz.pipeline import Delegation, decide, delegated_offline
+from authz.pipeline import Delegation, decide, undecided_offline
 from authz.policy.compile import MeshSettings
 from authz.service import DestinationResolver
 from authz.snapshot import Snapshot, build_snapshot
@@ -76,7 +77,7 @@ def snapshot(text: str, mesh: MeshSettings | None = None) -> Snapshot:
 def decide_on(policies: Snapshot | str, request: Any, now: float = NOW) -> Decision:
     """Return the decision for `request`."""
     result = result_on(policies, request, now)
-    return result.decision if isinstance(result, Outcome) else delegated_offline(result)
+    return result.decision if isinstance(result, Outcome) else undecided_offline(result)
 
 
 def outcome_on(
@@ -90,7 +91,7 @@ def outcome_on(
 
 def result_on(
     policies: Snapshot | str, request: Any, now: float = NOW, environment: Environment = OFFLINE
-) -> Outcome | Delegation:
+) -> Outcome | Delegation | Inquiry:
     """Return what the pipeline makes of `request`."""
     compiled = snapshot(policies) if isinstance(policies, str) else policies
     context = request.attributes

@@ -22,6 +22,7 @@ SERVING = {
     "authz.providers",
     "authz.response",
     "authz.service",
+    "authz.authenticators",
     "authz.snapshot",
 }
 TOOLS = {"authz.lint", "authz.suites", "authz.tools", "authz.schema"}
@@ -40,6 +41,9 @@ FORBIDDEN = {
     "authz/policy": SERVING | TOOLS,
     "authz/mixer": SERVING | TOOLS | {"authz.casbin_policy"},
     "authz/casbin_policy": SERVING | TOOLS | {"authz.mixer"},
+    # Who knows credentials is asked, and knows nothing of what is decided.
+    "authz/authenticators": (SERVING - {"authz.authenticators"}) | TOOLS | {"authz.policy"},
+    "authz/authn": SERVING | TOOLS | {"authz.policy", "authz.mixer", "authz.casbin_policy"},
     "authz/lint": SERVING | {"authz.suites", "authz.tools"},
 }
 PURE = [
@@ -54,6 +58,7 @@ PURE = [
     "authz/lint",
     "authz/mixer",
     "authz/paths.py",
+    "authz/patterns.py",
     "authz/pipeline.py",
     "authz/policy",
     "authz/response.py",

@@ -33,7 +33,7 @@ from authz.mixer.expression.tree import (
     TextSum,
 )
 from authz.mixer.expression.values import EvaluationError, ValueType, parse_duration
-from authz.mixer.patterns import Pattern, PatternError
+from authz.patterns import Pattern, PatternError
 
 _ORDERED = frozenset({ValueType.INT64, ValueType.DOUBLE, ValueType.STRING, ValueType.TIMESTAMP})
 _ADDED = frozenset({ValueType.INT64, ValueType.DOUBLE, ValueType.STRING})

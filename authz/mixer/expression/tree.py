@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias, cast
 
 from authz.mixer.expression.values import ABSENT, Absent, EvaluationError, StringMap, Value
-from authz.mixer.patterns import Pattern, PatternError
+from authz.patterns import Pattern, PatternError
 
 # The longest text an expression may build; longer than any header Envoy takes.
 MAX_TEXT = 65_536

@@ -7,6 +7,7 @@ its author thinks.
 from __future__ import annotations
 
 from authz.policy.documents.authentication import AuthenticationPolicy, MeshAuthenticationPolicy
+from authz.policy.documents.credentials import CredentialAuthentication
 from authz.policy.documents.kubernetes import Metadata, Resource
 from authz.policy.documents.rbac import ClusterRbacConfig, RbacConfig, ServiceRole, ServiceRoleBinding
 from authz.policy.documents.response import ResponsePolicy
@@ -20,6 +21,7 @@ __all__ = [
     "AuthenticationPolicy",
     "AuthorizationPolicy",
     "ClusterRbacConfig",
+    "CredentialAuthentication",
     "MeshAuthenticationPolicy",
     "Metadata",
     "PeerAuthentication",

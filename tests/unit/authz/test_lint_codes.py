@@ -148,7 +148,9 @@ def codes_of(path: Path) -> set[str]:
     """Return the codes that `garrison lint` finds."""
     main.get_command(None, "lint")  # type: ignore[arg-type] # so that limits are linted, too
     assert other_linters
-    return {problem.code for problem in find_problems([path], MeshSettings(providers=frozenset({"opa"})))}
+    authenticators = (("keys", "api_keys"), ("others", "api_keys"))
+    mesh = MeshSettings(providers=frozenset({"opa"}), authenticators=authenticators)
+    return {problem.code for problem in find_problems([path], mesh)}
 
 
 @pytest.mark.parametrize(("code", "text"), EXAMPLES, ids=[code for code, _ in EXAMPLES])

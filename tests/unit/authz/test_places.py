@@ -8,7 +8,18 @@ from hypothesis import strategies as st
 from support.checks import check_request
 
 from authz.attributes import Attributes
-from authz.authn.places import CookiePlace, Found, HeaderPlace, ParameterPlace, Place, find, taken_out
+from authz.authn.places import (
+    CookiePlace,
+    Found,
+    HeaderPlace,
+    ParameterPlace,
+    Place,
+    find,
+    is_compact_jws,
+    looks_at,
+    taken_out,
+    without_cookies,
+)
 from authz.decision import NO_MUTATIONS, HeaderAction, HeaderMutation
 from authz.paths import PathNormalization
 
@@ -37,7 +48,7 @@ def texts(attributes: Attributes, *places: Place) -> list[str]:
         ("bEARER  a ", ["a"]),
         ("Bearera", []),
         ("Basic a", []),
-        ("Bearer", []),
+        ("Bearer", [""]),
         ("Bearer a, Bearer b", ["a, Bearer b"]),
         ("", []),
     ],
@@ -46,7 +57,7 @@ def test_headers(value: str, found: list[str]) -> None:
     """What follows the prefix, whatever its case where schemes have none; spaces around it are not part of it."""
     assert texts(call(authorization=value), BEARER) == found
     exact = HeaderPlace("authorization", "Bearer ")
-    assert texts(call(authorization=value), exact) == (found if value.startswith("Bearer ") else [])
+    assert texts(call(authorization=value), exact) == (found if value.startswith("Bearer") else [])
 
 
 @pytest.mark.parametrize(
@@ -127,12 +138,67 @@ NAMES = st.sampled_from(["session", "x", "Session", "sessions", "a.b", ""])
 VALUES = st.text(st.characters(codec="ascii", exclude_characters=";,\x00\r\n \t"), max_size=8)
 
 
+def test_cookies_that_cannot_be_written_again_are_dropped() -> None:
+    """Envoy takes UTF-8 only, so what is not would end the call."""
+    attributes = call(cookies=[b"a=\xff; session=1; b=\xc3\xa9"])
+    (change,) = taken_out(find((SESSION,), attributes), attributes).request_headers
+    assert change.value == "b=\u00e9"
+
+
+@pytest.mark.parametrize(
+    ("place", "other", "value", "text"),
+    [
+        (BEARER, HeaderPlace("authorization"), "bearer a", "bearer a"),
+        (BEARER, BEARER, "Bearer a", "a"),
+        (HeaderPlace("x-a", "T "), HeaderPlace("x-a"), "T a", "T a"),
+        (TOKEN, TOKEN, "a", "a"),
+        (SESSION, SESSION, "a", "a"),
+    ],
+)
+def test_who_looks_at_one_place(place: Place, other: Place, value: str, text: str) -> None:
+    """Two look at one place if the one finds something in what the other has found."""
+    assert looks_at(place, Found(text, other, value))
+    assert not looks_at(place, Found(text, HeaderPlace("x-other"), value))
+    assert not looks_at(HeaderPlace("authorization", "Basic "), Found(text, other, value))
+
+
+@pytest.mark.parametrize(
+    ("text", "is_jws"),
+    [
+        ("a.b.c", True),
+        ("a.b.", False),
+        ("..", False),
+        ("a.b", False),
+        ("a.b.c.d", False),
+        ("a.b.c=", False),
+        ("a.b.c\n", False),
+    ],
+)
+def test_a_jws_has_three_parts_in_base64url(text: str, is_jws: bool) -> None:
+    """RFC 7515, section 3.1."""
+    assert is_compact_jws(text) is is_jws
+
+
+_PIECES = st.one_of(
+    st.tuples(st.sampled_from(["a", "key", "Key", "k2"]), st.text('=a\u00ff" ', max_size=5)).map("=".join),
+    st.text('=a\u00ff" ', max_size=5),
+)
+
+
+@given(st.lists(_PIECES, max_size=6), st.sampled_from(["; ", ";", " ; ", ","]))
+def test_other_cookies_stay_as_they_were_written(pieces: list[str], between: str) -> None:
+    """Whatever they hold: the pieces that are left are those that do not have the name, byte by byte."""
+    left = without_cookies(between.join(pieces), frozenset({"key"}))
+    others = between.join(one for one in pieces if not one.strip(" ").startswith("key="))
+    assert left == others.strip(" \t")
+
+
 @given(st.lists(st.tuples(NAMES, VALUES), max_size=6))
 def test_no_other_cookie_changes(pairs: list[tuple[str, str]]) -> None:
     """Whatever the cookies are, taking out one name leaves exactly the others."""
     header = "; ".join(f"{name}={value}" for name, value in pairs)
     attributes = call(cookie=header)
-    (change,) = taken_out([Found("", SESSION)], attributes).request_headers
+    (change,) = taken_out([Found("", SESSION, "")], attributes).request_headers
     kept = "; ".join(f"{name}={value}" for name, value in pairs if name != "session")
     assert change.value == kept
     assert (change.action is HeaderAction.REMOVE) is not bool(kept)
