@@ -191,7 +191,7 @@ class Authorization:
                 return self._answer(writer, outcome, attributes)
             assert policies is not None  # noqa: S101 - without policies nobody has to be asked
             if isinstance(outcome, Inquiry):
-                return self._inquire(outcome, policies, attributes)
+                return self._inquire(writer, outcome, policies, attributes)
             return self._delegate(message, outcome, policies, attributes)
         except Exception:
             log.exception("check_failed")
@@ -238,9 +238,13 @@ class Authorization:
             return self._internal_error()
 
     async def _inquire(
-        self, inquiry: Inquiry, policies: DestinationPolicies, attributes: Attributes
+        self,
+        writer: ResponseWriter,
+        inquiry: Inquiry,
+        policies: DestinationPolicies,
+        attributes: Attributes,
     ) -> bytes:
-        writer = self._writer
+        """Return the answer to a call whose credential somebody has to be asked about."""
         try:
             return self._answer(writer, await self._answered(inquiry, policies, attributes), attributes)
         except Exception:

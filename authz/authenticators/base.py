@@ -24,8 +24,8 @@ from garrison.errors import DependencyError
 
 # One remembered answer takes about 1 KB.
 MAX_REMEMBERED = 10_000
-# Calls that wait for an answer; more are told that nobody knows.
-MAX_WAITING = 1_000
+# Questions that wait for an answer, each with all calls that ask it; more are told that nobody knows.
+MAX_RUNNING = 1_000
 _THREADS = 4
 
 log = structlog.get_logger()
@@ -195,7 +195,7 @@ Question = Callable[[str], Awaitable[Answer]]
 
 
 class CachingAuthenticator:
-    """Asks a question that takes time, remembers what it is told, and asks once for calls that come together.
+    """Asks a question that takes time, once for calls that come together, and remembers the answer.
 
     `question` raises DependencyError where nobody answers. For one event loop.
     """
@@ -208,18 +208,20 @@ class CachingAuthenticator:
         *,
         breaker: Breaker | None = None,
         clock: Callable[[], float] = time.time,
-        max_waiting: int = MAX_WAITING,
+        max_running: int = MAX_RUNNING,
         end: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """`clock` gives seconds since the epoch; `end` lets go of what the question uses."""
+        """`clock` gives seconds since the epoch; at most `max_running` credentials are asked about at once.
+
+        `end` lets go of what the question uses.
+        """
         self.name = name
         self.results = new_results()
         self.breaker = breaker or Breaker()
         self._question = question
         self._cache = AnswerCache(caching.positive_seconds, caching.negative_seconds)
         self._clock = clock
-        self._max_waiting = max_waiting
-        self._waiting = 0
+        self._max_running = max_running
         self._end = end
         self._generation = 0
         self._logged_at, self._unlogged = 0, 0
@@ -239,23 +241,19 @@ class CachingAuthenticator:
         return answer
 
     async def _asked(self, credential: str) -> Answer:
-        if self._waiting >= self._max_waiting:
-            return Answer.unavailable("too many calls wait for it")
-        self._waiting += 1
-        try:
-            digest = self._cache.digest(credential)
-            # It may have been answered while this call was on its way.
-            if (found := self._cache.get(digest, self._clock())) is not None:
-                return found
-            key = (self._generation, digest)
-            task = self._running.get(key)
-            if task is None:
-                task = self._running[key] = asyncio.create_task(self._answer(credential, digest))
-                task.add_done_callback(lambda _: self._running.pop(key, None))
-            # One of those who wait may give up; the others still want to know.
-            return await asyncio.shield(task)
-        finally:
-            self._waiting -= 1
+        digest = self._cache.digest(credential)
+        # It may have been answered while this call was on its way.
+        if (found := self._cache.get(digest, self._clock())) is not None:
+            return found
+        key = (self._generation, digest)
+        task = self._running.get(key)
+        if task is None:
+            if len(self._running) >= self._max_running:
+                return Answer.unavailable("it is asked about too many others at once")
+            task = self._running[key] = asyncio.create_task(self._answer(credential, digest))
+            task.add_done_callback(lambda _: self._running.pop(key, None))
+        # One of those who wait may give up; the others still want to know.
+        return await asyncio.shield(task)
 
     async def _answer(self, credential: str, digest: bytes) -> Answer:
         if not self.breaker.enter():

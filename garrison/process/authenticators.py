@@ -239,7 +239,7 @@ class Authenticators:
             threads.question(passwords.verify),
             _caching(settings.cache),
             breaker=NoBreaker(),
-            max_waiting=_MAX_HASHING,
+            max_running=_MAX_HASHING,
             end=threads.close,
         )
 
@@ -300,7 +300,7 @@ def _redis_keys(name: str, settings: RedisKeySettings) -> Managed:
 
     keys = RedisKeys(name, connect, settings.hash, timeout_seconds=settings.timeout.total_seconds())
     return CachingAuthenticator(
-        name, keys, _caching(settings.cache), max_waiting=_MAX_REDIS_WAITING, end=keys.close
+        name, keys, _caching(settings.cache), max_running=_MAX_REDIS_WAITING, end=keys.close
     )
 
 
@@ -330,7 +330,7 @@ def _token_review(name: str, settings: TokenReviewSettings) -> Managed:
 def _in_threads(name: str, ask: Callable[[str], Answer], cache: timedelta) -> Managed:
     threads = Threads(name, _ASKING_THREADS)
     return CachingAuthenticator(
-        name, threads.question(ask), _caching(cache), max_waiting=_MAX_ASKING, end=threads.close
+        name, threads.question(ask), _caching(cache), max_running=_MAX_ASKING, end=threads.close
     )
 
 

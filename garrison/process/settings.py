@@ -498,8 +498,8 @@ class Settings(BaseModel):
             self.path_normalization,
             tuple(sorted(self.namespace_path_normalization.items())),
             frozenset(provider.name for provider in self.ext_authz_providers),
-            tuple(sorted(set(self.federated_trust_domains))),
-            tuple(sorted((one.name, one.kind.value) for one in self.authenticators)),
+            federated_trust_domains=tuple(sorted(set(self.federated_trust_domains))),
+            authenticators=tuple(sorted((one.name, one.kind.value) for one in self.authenticators)),
         )
 
     def adapters(self) -> dict[str, AdapterFactory]:

@@ -134,6 +134,14 @@ def test_two_credentials_are_refused() -> None:
     assert "more than one" in decision.reason
 
 
+def test_one_text_for_two_authenticators_is_two_credentials() -> None:
+    """What it means to one of them says nothing about the other."""
+    both = {"keys": Fixed({"x": good("a")}), "opaque": Fixed({"x": good("a")})}
+    call = check_request(headers={"x-api-key": "x", "authorization": "Bearer x"})
+    decision = outcome_of(authentication(f"[{KEYS}, {OPAQUE}]") + OPEN, call, both).decision
+    assert (decision.code, decision.http_status) == (ReasonCode.INVALID_CREDENTIAL, 401)
+
+
 def test_one_credential_in_two_places_is_one_and_leaves_both() -> None:
     """The same key as header, parameter and cookie; the upstream sees none of them."""
     places = "fromHeaders: [{name: x-api-key}], fromParams: [key], fromCookies: [key]"

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.checks import check_request, principal
+from support.checks import NOW, check_request, principal
 from support.credentials import IDENTIFIED, OPEN, Fixed, authentication, claims_of, good, outcome_of
+from support.tokens import Authentication, ed_signer
 
 from authz.authn.forwarded import (
     MAX_HEADER_BYTES,
@@ -191,6 +192,27 @@ def test_a_forged_header_is_removed_beside_another_credential() -> None:
     for forward in ("true", "false"):
         text = authentication(f"[{method}, {{authenticator: keys, forward: {forward}}}]") + IDENTIFIED
         assert removal in outcome_of(text, call, keys).mutations.request_headers
+
+
+def test_a_certificate_and_a_key_are_two_credentials() -> None:
+    """Both good, and still it would be a guess who calls."""
+    method = "{forwardedClientCertificate: {trustedPeers: [cluster.local/ns/edge/sa/gateway]}}"
+    keys = {"keys": Fixed({"k": good("alice")})}
+    for methods in (f"[{method}, {{authenticator: keys}}]", f"[{{authenticator: keys}}, {method}]"):
+        call = check_request(source=GATEWAY, headers={"x-forwarded-client-cert": SENT, "x-api-key": "k"})
+        decision = outcome_of(authentication(methods) + OPEN, call, keys).decision
+        assert (decision.code, decision.http_status) == (ReasonCode.INVALID_CREDENTIAL, 401)
+
+
+def test_a_forged_header_is_removed_beside_a_token() -> None:
+    """And the token is, as without it."""
+    signer = ed_signer()
+    token = signer.token({"iss": "https://issuer.example", "sub": "alice", "exp": NOW + 60})
+    call = check_request(headers={"x-forwarded-client-cert": SENT, "authorization": f"Bearer {token}"})
+    outcome = outcome_of(str(Authentication(signer.jwks())) + forwarding() + IDENTIFIED, call)
+    assert outcome.decision.allowed
+    names = sorted(one.name for one in outcome.mutations.request_headers)
+    assert names == ["authorization", "x-forwarded-client-cert"]
 
 
 def test_a_malformed_header_of_a_trusted_peer_is_refused() -> None:

@@ -286,20 +286,22 @@ def test_unusable_answers_do_not_open_the_breaker_and_are_logged_once_a_second()
     run(scenario)
 
 
-def test_too_many_calls_are_told_that_nobody_knows() -> None:
+def test_too_many_credentials_at_once_are_told_that_nobody_knows() -> None:
     """A slow dependency does not pile up calls without end."""
 
     async def scenario() -> None:
         backend = Backend()
         backend.go.clear()
-        caching = CachingAuthenticator("a", backend, Caching(), max_waiting=2, breaker=NoBreaker())
+        caching = CachingAuthenticator("a", backend, Caching(), max_running=2, breaker=NoBreaker())
         waiting = [asyncio.create_task(caching.ask(str(number))) for number in range(2)]
         for _ in range(2):
             await backend.arrivals.get()
         assert (await caching.ask("2")).result is Result.UNAVAILABLE
+        # Whoever asks what is being asked already waits with the others.
+        waiting.append(asyncio.create_task(caching.ask("1")))
         assert caching.is_open is None
         backend.go.set()
-        assert await asyncio.gather(*waiting) == [GOOD, GOOD]
+        assert await asyncio.gather(*waiting) == [GOOD, GOOD, GOOD]
         assert await caching.ask("2") is GOOD
         await caching.close()
 
