@@ -40,10 +40,10 @@ from garrison.transport.health import SERVICE as HEALTH
 from garrison.transport.health import Health
 from garrison.transport.listeners import RequestServer, Transport
 from garrison.transport.tls import TlsFiles, TlsGeneration
-from ratelimit.compile import Limits as RateLimits
 from ratelimit.compile import load_limits
 from ratelimit.service import RateLimitService
 from ratelimit.store.memory import MemoryStore
+from ratelimit.tree import Limits as RateLimits
 
 AUTHORIZATION = "envoy.service.auth.v3.Authorization"
 RATE_LIMIT = "envoy.service.ratelimit.v3.RateLimitService"
@@ -88,14 +88,20 @@ class Server:
             also=lambda snapshot: snapshot.policies.files,
         )
         self._limits_in_force: RateLimits
+        limits_options = settings.rate_limit.limits_options()
         self._limits: Reloader[RateLimits] = Reloader(
-            "limits", settings.limits, load_limits, self._use_limits
+            "limits", settings.limits, lambda paths: load_limits(paths, limits_options), self._use_limits
         )
         self._follower = self._follow(settings.distribution, BundleCompiler(settings.mesh, adapters))
         if self._follower is None or settings.policies:
             self._policies.load()
         self._limits.load()
-        self._rate_limit = RateLimitService(lambda: self._limits_in_force, self._store, time.time_ns)
+        self._rate_limit = RateLimitService(
+            lambda: self._limits_in_force,
+            self._store,
+            time.time_ns,
+            settings.rate_limit.response_options(),
+        )
         self._authority = _load_authority(settings) if settings.ca.dir else None
 
     async def run(self) -> None:
@@ -223,6 +229,7 @@ class Server:
                     for (verdict, code), count in list(self._authorization.decisions.items())
                 },
                 rate_limits=self._rate_limit_counts,
+                rule_hits=self._rule_hits,
                 reloads=lambda: {
                     (reloader.kind, result): count
                     for reloader in (self._policies, self._limits)
@@ -265,6 +272,13 @@ class Server:
             (domain, outcome): count
             for domain, counters in list(self._rate_limit.counters().items())
             for outcome, count in asdict(counters).items()
+        }
+
+    def _rule_hits(self) -> dict[tuple[str, ...], int]:
+        return {
+            (domain, rule, outcome): count
+            for (domain, rule), hits in self._rate_limit.statistics.hits().items()
+            for outcome, count in asdict(hits).items()
         }
 
 

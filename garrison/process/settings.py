@@ -46,6 +46,8 @@ from garrison.errors import ConfigError
 from garrison.identity import SpiffeId, TrustDomain
 from garrison.transport.address import Address, Scheme
 from garrison.transport.tls import TlsFiles
+from ratelimit.compile import Options as LimitsOptions
+from ratelimit.response import HeaderNames, ResponseOptions
 
 ENVIRONMENT_PREFIX = "GARRISON_"
 # Kubernetes gives these to containers when a Service is called `garrison`; GARRISON_ENVOY is the demo's.
@@ -83,6 +85,8 @@ FilePath = Annotated[Path, _text(Path)]
 RedisUrl = Annotated[RedisAddress, _text(RedisAddress.parse)]
 TrustedKey = Annotated[PublicKey, _text(PublicKey.parse)]
 ChannelName = Annotated[str, _text(lambda text: Channel(text).name)]
+# A token (RFC 9110, 5.6.2), as every field name is.
+HeaderName = Annotated[str, Field(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")]
 FileMode = Annotated[int, _text(lambda text: int(text, 8)), Field(ge=0, le=0o777)]
 
 
@@ -223,6 +227,39 @@ class DistributionSettings(BaseModel):
         )
 
 
+class RateLimitSettings(BaseModel):
+    """How limits are read and answered; what they are stands in the files of `limits`."""
+
+    model_config = _STRICT
+    shadow_mode: bool = Field(
+        default=False, description="allow every call; statuses and counts stay as they are"
+    )
+    quota_mode: bool = Field(default=False, description="treat every limit as if it had `quota_mode: true`")
+    merge_domain_config: bool = Field(
+        default=False, description="let several documents define descriptors of one domain"
+    )
+    response_headers: bool = Field(
+        default=False, description="answer with headers of the limit that has least remaining"
+    )
+    limit_header: HeaderName = Field(default="RateLimit-Limit", description="its number of requests")
+    remaining_header: HeaderName = Field(default="RateLimit-Remaining", description="what is left of it")
+    reset_header: HeaderName = Field(default="RateLimit-Reset", description="seconds until its reset")
+    response_dynamic_metadata: bool = Field(
+        default=False,
+        description="answer with the request and the `metadata` of what passed, for Envoy's filters",
+    )
+
+    def limits_options(self) -> LimitsOptions:
+        """Return what limits are compiled with."""
+        return LimitsOptions(self.quota_mode, self.merge_domain_config)
+
+    def response_options(self) -> ResponseOptions:
+        """Return what answers hold."""
+        names = HeaderNames(self.limit_header, self.remaining_header, self.reset_header)
+        headers = names if self.response_headers else None
+        return ResponseOptions(self.shadow_mode, headers, self.response_dynamic_metadata)
+
+
 class LogSettings(BaseModel):
     """What is logged, on standard error."""
 
@@ -328,6 +365,7 @@ class Settings(BaseModel):
     control: ControlSettings = ControlSettings()
     admin: AdminSettings = AdminSettings()
     ca: CaSettings = CaSettings()
+    rate_limit: RateLimitSettings = RateLimitSettings()
     log: LogSettings = LogSettings()
     distribution: DistributionSettings = DistributionSettings()
     workloads: list[WorkloadSettings] = Field(default=[], description="who gets which identity")

@@ -20,6 +20,7 @@ class ServerCollector(Collector):
         *,
         decisions: Callable[[], Counts],
         rate_limits: Callable[[], Counts],
+        rule_hits: Callable[[], Counts],
         reloads: Callable[[], Counts],
         left_out: Callable[[], Counts],
         sds: Callable[[], Counts],
@@ -32,6 +33,7 @@ class ServerCollector(Collector):
         self._refused_buckets = refused_buckets
         self._decisions = decisions
         self._rate_limits = rate_limits
+        self._rule_hits = rule_hits
         self._reloads = reloads
         self._snapshots = snapshots
         self._ready = ready
@@ -44,6 +46,12 @@ class ServerCollector(Collector):
             names.RATE_LIMIT_HITS_HELP,
             names.RATE_LIMIT_HITS_LABELS,
             self._rate_limits(),
+        )
+        yield _counter(
+            names.RATE_LIMIT_RULE_HITS,
+            names.RATE_LIMIT_RULE_HITS_HELP,
+            names.RATE_LIMIT_RULE_HITS_LABELS,
+            self._rule_hits(),
         )
         yield _counter(names.RELOADS, names.RELOADS_HELP, names.RELOADS_LABELS, self._reloads())
         yield _counter(

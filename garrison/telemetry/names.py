@@ -10,6 +10,10 @@ RATE_LIMIT_HITS = "garrison_rate_limit_answers"
 RATE_LIMIT_HITS_HELP = "ShouldRateLimit calls answered, by domain and outcome"
 RATE_LIMIT_HITS_LABELS = ("domain", "outcome")
 
+RATE_LIMIT_RULE_HITS = "garrison_rate_limit_hits"
+RATE_LIMIT_RULE_HITS_HELP = "Hits by domain, rule and outcome, each hit as often as its hits_addend says"
+RATE_LIMIT_RULE_HITS_LABELS = ("domain", "rule", "outcome")
+
 RELOADS = "garrison_reloads"
 RELOADS_HELP = "Loads of policies and limits, by kind and result"
 RELOADS_LABELS = ("kind", "result")

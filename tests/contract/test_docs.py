@@ -46,6 +46,7 @@ from garrison.telemetry.metrics import DistributionCollector, ServerCollector
 from garrison.transport.address import Address
 from ratelimit.compile import lint as lint_limits
 from ratelimit.service import Counters, Fault
+from ratelimit.statistics import Hits
 
 ROOT = Path(__file__).resolve().parents[2]
 _SKIPPED = {"node_modules", "dist", "build"}
@@ -196,6 +197,7 @@ def metrics_table() -> str:
     collector = ServerCollector(
         decisions=nothing,
         rate_limits=nothing,
+        rule_hits=nothing,
         reloads=nothing,
         left_out=nothing,
         sds=nothing,
@@ -312,6 +314,7 @@ def test_every_label_value_is_documented() -> None:
     documented = {name.strip(" `") for cells in rows for name in cells[0].split(",")}
     assert {code.value for code in ReasonCode} <= documented
     assert {outcome.name for outcome in fields(Counters)} <= documented
+    assert {outcome.name for outcome in fields(Hits)} <= documented
 
 
 def test_every_rate_limit_fault_is_documented() -> None:

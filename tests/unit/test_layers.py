@@ -51,7 +51,13 @@ PURE = [
     "garrison/distribution/bundle.py",
     "garrison/identity.py",
     "ratelimit/algorithm.py",
+    "ratelimit/charge.py",
     "ratelimit/descriptors.py",
+    "ratelimit/patterns.py",
+    "ratelimit/request.py",
+    "ratelimit/response.py",
+    "ratelimit/tree.py",
+    "ratelimit/zones.py",
 ]
 # Where pure packages meet the world: lists from URLs; the files and stores that a CasbinPolicy names.
 EDGES = {"authz/mixer/fetch.py", "authz/mixer/refresher.py", "authz/casbin_policy/sources.py"}
