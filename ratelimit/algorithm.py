@@ -35,12 +35,17 @@ MICROSECOND = 1000
 MAX_COUNT = 2**53 - 1
 # A capacity times a window in ticks stays below this, so that twice as much is still exact in a double.
 _MAX_PRODUCT = 2**52
+# A reset that is further away than a hundred years is not told more exactly.
+_MAX_RESET = 100 * 365 * 86400 * SECOND
 # Leases of one sixteenth of their duration are counted together.
 LEASE_SLOTS = 16
 
 
 class Calendar(Protocol):
     """Windows of unequal length, such as the months of a time zone."""
+
+    def start(self, now: int) -> int:
+        """Return when the window that `now` is in began."""
 
     def ends(self, now: int) -> tuple[int, int]:
         """Return when the window that `now` is in ends, and when the one after it does."""
@@ -83,6 +88,11 @@ class Algorithm(StrEnum):
     CONCURRENCY = "concurrency"
 
 
+# How `store/script.lua` knows an algorithm; flags are added.
+_NUMBERS = {algorithm: number for number, algorithm in enumerate(Algorithm, 1)}
+_SHADOW, _QUOTA, _COUNTS, _BEST_EFFORT = 8, 16, 32, 64
+
+
 class OnStoreFailure(StrEnum):
     """What a limit answers while the shared store does not."""
 
@@ -119,6 +129,7 @@ class Limit:
     ticks: int = field(init=False, compare=False, repr=False)
     kind: str = field(init=False, compare=False, repr=False)
     is_plain: bool = field(init=False, compare=False, repr=False)
+    numbers: tuple[int, int, int, int, int] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         bucket = self.algorithm is Algorithm.TOKEN_BUCKET
@@ -138,6 +149,10 @@ class Limit:
         put(self, "kind", self.unit.name if fixed else f"{self.algorithm}{scale}:{self.unit.name}")
         # Whether what it is charged depends on nothing but its own bucket.
         put(self, "is_plain", fixed and self.counts_denied and not self.best_effort)
+        code = _NUMBERS[self.algorithm] + _SHADOW * self.shadow_mode + _QUOTA * self.quota_mode
+        code += _COUNTS * self.counts_denied + _BEST_EFFORT * self.best_effort
+        # The limit as a store's script reads it.
+        put(self, "numbers", (code, self.requests_per_unit, capacity, self.ticks, tick // MICROSECOND))
 
 
 # Buckets and outcomes are made for each descriptor of every call; a NamedTuple costs half a frozen dataclass.
@@ -180,13 +195,15 @@ class Outcome(NamedTuple):
 
     The reset of what is allowed is when nothing will be in use any more; of what is denied, when the same
     cost would fit, as far as can be known. A fixed window has one moment for both: its end. `granted` is how
-    much of the cost was taken where a part was enough (`best_effort`).
+    much of the cost was taken where a part was enough (`best_effort`). Without `is_known` nobody looked at
+    the bucket.
     """
 
     allowed: bool
     remaining: int
     reset: int
     granted: int | None = None
+    is_known: bool = True
 
 
 def fixed_window(limit: Limit, bucket: AnyBucket | None, now: int, cost: int) -> tuple[Outcome, Bucket]:
@@ -311,7 +328,7 @@ def token_bucket(limit: Limit, bucket: AnyBucket | None, now: int, cost: int) ->
     # How long filling takes at most, in whole steps of that, so that it changes seldom.
     life = -(-full // rate)
     expires = (at // life + 2) * life * tick
-    return Outcome(allowed, left, max(wait * tick, 1)), TokenBucket(expires, at, debt)
+    return Outcome(allowed, left, min(max(wait * tick, 1), _MAX_RESET)), TokenBucket(expires, at, debt)
 
 
 def concurrency(limit: Limit, bucket: AnyBucket | None, now: int, cost: int) -> tuple[Outcome, LeaseBucket]:

@@ -21,7 +21,8 @@ class Spend(NamedTuple):
     """Take `cost` (0 only looks, below 0 gives back) from the bucket `key`, which `limit` governs.
 
     Spends of one `descriptor` of a call stand next to each other. With `once`, an identifier, the cost is
-    taken once in `once_for` nanoseconds, however often the call is repeated.
+    taken once in `once_for` nanoseconds, however often the call is repeated. All spends of a call are of one
+    `domain`.
     """
 
     key: str
@@ -30,6 +31,7 @@ class Spend(NamedTuple):
     descriptor: int = 0
     once: str = ""
     once_for: int = 0
+    domain: str = ""
 
     @property
     def once_key(self) -> str:

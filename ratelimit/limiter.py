@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from ratelimit.algorithm import Limit, OnStoreFailure, Outcome
 from ratelimit.charge import Spend
 from ratelimit.descriptors import Descriptor, entries_text, finish_key
+from ratelimit.later import Later
 from ratelimit.store.base import Store
 from ratelimit.tree import Domain, Rule
 
@@ -73,7 +74,7 @@ def spend(
         if override is not None:
             limit = _adapted(domain, override)
             key = finish_key(limit.kind, entries_text(domain.text, entries))
-            spends.append(Spend(key, limit, cost, index))
+            spends.append(Spend(key, limit, cost, index, domain=domain.name))
             metrics.append(_OVERRIDE)
             plan.append((limit, 1, None))
             continue
@@ -86,13 +87,14 @@ def spend(
         if replaced:
             limits = tuple(limit for limit in limits if limit.name not in replaced)
         for limit in limits:
-            spends.append(Spend(finish_key(limit.kind, path), limit, cost, index, once, once_for))
+            key = finish_key(limit.kind, path)
+            spends.append(Spend(key, limit, cost, index, once, once_for, domain.name))
             metrics.append(domain.metric(entries, node) if node.names_values else limit.metric)
         plan.append((limits[0] if limits else node.unlimited, len(limits), node.metadata))
     outcomes = store.spend(spends, now) if spends else []
     if isinstance(outcomes, list):
         return _conclude(domain, plan, spends, metrics, outcomes)
-    return _conclude_later(domain, plan, spends, metrics, outcomes)
+    return Later(_conclude_later, domain, plan, spends, metrics, outcomes)
 
 
 def _replaced(domain: Domain, descriptors: Sequence[Descriptor]) -> frozenset[str]:
@@ -149,7 +151,7 @@ def _conclude(
             if over and limit.shadow_mode:
                 shadowed, over = True, False
             if tightest is None or _is_tighter(over, outcome, tightest):
-                tightest = Status(limit, outcome, over, metadata)
+                tightest = Status(limit, outcome if outcome.is_known or over else None, over, metadata)
         at += count
         assert tightest is not None  # noqa: S101 - there is at least one limit
         statuses.append(tightest)
@@ -164,7 +166,6 @@ def _conclude(
 
 
 def _is_tighter(over: bool, outcome: Outcome, than: Status) -> bool:  # noqa: FBT001 - two facts of one limit
-    assert than.outcome is not None  # noqa: S101 - it is one of a limit
     if over != than.over_limit:
         return over
-    return outcome.remaining < than.outcome.remaining
+    return than.outcome is None or (outcome.is_known and outcome.remaining < than.outcome.remaining)

@@ -27,6 +27,11 @@ class CivilCalendar:
     _end: int = field(default=0, init=False)
     _next_end: int = field(default=0, init=False)
 
+    def start(self, now: int) -> int:
+        """Return when the window that `now` is in began (nanoseconds)."""
+        self.ends(now)
+        return self._start
+
     def ends(self, now: int) -> tuple[int, int]:
         """Return when the window that `now` is in ends, and when the one after it does (nanoseconds)."""
         if not self._start <= now < self._end:

@@ -8,6 +8,7 @@ import random
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -31,10 +32,11 @@ from garrison.documents import Diagnostic, DocumentCache, Position
 from garrison.errors import ConfigError
 from garrison.process.admin import AdminServer
 from garrison.process.control import ControlServer
+from garrison.process.quota import build_store
 from garrison.process.reload import Reloader, watch
 from garrison.process.settings import DistributionSettings, Settings
 from garrison.telemetry.log import LineWriter
-from garrison.telemetry.metrics import DistributionCollector, ServerCollector
+from garrison.telemetry.metrics import DistributionCollector, ServerCollector, StoreCollector
 from garrison.transport.h2 import Limits
 from garrison.transport.health import SERVICE as HEALTH
 from garrison.transport.health import Health
@@ -42,7 +44,7 @@ from garrison.transport.listeners import RequestServer, Transport
 from garrison.transport.tls import TlsFiles, TlsGeneration
 from ratelimit.compile import load_limits
 from ratelimit.service import RateLimitService
-from ratelimit.store.memory import MemoryStore
+from ratelimit.store.guard import GuardedStore
 from ratelimit.tree import Limits as RateLimits
 
 AUTHORIZATION = "envoy.service.auth.v3.Authorization"
@@ -65,7 +67,7 @@ class Server:
         self._log_lines = log_lines
         self._sds: SecretDiscovery | None = None
         self._providers = settings.providers()
-        self._store = MemoryStore()
+        self._store = build_store(settings.rate_limit.store_options())
         self._lists = ListRefresher()
         self._stop = asyncio.Event()
         self._ready = self._listening = False
@@ -129,7 +131,13 @@ class Server:
             )
             handlers += self._sds.handlers()
             services.append(SDS)
-        admin = AdminServer(self._settings.admin.listen, self._registry(), lambda: self._ready, _version())
+        admin = AdminServer(
+            self._settings.admin.listen,
+            self._registry(),
+            lambda: self._ready,
+            _version(),
+            self._health_details,
+        )
         certificates = [
             _tls_reloader(kind, files, server.reload_tls)
             for kind, files, server in (
@@ -167,6 +175,8 @@ class Server:
             await asyncio.gather(watching, fetching, following, return_exceptions=True)
             for provider in self._providers.values():
                 await provider.close()
+            if isinstance(self._store, GuardedStore):
+                await self._store.close()
             admin.close()
         log.info("stopped")
 
@@ -249,6 +259,14 @@ class Server:
                 ready=lambda: self._ready,
             )
         )
+        if isinstance(store := self._store, GuardedStore):
+            registry.register(
+                StoreCollector(
+                    breakers=lambda: Counter(breaker.state.value for breaker in store.breakers()),
+                    failures=lambda: dict(store.failures),
+                    local_answers=lambda: {answer.value: n for answer, n in store.local_answers.items()},
+                )
+            )
         if (follower := self._follower) is not None:
             registry.register(
                 DistributionCollector(
@@ -260,6 +278,9 @@ class Server:
                 )
             )
         return registry
+
+    def _health_details(self) -> dict[str, str]:
+        return {"rate_limit_store": self._store.describe()} if isinstance(self._store, GuardedStore) else {}
 
     def _sds_counts(self) -> dict[tuple[str, ...], int]:
         if self._sds is None:

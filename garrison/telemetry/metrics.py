@@ -71,6 +71,44 @@ class ServerCollector(Collector):
         yield GaugeMetricFamily(names.READY, names.READY_HELP, value=float(self._ready()))
 
 
+class StoreCollector(Collector):
+    """Reads what stands before a shared store of rate limits."""
+
+    def __init__(
+        self,
+        *,
+        breakers: Callable[[], Mapping[str, int]],
+        failures: Callable[[], Mapping[str, int]],
+        local_answers: Callable[[], Mapping[str, int]],
+    ) -> None:
+        """`breakers` gives how many are in which state."""
+        self._breakers = breakers
+        self._failures = failures
+        self._local_answers = local_answers
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield every metric family."""
+        breakers = GaugeMetricFamily(
+            names.RATE_LIMIT_BREAKERS, names.RATE_LIMIT_BREAKERS_HELP, labels=names.RATE_LIMIT_BREAKERS_LABELS
+        )
+        counted = self._breakers()
+        for state in ("closed", "open", "half_open"):
+            breakers.add_metric((state,), counted.get(state, 0))
+        yield breakers
+        yield _counter(
+            names.RATE_LIMIT_STORE_FAILURES,
+            names.RATE_LIMIT_STORE_FAILURES_HELP,
+            names.RATE_LIMIT_STORE_FAILURES_LABELS,
+            {(reason,): count for reason, count in self._failures().items()},
+        )
+        yield _counter(
+            names.RATE_LIMIT_LOCAL_ANSWERS,
+            names.RATE_LIMIT_LOCAL_ANSWERS_HELP,
+            names.RATE_LIMIT_LOCAL_ANSWERS_LABELS,
+            {(answer,): count for answer, count in self._local_answers().items()},
+        )
+
+
 class DistributionCollector(Collector):
     """Reads what the follower of a policy channel knows."""
 

@@ -38,6 +38,22 @@ SDS_LABELS = ("event",)
 RATE_LIMIT_REFUSED = "garrison_rate_limit_buckets_refused"
 RATE_LIMIT_REFUSED_HELP = "New rate-limit counters refused because the store was full"
 
+RATE_LIMIT_BREAKERS = "garrison_rate_limit_store_breakers"
+RATE_LIMIT_BREAKERS_HELP = (
+    "Breakers before the rate-limit store, by state: one, or one for each domain of a Cluster"
+)
+RATE_LIMIT_BREAKERS_LABELS = ("state",)
+
+RATE_LIMIT_STORE_FAILURES = "garrison_rate_limit_store_failures"
+RATE_LIMIT_STORE_FAILURES_HELP = (
+    "Times that the rate-limit store opened a breaker or failed a probe, by reason"
+)
+RATE_LIMIT_STORE_FAILURES_LABELS = ("reason",)
+
+RATE_LIMIT_LOCAL_ANSWERS = "garrison_rate_limit_local_answers"
+RATE_LIMIT_LOCAL_ANSWERS_HELP = "Limits answered without asking the rate-limit store"
+RATE_LIMIT_LOCAL_ANSWERS_LABELS = ("answer",)
+
 DISTRIBUTION_CONNECTED = "garrison_distribution_connected"
 DISTRIBUTION_CONNECTED_HELP = "1 when this replica can see its policy channel, 0 while Redis is away"
 

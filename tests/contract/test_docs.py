@@ -42,7 +42,7 @@ from garrison.process.settings import (
     load_settings,
 )
 from garrison.telemetry import names
-from garrison.telemetry.metrics import DistributionCollector, ServerCollector
+from garrison.telemetry.metrics import DistributionCollector, ServerCollector, StoreCollector
 from garrison.transport.address import Address
 from ratelimit.compile import lint as lint_limits
 from ratelimit.service import Counters, Fault
@@ -206,7 +206,9 @@ def metrics_table() -> str:
         ready=lambda: True,
     )
     follower = DistributionCollector(connected=lambda: True, bundles=dict, in_force=lambda: None)
-    types = {metric.name: metric.type for metric in [*collector.collect(), *follower.collect()]}
+    store = StoreCollector(breakers=dict, failures=dict, local_answers=dict)
+    families = [*collector.collect(), *store.collect(), *follower.collect()]
+    types = {metric.name: metric.type for metric in families}
     rows = []
     for constant, text in vars(names).items():
         if not constant.endswith("_HELP"):

@@ -14,19 +14,26 @@ WINDOWS = [
     UNITS["minute"],
     Unit("7*second", 1, 7 * SECOND, 7),
     Unit("250ms", 0, SECOND // 4),
+    UNITS["year"],
 ]
+# Numbers that make ticks longer than a microsecond, and products that only just fit into a double.
+LARGE = [999_983, 2**32 - 1]
 
 
 @st.composite
 def limits(draw: Any) -> Limit:
     """Draw a limit of any algorithm, small enough to be reached."""
     algorithm = draw(st.sampled_from(list(Algorithm)))
+    small = algorithm is Algorithm.CONCURRENCY
+    most = st.integers(0, 8) if small else st.one_of(st.integers(0, 8), st.sampled_from(LARGE))
     return Limit(
-        draw(st.integers(0, 8)),
+        draw(most),
         draw(st.sampled_from(WINDOWS)),
         shadow_mode=draw(st.booleans()) and draw(st.booleans()),
         algorithm=algorithm,
-        burst=draw(st.integers(0, 12)) if algorithm is Algorithm.TOKEN_BUCKET else 0,
+        burst=draw(st.one_of(st.integers(0, 12), st.sampled_from(LARGE)))
+        if algorithm is Algorithm.TOKEN_BUCKET
+        else 0,
         counts_denied=algorithm is not Algorithm.CONCURRENCY and draw(st.booleans()),
         quota_mode=draw(st.booleans()) and draw(st.booleans()),
         best_effort=draw(st.booleans()) and draw(st.booleans()),

@@ -56,6 +56,8 @@ PURE = [
     "ratelimit/patterns.py",
     "ratelimit/request.py",
     "ratelimit/response.py",
+    "ratelimit/store/refusals.py",
+    "ratelimit/store/wire.py",
     "ratelimit/tree.py",
     "ratelimit/zones.py",
 ]
