@@ -302,6 +302,10 @@ class _Compiler:
             if getattr(spec, mode) and not limits:
                 what = {"shadow_mode": "be a shadow", "quota_mode": "be a quota"}.get(mode, "give a part")
                 self._warn((*path, mode), "no_effect", f"there is no limit here that could {what}")
+        if spec.metadata and not limits:
+            self._warn(
+                (*path, "metadata"), "no_effect", "there is no limit here whose metadata this could be"
+            )
         return tuple(limits), unlimited
 
     def _limit(

@@ -90,7 +90,8 @@ def spend(
             key = finish_key(limit.kind, path)
             spends.append(Spend(key, limit, cost, index, once, once_for, domain.name))
             metrics.append(domain.metric(entries, node) if node.names_values else limit.metric)
-        plan.append((limits[0] if limits else node.unlimited, len(limits), node.metadata))
+        metadata = node.metadata if limits else None
+        plan.append((limits[0] if limits else node.unlimited, len(limits), metadata))
     outcomes = store.spend(spends, now) if spends else []
     if isinstance(outcomes, list):
         return _conclude(domain, plan, spends, metrics, outcomes)

@@ -156,6 +156,8 @@ class Server:
         try:
             if self._follower is not None:
                 await self._follower.attempt()
+            if isinstance(self._store, GuardedStore):
+                await self._store.start(list(self._limits_in_force.domains))
             await control.start(self.health.methods, handlers, services)
             await request.start()
             self._set_ready(ready=True)

@@ -83,7 +83,8 @@ class GuardedStore(Store):
         local: MemoryStore | None = None,
     ) -> None:
         self.failures: Counter[str] = Counter()
-        self.local_answers: Counter[LocalAnswer] = Counter()
+        # With all keys from the start: metrics are read from another thread.
+        self.local_answers: Counter[LocalAnswer] = Counter(dict.fromkeys(LocalAnswer, 0))
         self._store = store
         self._monotonic = monotonic
         self._deadline_seconds = deadline_seconds
@@ -120,6 +121,23 @@ class GuardedStore(Store):
                 return refused
         return Later(self._finish, breaker, spends, now, self._store.submit(spends, now))
 
+    async def start(self, domains: Sequence[str]) -> None:
+        """Connect to the servers of `domains`, so that the first calls need not; give up after a while.
+
+        A server that does not answer now is one that fails: its breaker is open.
+        """
+        breakers = {id(breaker): breaker for breaker in map(self._breaker, domains)}.values()
+        await asyncio.gather(*(self._start(breaker) for breaker in breakers))
+
+    async def _start(self, breaker: Breaker) -> None:
+        try:
+            async with asyncio.timeout(_PROBE_SECONDS):
+                await self._store.probe(breaker.domain)
+        except StoreError as error:
+            self._open(breaker, error.reason)
+        except TimeoutError:
+            self._open(breaker, "timeout")
+
     async def close(self) -> None:
         """Stop probing and close the connections."""
         for breaker in self._breakers.values():
@@ -133,7 +151,7 @@ class GuardedStore(Store):
         at = self._monotonic()
         told = [
             f"{breaker.state} for {at - breaker.since:.1f} s ({breaker.reason})"
-            for breaker in self._breakers.values()
+            for breaker in list(self._breakers.values())
             if breaker.state is not State.CLOSED
         ]
         return "; ".join(told) or State.CLOSED.value

@@ -139,6 +139,28 @@ def test_killed_and_restarted_empty(folder: Path, valkey: Valkey) -> None:
         assert "seconds_open" in server.server.wait_for("rate_limit_store_closed")
 
 
+def test_absent_at_the_start(folder: Path) -> None:
+    """Garrison starts without its server, answers as limits say, and counts as soon as it is there."""
+    valkey = Valkey(folder)
+    try:
+        with asked(folder, f"redis: ['{valkey.url}']") as server:
+            server.breaks("connection")
+            valkey.start()
+            server.heals()
+            assert left(server.answer("deny")) == 4
+    finally:
+        valkey.kill()
+
+
+def test_a_certificate_that_cannot_be_read(folder: Path) -> None:
+    """What the settings name and nobody can read stops the start, with its name."""
+    (folder / "wrong.pem").write_text("nothing")
+    file = write_settings(folder, "rate_limit: {redis: ['rediss://127.0.0.1:1'], redis_ca: wrong.pem}")
+    with serving("--config", str(file)) as server:
+        assert server.wait() == 2
+        assert "wrong.pem" in str(server.seen) or "wrong.pem" in str(list(server._arriving.queue))
+
+
 def test_paused(folder: Path, valkey: Valkey) -> None:
     """A server that is there and says nothing costs the calls that find out a deadline, and no other call any."""
     with asked(folder, f"redis: ['{valkey.url}']") as server:

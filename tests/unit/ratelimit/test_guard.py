@@ -162,6 +162,23 @@ def test_nobody_asks_while_broken_and_it_heals() -> None:
     asyncio.run(scenario())
 
 
+def test_what_fails_at_the_start_is_known() -> None:
+    """Domains whose server does not answer at the start are answered without it from the first call on."""
+
+    async def scenario() -> None:
+        store = FaultyStore()
+        guard = guarded(store)
+        store.fails[ord("a")] = "auth"
+        await guard.start(["a", "aa", "b"])
+        states = {breaker.domain: breaker.state is State.CLOSED for breaker in guard.breakers()}
+        assert states == {"a": False, "b": True}
+        assert not (await spend(guard, Spend("x", limit(ALLOW), 1, domain="aa")))[0].is_known
+        assert store.asked == 0
+        await guard.close()
+
+    asyncio.run(scenario())
+
+
 def test_one_slot_breaks_alone() -> None:
     """In a Cluster a slot that fails does not keep others from being asked."""
 

@@ -48,6 +48,12 @@ def problems(text: str, options: Options | None = None) -> list[str]:
             ],
         ),
         (
+            "- {key: a, metadata: {b: c}, rate_limit: {unlimited: true}}",
+            [
+                "3:22: warning: descriptors[0].metadata: there is no limit here whose metadata this could be [no_effect]"
+            ],
+        ),
+        (
             f"- {{key: a, rate_limit: {{{ONE}}}, rate_limits: [{{{ONE}}}]}}",
             [
                 "3:72: descriptors[0].rate_limits: `rate_limit` and `rate_limits` contradict each other (keep one of them) [contradiction]"
