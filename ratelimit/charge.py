@@ -9,10 +9,13 @@ fitted. Two spends of one call on the same bucket count one after the other.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from hashlib import sha256
 from typing import NamedTuple
 
 from ratelimit.algorithm import STEPS, AnyBucket, Limit, Outcome
 
+# Identifiers come from callers, so what a store holds of them is of bounded length.
+_MAX_ONCE_CHARACTERS = 512
 # What spends are remembered under (`Once`) is of this kind.
 ONCE_KIND = "once"
 
@@ -36,7 +39,8 @@ class Spend(NamedTuple):
     @property
     def once_key(self) -> str:
         """Where it is remembered that this was taken; giving back is remembered apart from taking."""
-        return f"{'back' if self.cost < 0 else 'once'}|{self.limit.kind}|{self.key}|{self.once}"
+        key = f"{'back' if self.cost < 0 else 'once'}|{self.limit.kind}|{self.key}|{self.once}"
+        return key if len(key) <= _MAX_ONCE_CHARACTERS else "once#" + sha256(key.encode()).hexdigest()
 
 
 class Once(NamedTuple):
@@ -86,7 +90,10 @@ def charge(
         if once:
             outcomes[-1] = outcomes[-1]._replace(allowed=True)
         elif spend.once and cost and outcomes[-1].allowed:
-            written[ONCE_KIND, spend.once_key] = Once(now + spend.once_for, cost)
+            slot = (ONCE_KIND, spend.once_key)
+            # Without room for a record the call may be charged again, which is the lesser evil.
+            if load(slot) is not None or admit(slot):
+                written[slot] = Once(now + spend.once_for, cost)
     if is_denied(spends, outcomes):
         written.clear()
         for index, (spend, cost) in enumerate(zip(spends, costs, strict=True)):
@@ -118,14 +125,13 @@ def is_denied(spends: Sequence[Spend], outcomes: Sequence[Outcome]) -> bool:
 
 def _costs(spends: Sequence[Spend], load: Load, now: int) -> list[int]:
     """Return what each spend is to take: less than asked for where a part is enough."""
-    costs = [spend.cost for spend in spends]
-    for index, spend in enumerate(spends):
-        if not spend.limit.best_effort or spend.cost <= 1:
-            continue
-        group = [other for other in spends if other.descriptor == spend.descriptor]
-        looks = [_look(other, load, now) for other in group]
-        costs[index] = max(min([spend.cost, *(outcome.remaining for outcome in looks)]), 1)
-    return costs
+    # By descriptor, what the limit with least remaining could give.
+    parts: dict[int, int] = {}
+    for spend in spends:
+        if spend.limit.best_effort and spend.cost > 1:
+            part = parts.get(spend.descriptor, spend.cost)
+            parts[spend.descriptor] = max(min(part, _look(spend, load, now).remaining), 1)
+    return [parts.get(spend.descriptor, spend.cost) if spend.cost > 1 else spend.cost for spend in spends]
 
 
 def _look(spend: Spend, load: Load, now: int) -> Outcome:

@@ -1,9 +1,9 @@
 """Stands before a shared store: asks it while it answers in time, and else says what each limit wants said.
 
-A failure or a timeout opens the breaker of the store, or, in a Cluster, of the domain, whose slot may be the
-only one that fails. While it is open nobody waits: each limit's `on_store_failure` answers at once. A probe,
-which reads, counts and writes as calls do, is sent right away and then at growing intervals; one that is
-answered within the deadline closes the breaker. What fails again soon after is probed less often.
+A failure or a timeout opens the breaker of the store, or, in a Cluster, of the slot, which may be the only
+one that fails. While it is open nobody waits: each limit's `on_store_failure` answers at once. A probe, which
+reads, counts and writes as calls do, is sent right away and then at growing intervals; one that is answered
+within the deadline closes the breaker. What fails again soon after is probed less often.
 """
 
 from __future__ import annotations
@@ -206,8 +206,7 @@ class GuardedStore(Store):
         try:
             async with asyncio.timeout(_PROBE_SECONDS):
                 if breaker.probes:
-                    # Not what one slow answer is worth, but what goes on failing may be somewhere else by
-                    # now.
+                    # More than one slow answer is worth; but what goes on failing may be elsewhere by now.
                     await self._store.renew(breaker.domain)
                     await self._store.probe(breaker.domain)
                 breaker.probes += 1

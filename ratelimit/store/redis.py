@@ -81,8 +81,8 @@ class RedisStore(Store):
     """A `Store` that answers later. Belongs to one event loop.
 
     No call waits longer than `deadline_seconds` from when it came up. `max_batch` is how many calls one
-    script takes. `clock` takes the place of the
-    server's: for tests and replays, never for servers that share their counts.
+    script takes. `clock` takes the place of the server's: for tests and replays, never for servers that share
+    their counts.
     """
 
     def __init__(
@@ -278,7 +278,6 @@ _REASONS = {
     "NOAUTH": "auth",
     "WRONGPASS": "auth",
     "NOPERM": "auth",
-    "ERR_AUTH": "auth",
     "OOM": "out_of_memory",
     "READONLY": "read_only",
     "LOADING": "loading",
@@ -296,10 +295,10 @@ _REASONS = {
 def _reason(error: Exception) -> str:
     """Return one of a few words for what went wrong."""
     if isinstance(error, AnswerError):
-        if "AUTH" in error.text:
-            return "auth"
-        found = next((one for code, one in _REASONS.items() if code in error.text.split()[:8]), None)
-        return found or "error"
+        # Old servers put what went wrong inside a script behind "ERR Error running script (…):".
+        words = {word.strip("-:") for word in error.text.split()[:12]}
+        found = next((one for code, one in _REASONS.items() if code in words), None)
+        return found or ("auth" if "AUTH" in words else "error")
     if isinstance(error, TimeoutError):
         return "timeout"
     if isinstance(error, OSError):

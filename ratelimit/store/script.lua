@@ -341,18 +341,6 @@ local function is_denied(spends)
     return true
 end
 
--- Returns the most that all limits of a descriptor have left.
-local function part(spends, descriptor, asked)
-    local found = asked
-    for _, spend in ipairs(spends) do
-        if spend.descriptor == descriptor then
-            local _, left = apply(spend.limit, buckets[spend.key], 0)
-            found = min(found, left)
-        end
-    end
-    return max(found, 1)
-end
-
 local dirty, reply = {}, {}
 
 for _ = 1, call_count do
@@ -365,9 +353,17 @@ for _ = 1, call_count do
             descriptor = descriptor, once = once, once_for = once_for,
         }
     end
+    -- By descriptor, what the limit with least remaining could give, where a part is enough.
+    local parts = {}
     for _, spend in ipairs(spends) do
         if spend.limit.best_effort and spend.asked > 1 then
-            spend.cost = part(spends, spend.descriptor, spend.asked)
+            local _, left = apply(spend.limit, buckets[spend.key], 0)
+            parts[spend.descriptor] = max(min(parts[spend.descriptor] or spend.asked, left), 1)
+        end
+    end
+    for _, spend in ipairs(spends) do
+        if spend.asked > 1 then
+            spend.cost = parts[spend.descriptor] or spend.asked
         end
     end
     for _, spend in ipairs(spends) do

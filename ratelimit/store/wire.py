@@ -8,7 +8,6 @@ inside one slot.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from hashlib import sha256
 from pathlib import Path
 from struct import Struct, pack
 
@@ -16,8 +15,6 @@ from ratelimit.algorithm import MICROSECOND, Limit, Outcome
 from ratelimit.charge import Spend
 
 SCRIPT = (Path(__file__).parent / "script.lua").read_text(encoding="utf-8")
-# A record of a call that is to be counted once has a key of bounded length as well.
-_MAX_ONCE_CHARACTERS = 256
 _NO_CALENDAR = (0, 0, 0, 0)
 _ANSWER = Struct("<dddd")
 DEFAULT_PREFIX = "garrison"
@@ -45,10 +42,7 @@ class Keys:
 
     def once(self, start: str, spend: Spend) -> str:
         """Return the key of the record that a call was charged."""
-        key = spend.once_key
-        if len(key) > _MAX_ONCE_CHARACTERS:
-            key = "once#" + sha256(key.encode()).hexdigest()
-        return start + key
+        return start + spend.once_key
 
 
 def tag(domain: str) -> str:

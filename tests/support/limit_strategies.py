@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import strategies as st
@@ -49,9 +50,13 @@ def calls(draw: Any, chosen: list[Limit]) -> tuple[int, list[Spend]]:
     for index in draw(st.lists(st.integers(0, len(chosen) - 1), min_size=1, max_size=3)):
         cost = draw(st.one_of(st.integers(-3, 9), st.sampled_from([0, 1, 2**32, 2**53 - 1])))
         once = draw(st.sampled_from(["", "", "", "a", "b"]))
-        spends.append(
-            Spend(
-                f"k{index}{draw(st.sampled_from('xy'))}", chosen[index], cost, len(spends), once, 5 * SECOND
-            )
-        )
+        value = draw(st.sampled_from("xy"))
+        limit, descriptor = chosen[index], len(spends)
+        spends.append(Spend(f"k{index}{value}", limit, cost, descriptor, once, 5 * SECOND))
+        if draw(st.booleans()):
+            # A second limit on the same descriptor; modes are the descriptor's.
+            modes = {name: getattr(limit, name) for name in ("shadow_mode", "quota_mode", "best_effort")}
+            other = (index + 1) % len(chosen)
+            second = replace(chosen[other], **modes)
+            spends.append(Spend(f"k{other}{value}", second, cost, descriptor, once, 5 * SECOND))
     return wait, spends
