@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo demo-up dev lint types test bench clean
+.PHONY: help demo demo-up dev lint types test bench bench-ratelimit clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -47,6 +47,9 @@ test: $(VENV)/dev.stamp ## every test
 
 bench: $(VENV)/dev.stamp ## measure; TARGET=host:port measures another ext_authz server
 	@$(BIN)/python -m benchmarks $(if $(TARGET),--target $(TARGET))
+
+bench-ratelimit: $(VENV)/dev.stamp ## measure rate limits alone, from memory and from Valkey
+	@$(BIN)/python -m benchmarks --only ratelimit
 
 clean: ## remove what make created
 	rm -rf $(VENV) .demo .mypy_cache .ruff_cache .pytest_cache

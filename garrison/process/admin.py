@@ -38,8 +38,9 @@ class AdminServer:
         registry: CollectorRegistry,
         ready: Callable[[], bool],
         version: Mapping[str, Any],
+        details: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
-        """Listen on `address` (port 0: any free one).
+        """Listen on `address` (port 0: any free one); `details` are lines for `/healthz`.
 
         Raises:
             OSError: the address cannot be listened on.
@@ -48,6 +49,7 @@ class AdminServer:
         self._registry = registry
         self._ready = ready
         self._version = version
+        self._details = details
         self._server = make_server(address.host, address.port, self._answer, _Server, _Handler)
         self.address = Address(Scheme.TCP, host=address.host, port=self._server.server_port)
         self._thread = threading.Thread(
@@ -71,7 +73,9 @@ class AdminServer:
             return "405 Method Not Allowed", "text/plain", b"only GET\n"
         match environ.get("PATH_INFO"):
             case "/healthz":
-                return "200 OK", "text/plain", b"ok\n"
+                # Alive, whatever it depends on is doing: restarting this process would mend none of that.
+                lines = ["ok", *(f"{name}: {value}" for name, value in self._details().items())]
+                return "200 OK", "text/plain", "".join(f"{line}\n" for line in lines).encode()
             case "/readyz":
                 ready = self._ready()
                 return (

@@ -8,6 +8,7 @@ import random
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -38,6 +39,7 @@ from garrison.fetching import Fetcher
 from garrison.process.admin import AdminServer
 from garrison.process.authenticators import Authenticators
 from garrison.process.control import ControlServer
+from garrison.process.quota import build_store
 from garrison.process.reload import Reloader, watch
 from garrison.process.settings import DistributionSettings, Settings
 from garrison.telemetry.log import LineWriter
@@ -46,16 +48,17 @@ from garrison.telemetry.metrics import (
     DistributionCollector,
     KeyCollector,
     ServerCollector,
+    StoreCollector,
 )
 from garrison.transport.h2 import Limits
 from garrison.transport.health import SERVICE as HEALTH
 from garrison.transport.health import Health
 from garrison.transport.listeners import RequestServer, Transport
 from garrison.transport.tls import TlsFiles, TlsGeneration
-from ratelimit.compile import Limits as RateLimits
 from ratelimit.compile import load_limits
 from ratelimit.service import RateLimitService
-from ratelimit.store.memory import MemoryStore
+from ratelimit.store.guard import GuardedStore
+from ratelimit.tree import Limits as RateLimits
 
 AUTHORIZATION = "envoy.service.auth.v3.Authorization"
 RATE_LIMIT = "envoy.service.ratelimit.v3.RateLimitService"
@@ -78,7 +81,6 @@ class Server:
         self._sds: SecretDiscovery | None = None
         self._providers = settings.providers()
         self._authenticators = Authenticators(settings.authenticators)
-        self._store = MemoryStore()
         fetcher = settings.keys.fetcher()
         self._keys = KeyRefresher(
             key_fetch(fetcher),
@@ -96,6 +98,7 @@ class Server:
             lambda _: load_bundles(self._bundle_files, required=settings.require_peer_certificate),
             self._bundles.use,
         )
+        self._store = build_store(settings.rate_limit.store_options())
         self._stop = asyncio.Event()
         self._ready = self._listening = False
         self.health = Health([AUTHORIZATION, RATE_LIMIT])
@@ -124,15 +127,21 @@ class Server:
             also=lambda snapshot: snapshot.policies.files,
         )
         self._limits_in_force: RateLimits
+        limits_options = settings.rate_limit.limits_options()
         self._limits: Reloader[RateLimits] = Reloader(
-            "limits", settings.limits, load_limits, self._use_limits
+            "limits", settings.limits, lambda paths: load_limits(paths, limits_options), self._use_limits
         )
         self._follower = self._follow(settings.distribution, BundleCompiler(settings.mesh, adapters))
         if self._follower is None or settings.policies:
             self._policies.load()
         self._limits.load()
         self._authenticators.load()
-        self._rate_limit = RateLimitService(lambda: self._limits_in_force, self._store, time.time_ns)
+        self._rate_limit = RateLimitService(
+            lambda: self._limits_in_force,
+            self._store,
+            time.time_ns,
+            settings.rate_limit.response_options(),
+        )
         self._authority = _load_authority(settings) if settings.ca.dir else None
         if self._bundle_files:
             self._trust.load()
@@ -162,7 +171,13 @@ class Server:
             )
             handlers += self._sds.handlers()
             services.append(SDS)
-        admin = AdminServer(self._settings.admin.listen, self._registry(), lambda: self._ready, _version())
+        admin = AdminServer(
+            self._settings.admin.listen,
+            self._registry(),
+            lambda: self._ready,
+            _version(),
+            self._health_details,
+        )
         certificates = [
             _tls_reloader(kind, files, server.reload_tls)
             for kind, files, server in (
@@ -181,6 +196,8 @@ class Server:
         try:
             if self._follower is not None:
                 await self._follower.attempt()
+            if isinstance(self._store, GuardedStore):
+                await self._store.start(list(self._limits_in_force.domains))
             await control.start(self.health.methods, handlers, services)
             await request.start()
             self._set_ready(ready=True)
@@ -201,6 +218,8 @@ class Server:
             for provider in self._providers.values():
                 await provider.close()
             await self._authenticators.close()
+            if isinstance(self._store, GuardedStore):
+                await self._store.close()
             admin.close()
         log.info("stopped")
 
@@ -271,6 +290,7 @@ class Server:
                     for (verdict, code), count in list(self._authorization.decisions.items())
                 },
                 rate_limits=self._rate_limit_counts,
+                rule_hits=self._rule_hits,
                 reloads=lambda: {
                     (reloader.kind, result): count
                     for reloader in self._reloaders()
@@ -298,6 +318,14 @@ class Server:
                 remembered=self._authenticators.remembered,
             )
         )
+        if isinstance(store := self._store, GuardedStore):
+            registry.register(
+                StoreCollector(
+                    breakers=lambda: Counter(breaker.state.value for breaker in store.breakers()),
+                    failures=lambda: dict(store.failures),
+                    local_answers=lambda: {answer.value: n for answer, n in store.local_answers.items()},
+                )
+            )
         if (follower := self._follower) is not None:
             registry.register(
                 DistributionCollector(
@@ -313,6 +341,9 @@ class Server:
     def _reloaders(self) -> list[Reloader[Any]]:
         return [self._policies, self._limits, self._trust, *self._authenticators.reloaders]
 
+    def _health_details(self) -> dict[str, str]:
+        return {"rate_limit_store": self._store.describe()} if isinstance(self._store, GuardedStore) else {}
+
     def _sds_counts(self) -> dict[tuple[str, ...], int]:
         if self._sds is None:
             return {}
@@ -324,6 +355,13 @@ class Server:
             (domain, outcome): count
             for domain, counters in list(self._rate_limit.counters().items())
             for outcome, count in asdict(counters).items()
+        }
+
+    def _rule_hits(self) -> dict[tuple[str, ...], int]:
+        return {
+            (domain, rule, outcome): count
+            for (domain, rule), hits in self._rate_limit.statistics.hits().items()
+            for outcome, count in asdict(hits).items()
         }
 
 

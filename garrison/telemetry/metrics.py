@@ -22,6 +22,7 @@ class ServerCollector(Collector):
         *,
         decisions: Callable[[], Counts],
         rate_limits: Callable[[], Counts],
+        rule_hits: Callable[[], Counts],
         reloads: Callable[[], Counts],
         left_out: Callable[[], Counts],
         sds: Callable[[], Counts],
@@ -34,6 +35,7 @@ class ServerCollector(Collector):
         self._refused_buckets = refused_buckets
         self._decisions = decisions
         self._rate_limits = rate_limits
+        self._rule_hits = rule_hits
         self._reloads = reloads
         self._snapshots = snapshots
         self._ready = ready
@@ -46,6 +48,12 @@ class ServerCollector(Collector):
             names.RATE_LIMIT_HITS_HELP,
             names.RATE_LIMIT_HITS_LABELS,
             self._rate_limits(),
+        )
+        yield _counter(
+            names.RATE_LIMIT_RULE_HITS,
+            names.RATE_LIMIT_RULE_HITS_HELP,
+            names.RATE_LIMIT_RULE_HITS_LABELS,
+            self._rule_hits(),
         )
         yield _counter(names.RELOADS, names.RELOADS_HELP, names.RELOADS_LABELS, self._reloads())
         yield _counter(
@@ -122,6 +130,44 @@ class KeyCollector(Collector):
             fetches[name, "failed"] = sum(one.failed for one in found)
         yield from (available, age, failures)
         yield _counter(names.KEYS_FETCHES, names.KEYS_FETCHES_HELP, names.KEYS_FETCHES_LABELS, fetches)
+
+
+class StoreCollector(Collector):
+    """Reads what stands before a shared store of rate limits."""
+
+    def __init__(
+        self,
+        *,
+        breakers: Callable[[], Mapping[str, int]],
+        failures: Callable[[], Mapping[str, int]],
+        local_answers: Callable[[], Mapping[str, int]],
+    ) -> None:
+        """`breakers` gives how many are in which state."""
+        self._breakers = breakers
+        self._failures = failures
+        self._local_answers = local_answers
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield every metric family."""
+        breakers = GaugeMetricFamily(
+            names.RATE_LIMIT_BREAKERS, names.RATE_LIMIT_BREAKERS_HELP, labels=names.RATE_LIMIT_BREAKERS_LABELS
+        )
+        counted = self._breakers()
+        for state in ("closed", "open", "half_open"):
+            breakers.add_metric((state,), counted.get(state, 0))
+        yield breakers
+        yield _counter(
+            names.RATE_LIMIT_STORE_FAILURES,
+            names.RATE_LIMIT_STORE_FAILURES_HELP,
+            names.RATE_LIMIT_STORE_FAILURES_LABELS,
+            {(reason,): count for reason, count in self._failures().items()},
+        )
+        yield _counter(
+            names.RATE_LIMIT_LOCAL_ANSWERS,
+            names.RATE_LIMIT_LOCAL_ANSWERS_HELP,
+            names.RATE_LIMIT_LOCAL_ANSWERS_LABELS,
+            {(answer,): count for answer, count in self._local_answers().items()},
+        )
 
 
 class DistributionCollector(Collector):

@@ -10,6 +10,10 @@ RATE_LIMIT_HITS = "garrison_rate_limit_answers"
 RATE_LIMIT_HITS_HELP = "ShouldRateLimit calls answered, by domain and outcome"
 RATE_LIMIT_HITS_LABELS = ("domain", "outcome")
 
+RATE_LIMIT_RULE_HITS = "garrison_rate_limit_hits"
+RATE_LIMIT_RULE_HITS_HELP = "Hits by domain, rule and outcome, each hit as often as its hits_addend says"
+RATE_LIMIT_RULE_HITS_LABELS = ("domain", "rule", "outcome")
+
 RELOADS = "garrison_reloads"
 RELOADS_HELP = "Loads of policies, limits and files of authenticators, by kind and result"
 RELOADS_LABELS = ("kind", "result")
@@ -62,6 +66,21 @@ AUTHENTICATOR_BREAKER_LABELS = ("authenticator",)
 AUTHENTICATOR_REMEMBERED = "garrison_authenticator_remembered"
 AUTHENTICATOR_REMEMBERED_HELP = "API keys that are known, or answers that are remembered"
 AUTHENTICATOR_REMEMBERED_LABELS = ("authenticator",)
+RATE_LIMIT_BREAKERS = "garrison_rate_limit_store_breakers"
+RATE_LIMIT_BREAKERS_HELP = (
+    "Breakers before the rate-limit store, by state: one, or one for each domain of a Cluster"
+)
+RATE_LIMIT_BREAKERS_LABELS = ("state",)
+
+RATE_LIMIT_STORE_FAILURES = "garrison_rate_limit_store_failures"
+RATE_LIMIT_STORE_FAILURES_HELP = (
+    "Times that the rate-limit store opened a breaker or failed a probe, by reason"
+)
+RATE_LIMIT_STORE_FAILURES_LABELS = ("reason",)
+
+RATE_LIMIT_LOCAL_ANSWERS = "garrison_rate_limit_local_answers"
+RATE_LIMIT_LOCAL_ANSWERS_HELP = "Limits answered without asking the rate-limit store"
+RATE_LIMIT_LOCAL_ANSWERS_LABELS = ("answer",)
 
 DISTRIBUTION_CONNECTED = "garrison_distribution_connected"
 DISTRIBUTION_CONNECTED_HELP = "1 when this replica can see its policy channel, 0 while Redis is away"

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
-from ratelimit.algorithm import Limit, Outcome
+from ratelimit.algorithm import Outcome
+from ratelimit.charge import Spend
 
-
-class Spend(NamedTuple):
-    """Take `cost` (0 only looks) from the bucket `key`, which `limit` governs."""
-
-    key: str
-    limit: Limit
-    cost: int
+__all__ = ["Spend", "Store"]
 
 
 class Store(Protocol):
     """Counts spends.
 
-    All spends of one call come together, so that a shared store needs one round trip. Two spends of one batch
-    that name the same bucket count one after the other.
+    All spends of one call come together, so that they are charged all or nothing (`ratelimit/charge.py`), and
+    a shared store needs one round trip.
     """
 
     def spend(self, spends: Sequence[Spend], now: int) -> list[Outcome] | Awaitable[list[Outcome]]:

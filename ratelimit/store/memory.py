@@ -9,17 +9,18 @@ or limits with fewer distinct values.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
+from heapq import heappop, heappush
 
 from ratelimit.algorithm import Bucket, Outcome, fixed_window
-from ratelimit.store.base import Spend
+from ratelimit.charge import Slot, Spend, Stored, charge
+from ratelimit.store.base import Store
 
-# About 62 MB when full of keys of 60 characters.
+# About 75 MB when full of keys of 60 characters.
 DEFAULT_MAX_BUCKETS = 200_000
 
 
-class MemoryStore:
+class MemoryStore(Store):
     """A `Store` that answers at once. Not for use by several threads."""
 
     def __init__(self, max_buckets: int = DEFAULT_MAX_BUCKETS) -> None:
@@ -28,51 +29,96 @@ class MemoryStore:
         self.refused = 0
         self._max_buckets = max_buckets
         self._size = 0
-        # By window length. Within one length the order of last renewal is the order of expiry, so the
-        # front is always the next to go.
-        self._buckets: dict[int, OrderedDict[str, Bucket]] = {}
+        self._buckets: dict[str, dict[str, Stored]] = {}
+        # When which bucket expires, next one first. A bucket that was renewed has several entries; only the
+        # one that says what the bucket says counts.
+        self._expiries: list[tuple[int, str, str]] = []
 
     def __len__(self) -> int:
         return self._size
 
     def spend(self, spends: Sequence[Spend], now: int) -> list[Outcome]:
         """Apply `spends` at `now`; return one outcome each, in order."""
+        for spend in spends:
+            if not spend.limit.is_plain or spend.once:
+                return self._charge(spends, now)
         return [self._spend(spend, now) for spend in spends]
 
     def _spend(self, spend: Spend, now: int) -> Outcome:
-        key, limit, cost = spend
-        buckets = self._buckets.get(limit.unit.window)
+        """Apply one spend that depends on no other."""
+        key, limit, cost, *_ = spend
+        kind = limit.kind
+        buckets = self._buckets.get(kind)
         if buckets is None:
-            buckets = self._buckets[limit.unit.window] = OrderedDict()
+            buckets = self._buckets[kind] = {}
         old = buckets.get(key)
-        outcome, new = fixed_window(limit, old, now, cost)
-        if not cost:
-            return outcome  # looking leaves no trace, or it could fill the store for nothing
+        outcome, new = fixed_window(limit, old if isinstance(old, Bucket) else None, now, cost)
         if old is None:
-            self._forget_expired(now)
-            if self._size >= self._max_buckets:
-                self.refused += 1
+            if cost <= 0:
+                return outcome  # looking leaves no trace, or it could fill the store for nothing
+            if not self._make_room(1, now):
                 return Outcome(allowed=False, remaining=0, reset=outcome.reset)
             self._size += 1
             buckets[key] = new
+            heappush(self._expiries, (new.expires, kind, key))
         else:
             buckets[key] = new
             if new.expires != old.expires:
-                buckets.move_to_end(key)
+                heappush(self._expiries, (new.expires, kind, key))
+                self._forget_expired(now)
         return outcome
+
+    def _charge(self, spends: Sequence[Spend], now: int) -> list[Outcome]:
+        """Apply spends all or nothing."""
+        admitted: set[Slot] = set()
+
+        def admit(slot: Slot) -> bool:
+            if slot not in admitted and self._make_room(len(admitted) + 1, now):
+                admitted.add(slot)
+            return slot in admitted
+
+        outcomes, written = charge(spends, self._load, admit, now)
+        for (kind, key), new in written.items():
+            buckets = self._buckets.setdefault(kind, {})
+            old = buckets.get(key)
+            if old is None:
+                self._size += 1
+            buckets[key] = new
+            if old is None or new.expires != old.expires:
+                heappush(self._expiries, (new.expires, kind, key))
+                self._forget_expired(now)
+        return outcomes
+
+    def _load(self, slot: Slot) -> Stored | None:
+        kind, key = slot
+        buckets = self._buckets.get(kind)
+        return buckets.get(key) if buckets is not None else None
+
+    def _make_room(self, wanted: int, now: int) -> bool:
+        """Return whether `wanted` new buckets have room."""
+        self._forget_expired(now)
+        while self._size + wanted > self._max_buckets:
+            if not self._forget_one(now):
+                self.refused += 1
+                return False
+        return True
 
     def _forget_expired(self, now: int) -> None:
         """Forget the oldest expired buckets, a few at a time: no call pays for the whole of a past window.
 
-        Two per new bucket, so that the store shrinks while it is written to.
+        Two for each that is new or renewed, so that the store shrinks while it is written to.
         """
         for _ in range(2):
-            oldest: OrderedDict[str, Bucket] | None = None
-            oldest_expires = now + 1
-            for buckets in self._buckets.values():
-                if buckets and (expires := next(iter(buckets.values())).expires) < oldest_expires:
-                    oldest, oldest_expires = buckets, expires
-            if oldest is None:
+            if not self._forget_one(now):
                 return
-            oldest.popitem(last=False)
+
+    def _forget_one(self, now: int) -> bool:
+        """Drop the entry that expires first and what it speaks of; return False if nothing has expired."""
+        if not self._expiries or self._expiries[0][0] > now:
+            return False
+        expires, kind, key = heappop(self._expiries)
+        bucket = self._buckets[kind].get(key)
+        if bucket is not None and bucket.expires == expires:
+            del self._buckets[kind][key]
             self._size -= 1
+        return True

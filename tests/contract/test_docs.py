@@ -57,10 +57,12 @@ from garrison.telemetry.metrics import (
     DistributionCollector,
     KeyCollector,
     ServerCollector,
+    StoreCollector,
 )
 from garrison.transport.address import Address
 from ratelimit.compile import lint as lint_limits
 from ratelimit.service import Counters, Fault
+from ratelimit.statistics import Hits
 
 ROOT = Path(__file__).resolve().parents[2]
 _SKIPPED = {"node_modules", "dist", "build"}
@@ -221,6 +223,7 @@ def metrics_table() -> str:
     collector = ServerCollector(
         decisions=nothing,
         rate_limits=nothing,
+        rule_hits=nothing,
         reloads=nothing,
         left_out=nothing,
         sds=nothing,
@@ -231,7 +234,8 @@ def metrics_table() -> str:
     follower = DistributionCollector(connected=lambda: True, bundles=dict, in_force=lambda: None)
     keys = KeyCollector(list)
     authenticators = AuthenticatorCollector(answers=dict, breakers=dict, remembered=dict)
-    collectors = (collector, keys, follower, authenticators)
+    store = StoreCollector(breakers=dict, failures=dict, local_answers=dict)
+    collectors = (collector, keys, store, follower, authenticators)
     types = {metric.name: metric.type for one in collectors for metric in one.collect()}
     rows = []
     for constant, text in vars(names).items():
@@ -347,6 +351,7 @@ def test_every_label_value_is_documented() -> None:
     documented = {name.strip(" `") for cells in rows for name in cells[0].split(",")}
     assert {code.value for code in ReasonCode} <= documented
     assert {outcome.name for outcome in fields(Counters)} <= documented
+    assert {outcome.name for outcome in fields(Hits)} <= documented
 
 
 def test_every_rate_limit_fault_is_documented() -> None:

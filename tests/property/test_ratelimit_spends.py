@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 
 from garrison.documents import Document
 from ratelimit.algorithm import SECOND, UNITS, Limit
-from ratelimit.compile import Unlimited, Wildcard, compile_limits
+from ratelimit.compile import compile_limits
 from ratelimit.descriptors import Descriptor, Entry, bucket_key
 from ratelimit.limiter import Decision, spend
+from ratelimit.patterns import Wildcard
 from ratelimit.store.base import Spend
 from ratelimit.store.memory import MemoryStore
+from ratelimit.tree import Unlimited
 
 UNIT = st.sampled_from(sorted(UNITS.values(), key=lambda unit: unit.window))
 TEXT = st.text(alphabet="ab%|=_*#é", max_size=4)

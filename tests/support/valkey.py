@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from redis.retry import Retry
 class Valkey:
     """A server that keeps nothing when it ends; `start` returns when it takes connections."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *arguments: str) -> None:
         self.socket = folder / "valkey.sock"
+        self._arguments = arguments
         self.url = f"unix://{self.socket}"
         self._folder = folder
         self._process: subprocess.Popen[str] | None = None
@@ -37,6 +39,7 @@ class Valkey:
                 "",
                 "--dir",
                 self._folder,
+                *self._arguments,
             ],
             stdout=subprocess.PIPE,
             text=True,
@@ -55,6 +58,18 @@ class Valkey:
             assert self._process.stdout is not None
             self._process.stdout.close()
             self._process = None
+
+    def pause(self) -> None:
+        """Stop the server in the middle of whatever it does; its socket goes on taking connections."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a paused server go on."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
 
     def client(self) -> Any:
         """Return a client; the caller closes it."""

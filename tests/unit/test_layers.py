@@ -69,7 +69,15 @@ PURE = [
     "garrison/identity.py",
     "garrison/urls.py",
     "ratelimit/algorithm.py",
+    "ratelimit/charge.py",
     "ratelimit/descriptors.py",
+    "ratelimit/patterns.py",
+    "ratelimit/request.py",
+    "ratelimit/response.py",
+    "ratelimit/store/refusals.py",
+    "ratelimit/store/wire.py",
+    "ratelimit/tree.py",
+    "ratelimit/zones.py",
 ]
 # Where pure packages meet the world: lists from URLs; the files and stores that a CasbinPolicy names.
 EDGES = {

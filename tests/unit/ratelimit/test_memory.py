@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ratelimit.algorithm import SECOND, UNITS, Limit, Outcome
+from ratelimit.algorithm import SECOND, UNITS, Algorithm, Limit, Outcome
 from ratelimit.store.base import Spend
 from ratelimit.store.memory import MemoryStore
 
@@ -89,3 +89,25 @@ def test_a_store_has_room() -> None:
     """A store for no buckets is a mistake of its maker."""
     with pytest.raises(ValueError, match="at least one"):
         MemoryStore(max_buckets=0)
+
+
+def test_records_of_retries_are_bounded_too() -> None:
+    """Identifiers that callers invent fill the store no further than anything else, and are kept short."""
+    store = MemoryStore(max_buckets=10)
+    large = Limit(1000, UNITS["minute"])
+    for number in range(100):
+        spend = Spend("a", large, 1, once=f"{'x' * 10_000}{number}", once_for=MINUTE)
+        assert store.spend([spend], 0)[0].allowed
+    assert len(store) == 10
+    assert all(len(key) < 1000 for buckets in store._buckets.values() for key in buckets)
+
+
+def test_buckets_of_every_algorithm_are_forgotten() -> None:
+    """Whatever a bucket holds, it goes once it is worth nothing."""
+    store = MemoryStore()
+    for algorithm in Algorithm:
+        store.spend(one("a", Limit(5, UNITS["second"], algorithm=algorithm, counts_denied=False)), 0)
+    assert len(store) == 4
+    for number in range(8):
+        store.spend(one(f"later-{number}"), 10 * SECOND)
+    assert len(store) == 8

@@ -13,10 +13,11 @@ from garrison.documents import parse
 from garrison.errors import DependencyError, RequestError
 from garrison.transport import Call, Peer
 from ratelimit.algorithm import SECOND, Outcome
-from ratelimit.compile import Limits, compile_limits
+from ratelimit.compile import compile_limits
 from ratelimit.service import FAULT_HEADER, SHOULD_RATE_LIMIT, Counters, RateLimitService
 from ratelimit.store.base import Spend, Store
 from ratelimit.store.memory import MemoryStore
+from ratelimit.tree import Limits
 
 OK = rls_pb2.RateLimitResponse.OK
 OVER_LIMIT = rls_pb2.RateLimitResponse.OVER_LIMIT

@@ -1,0 +1,72 @@
+"""Who is known to be over a limit until when, so that nobody has to ask the store about them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ratelimit.algorithm import SECOND, Algorithm, Outcome
+from ratelimit.charge import Spend
+
+# The store is asked again after this long even if the reset is later: somebody may have given back hits, or
+# an operator may have reset the counter.
+MAX_SECONDS = 1.0
+MAX_KEYS = 50_000
+
+
+class _Refusal(NamedTuple):
+    until: float
+    reset_at: float
+    cost: int
+    numbers: tuple[int, ...]
+
+
+class Refusals:
+    """Remembers what the store denied with nothing left, and denies the same or more for a moment.
+
+    Times are seconds of a monotonic clock.
+    """
+
+    def __init__(self, max_keys: int = MAX_KEYS) -> None:
+        self._max_keys = max_keys
+        self._known: dict[str, _Refusal] = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def answer(self, spends: Sequence[Spend], at: float) -> list[Outcome] | None:
+        """Return the outcomes of a call all of whose limits are known to deny; None if any may not be."""
+        outcomes = []
+        for spend in spends:
+            known = self._known.get(spend.key)
+            if known is None:
+                return None
+            if known.until <= at:
+                del self._known[spend.key]
+                return None
+            if spend.cost < 0 or spend.once or (spend.cost or 1) < known.cost:
+                return None
+            if known.numbers != spend.limit.numbers:
+                return None
+            reset = max(int((known.reset_at - at) * SECOND), 1)
+            outcomes.append(Outcome(allowed=False, remaining=0, reset=reset))
+        return outcomes
+
+    def learn(self, spends: Sequence[Spend], outcomes: Sequence[Outcome], at: float) -> None:
+        """Remember who has nothing left, and forget who was given something back."""
+        for spend, outcome in zip(spends, outcomes, strict=True):
+            if outcome.allowed:
+                if self._known and spend.cost < 0:
+                    self._known.pop(spend.key, None)
+                continue
+            limit = spend.limit
+            # Places are given back at any moment.
+            if outcome.remaining or limit.algorithm is Algorithm.CONCURRENCY:
+                continue
+            reset = outcome.reset / SECOND
+            self._known.pop(spend.key, None)
+            while len(self._known) >= self._max_keys:
+                self._known.pop(next(iter(self._known)))
+            self._known[spend.key] = _Refusal(
+                at + min(reset, MAX_SECONDS), at + reset, spend.cost or 1, limit.numbers
+            )

