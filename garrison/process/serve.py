@@ -41,6 +41,8 @@ from garrison.transport.health import Health
 from garrison.transport.listeners import RequestServer, Transport
 from garrison.transport.tls import TlsFiles, TlsGeneration
 from ratelimit.compile import load_limits
+from ratelimit.rlqs import SERVICE as RLQS
+from ratelimit.rlqs import RateLimitQuotaService
 from ratelimit.service import RateLimitService
 from ratelimit.store.memory import MemoryStore
 from ratelimit.tree import Limits as RateLimits
@@ -87,6 +89,13 @@ class Server:
             prepare=lambda snapshot: self._lists.prepare(snapshot.policies.mixer.sources),
             also=lambda snapshot: snapshot.policies.files,
         )
+        self._rlqs = RateLimitQuotaService(
+            RateLimits({}, ""),
+            self._store,
+            clock=time.time_ns,
+            monotonic=time.monotonic_ns,
+            options=settings.rlqs.options(shadow_mode=settings.rate_limit.shadow_mode),
+        )
         self._limits_in_force: RateLimits
         limits_options = settings.rate_limit.limits_options()
         self._limits: Reloader[RateLimits] = Reloader(
@@ -122,7 +131,7 @@ class Server:
             self._settings.control.tls.files(),
             self._settings.control.unix_mode,
         )
-        handlers, services = [self.health.handler], [HEALTH]
+        handlers, services = [self.health.handler, *self._rlqs.handlers()], [HEALTH, RLQS]
         if self._authority is not None:
             self._sds = SecretDiscovery(
                 self._authority, self._settings.registrations(), peer_credentials=control.credentials
@@ -156,6 +165,7 @@ class Server:
             log.info("draining", grace_seconds=self._settings.drain_grace.total_seconds())
             self._set_ready(ready=False)
             self.health.close()
+            self._rlqs.close()
             if self._sds is not None:
                 self._sds.close()
             grace = self._settings.drain_grace.total_seconds()
@@ -201,6 +211,7 @@ class Server:
 
     def _use_limits(self, limits: RateLimits) -> None:
         self._limits_in_force = limits
+        self._rlqs.use(limits)
 
     def _set_ready(self, *, ready: bool) -> None:
         self._listening = ready
