@@ -137,7 +137,7 @@ class Quotas:
         # Quotas without subscriptions, until what their Envoys had has run out.
         self._unused: dict[str, Quota] = {}
 
-    def reported(self) -> dict[tuple[str, str], int]:
+    def reported(self) -> dict[tuple[str, ...], int]:
         """Return calls by configured domain (`""` has those of others) and what Envoys did with them."""
         names = ("allowed", "denied")
         return {

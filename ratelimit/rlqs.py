@@ -52,7 +52,8 @@ class RateLimitQuotaService:
         self._monotonic = monotonic
         self._options = options
         self._closed = False
-        self._ends: set[asyncio.Event] = set()
+        # What ends each stream, and what makes it look.
+        self._ends: dict[asyncio.Event, asyncio.Event] = {}
 
     def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
         """Return the handlers for `grpc.aio.Server.add_generic_rpc_handlers`."""
@@ -67,8 +68,9 @@ class RateLimitQuotaService:
     def close(self) -> None:
         """End every stream, so that Envoys go to the server that takes over; their assignments last on."""
         self._closed = True
-        for end in self._ends:
+        for end, due in self._ends.items():
             end.set()
+            due.set()
 
     async def _serve(self, requests: AsyncIterator[bytes], context: _Context) -> None:
         try:
@@ -92,34 +94,38 @@ class RateLimitQuotaService:
         stream = Stream(due.set)
         if not self.quotas.open(stream):
             raise StatusError(StatusCode.RESOURCE_EXHAUSTED, "there are too many streams")
-        self._ends.add(end)
-        tasks = [
-            asyncio.ensure_future(self._read(stream, requests)),
-            asyncio.ensure_future(self._write(stream, due, context)),
-            asyncio.ensure_future(end.wait()),
-        ]
+        self._ends[end] = due
+        reading = asyncio.ensure_future(self._read(stream, requests))
+        writing = asyncio.ensure_future(self._write(stream, due, end, context))
         try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait({reading, writing}, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
         finally:
-            # Before anything is awaited: the call may be cancelled again there.
-            self._ends.discard(end)
-            self.quotas.close(stream, self._monotonic())
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            self._ends.pop(end, None)
+            end.set()
+            due.set()
+            reading.cancel()
+            try:
+                # A write that has begun is not cancelled: grpcio cannot end a call that has one under way.
+                await asyncio.gather(reading, writing, return_exceptions=True)
+            finally:
+                # Also when the call is cancelled again.
+                writing.cancel()
+                self.quotas.close(stream, self._monotonic())
 
     async def _read(self, stream: Stream, requests: AsyncIterator[bytes]) -> None:
         async for message in requests:
             reports = parse_reports(message, self._options.max_buckets)
             await self._charge(self.quotas.receive(stream, reports, self._monotonic()))
 
-    async def _write(self, stream: Stream, due: asyncio.Event, context: _Context) -> None:
-        while True:
+    async def _write(self, stream: Stream, due: asyncio.Event, end: asyncio.Event, context: _Context) -> None:
+        while not end.is_set():
             await due.wait()
             due.clear()
-            while taken := self.quotas.take(stream, _ACTIONS_AT_ONCE, self._monotonic()):
+            while not end.is_set() and (
+                taken := self.quotas.take(stream, _ACTIONS_AT_ONCE, self._monotonic())
+            ):
                 await context.write(build_response(taken, self._options.ttl_seconds))
                 self.quotas.delivered(stream, taken, self._monotonic())
 

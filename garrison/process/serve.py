@@ -34,7 +34,7 @@ from garrison.process.control import ControlServer
 from garrison.process.reload import Reloader, watch
 from garrison.process.settings import DistributionSettings, Settings
 from garrison.telemetry.log import LineWriter
-from garrison.telemetry.metrics import DistributionCollector, ServerCollector
+from garrison.telemetry.metrics import DistributionCollector, RlqsCollector, ServerCollector
 from garrison.transport.h2 import Limits
 from garrison.transport.health import SERVICE as HEALTH
 from garrison.transport.health import Health
@@ -258,6 +258,16 @@ class Server:
                 sds=self._sds_counts,
                 refused_buckets=lambda: self._store.refused,
                 ready=lambda: self._ready,
+            )
+        )
+        quotas = self._rlqs.quotas
+        registry.register(
+            RlqsCollector(
+                streams=lambda: len(quotas.streams),
+                buckets=lambda: quotas.buckets,
+                actions=quotas.actions,
+                reported=quotas.reported,
+                refused=quotas.refused,
             )
         )
         if (follower := self._follower) is not None:

@@ -42,7 +42,7 @@ from garrison.process.settings import (
     load_settings,
 )
 from garrison.telemetry import names
-from garrison.telemetry.metrics import DistributionCollector, ServerCollector
+from garrison.telemetry.metrics import DistributionCollector, RlqsCollector, ServerCollector
 from garrison.transport.address import Address
 from ratelimit.compile import lint as lint_limits
 from ratelimit.service import Counters, Fault
@@ -206,7 +206,11 @@ def metrics_table() -> str:
         ready=lambda: True,
     )
     follower = DistributionCollector(connected=lambda: True, bundles=dict, in_force=lambda: None)
-    types = {metric.name: metric.type for metric in [*collector.collect(), *follower.collect()]}
+    quotas = RlqsCollector(
+        streams=lambda: 0, buckets=lambda: 0, actions=nothing, reported=nothing, refused=nothing
+    )
+    collectors = (collector, follower, quotas)
+    types = {metric.name: metric.type for one in collectors for metric in one.collect()}
     rows = []
     for constant, text in vars(names).items():
         if not constant.endswith("_HELP"):
