@@ -142,7 +142,7 @@ class Quotas:
         names = ("allowed", "denied")
         return {
             (domain, name): count
-            for domain, counts in self._reported.items()
+            for domain, counts in list(self._reported.items())
             for name, count in zip(names, counts, strict=True)
         }
 
