@@ -16,7 +16,15 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import bench_check, bench_envoy, bench_load, bench_ratelimit, bench_roles, bench_target
+from benchmarks import (
+    bench_check,
+    bench_envoy,
+    bench_load,
+    bench_ratelimit,
+    bench_rlqs,
+    bench_roles,
+    bench_target,
+)
 from benchmarks.report import Section, as_json, failures, render
 from benchmarks.run import running
 from garrison.errors import GarrisonError
@@ -28,7 +36,7 @@ _RESULTS = Path(__file__).parent / "results"
 _CPU_INFO = Path("/proc/cpuinfo")
 _TARGET_SECONDS = 10.0
 # What `--quick` leaves out unless it is asked for by name.
-_NOT_QUICK = {"log"}
+_NOT_QUICK = {"log", "rlqs"}
 BENCHMARKS = {
     "check": bench_check.transports,
     "log": bench_check.decision_log,
@@ -36,6 +44,7 @@ BENCHMARKS = {
     "load": bench_load.load,
     "envoy": bench_envoy.envoy,
     "ratelimit": bench_ratelimit.rate_limit,
+    "rlqs": bench_rlqs.rlqs,
 }
 
 

@@ -27,11 +27,18 @@ class _Client(asyncio.Protocol):
         self.waiting = 0
         self.settled = asyncio.Event()
         self.settled.set()
+        self._is_lost = False
 
     def sent(self) -> None:
         """Expect one more answer."""
         self.waiting += 1
-        self.settled.clear()
+        if not self._is_lost:
+            self.settled.clear()
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        # Nobody will answer any more: no need to wait.
+        self._is_lost = True
+        self.settled.set()
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data

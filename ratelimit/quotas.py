@@ -117,9 +117,9 @@ class Stream:
     # What to tell it; None stands for what the subscription comes to by then.
     due: dict[BucketKey, Action | None] = field(default_factory=dict)
 
-    def mark(self, key: BucketKey, action: Action | None = None) -> None:
-        """Let the Envoy be told."""
-        self.due[key] = action
+    def mark(self, key: BucketKey) -> None:
+        """Let the Envoy be told soon, without its having asked."""
+        self.due[key] = None
         self.wake()
 
 
@@ -186,6 +186,8 @@ class Quotas:
 
     def receive(self, stream: Stream, reports: Reports, now: int) -> list[Quota]:
         """Take in what a stream reports; return the quotas whose counters have to be charged.
+
+        The answers are due, and should be taken once that is done.
 
         Raises:
             RequestError: the stream has no domain, or another one.
@@ -264,7 +266,7 @@ class Quotas:
         ):
             self.counters.refused_buckets += 1
             _, terms = self._look_up(stream.domain, usage.key)
-            stream.mark(usage.key, terms if isinstance(terms, Blanket) else Blanket.DENY_ALL)
+            stream.due[usage.key] = terms if isinstance(terms, Blanket) else Blanket.DENY_ALL
             return None
         subscription = Subscription(stream, usage.key, None, None, Blanket.DENY_ALL, now, now)
         stream.subscriptions[usage.key] = subscription
@@ -272,7 +274,7 @@ class Quotas:
         # An Envoy that comes back reports what it has done since it lost the stream.
         known = usage.elapsed >= _LEAST_ELAPSED
         self._bind(subscription, now, (usage.allowed + usage.denied, usage.elapsed) if known else None)
-        stream.mark(usage.key)
+        stream.due[usage.key] = None
         return subscription
 
     def _report(self, subscription: Subscription, usage: Usage, now: int) -> None:
@@ -292,9 +294,9 @@ class Quotas:
             self._leave(subscription, now)
             del subscription.stream.subscriptions[subscription.key]
             self.buckets -= 1
-            subscription.stream.mark(subscription.key, Abandon())
+            subscription.stream.due[subscription.key] = Abandon()
             return
-        subscription.stream.mark(subscription.key)
+        subscription.stream.due[subscription.key] = None
 
     def _look_up(self, domain_name: str, key: BucketKey) -> tuple[Place | None, Terms | Blanket]:
         domain = self._limits.domains.get(domain_name)

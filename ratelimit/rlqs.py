@@ -22,9 +22,8 @@ from ratelimit.tree import Limits
 
 SERVICE = "envoy.service.rate_limit_quota.v3.RateLimitQuotaService"
 
-# Buckets in one response, and counters in one call of the store: other work gets its turn in between.
-_ACTIONS_AT_ONCE = 200
-_SPENDS_AT_ONCE = 100
+# Buckets that are read, charged or answered before other work of the process gets its turn: a millisecond.
+_AT_ONCE = 50
 _GRPC_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 _Context = grpc.aio.ServicerContext[bytes, bytes]
@@ -81,6 +80,9 @@ class RateLimitQuotaService:
             self.quotas.counters.malformed += 1
             code, text = StatusCode.INVALID_ARGUMENT, str(error)
         except Exception:  # noqa: BLE001 - a bug here must not show the caller our insides
+            if context.done():
+                # Its caller went away while something was being written.
+                return
             _log.exception("rlqs stream failed", peer=context.peer())
             code, text = StatusCode.INTERNAL, "internal error"
         else:
@@ -116,16 +118,18 @@ class RateLimitQuotaService:
 
     async def _read(self, stream: Stream, requests: AsyncIterator[bytes]) -> None:
         async for message in requests:
-            reports = parse_reports(message, self._options.max_buckets)
-            await self._charge(self.quotas.receive(stream, reports, self._monotonic()))
+            touched: list[Quota] = []
+            for reports in parse_reports(message, self._options.max_buckets, _AT_ONCE):
+                touched += self.quotas.receive(stream, reports, self._monotonic())
+                await asyncio.sleep(0)
+            await self._charge(list(dict.fromkeys(touched)))
+            stream.wake()
 
     async def _write(self, stream: Stream, due: asyncio.Event, end: asyncio.Event, context: _Context) -> None:
         while not end.is_set():
             await due.wait()
             due.clear()
-            while not end.is_set() and (
-                taken := self.quotas.take(stream, _ACTIONS_AT_ONCE, self._monotonic())
-            ):
+            while not end.is_set() and (taken := self.quotas.take(stream, _AT_ONCE, self._monotonic())):
                 await context.write(build_response(taken, self._options.ttl_seconds))
                 self.quotas.delivered(stream, taken, self._monotonic())
 
@@ -134,10 +138,10 @@ class RateLimitQuotaService:
 
         While the store cannot tell, quotas are given out as if nobody else used them.
         """
-        for start in range(0, len(quotas), _SPENDS_AT_ONCE):
+        for start in range(0, len(quotas), _AT_ONCE):
             spends: list[Spend] = []
             slices: list[tuple[Quota, slice]] = []
-            for quota in quotas[start : start + _SPENDS_AT_ONCE]:
+            for quota in quotas[start : start + _AT_ONCE]:
                 first = len(spends)
                 spends += quota.take_spends(first)
                 slices.append((quota, slice(first, len(spends))))
@@ -150,3 +154,4 @@ class RateLimitQuotaService:
                 return
             for quota, part in slices:
                 quota.charged(spends[part], outcomes[part], self._options.replicas)
+            await asyncio.sleep(0)

@@ -7,8 +7,8 @@ whole seconds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from envoy.service.rate_limit_quota.v3 import rlqs_pb2
 from envoy.type.v3 import ratelimit_strategy_pb2
@@ -19,6 +19,8 @@ from ratelimit.algorithm import MAX_COUNT, SECOND
 from ratelimit.bucket_ids import BucketKey, bucket_key
 from ratelimit.quota_shares import Blanket
 
+# Reading more than that would hold up everything else; ten thousand buckets with short ids are a twentieth.
+MAX_MESSAGE_BYTES = 16 << 20
 _MAX_ELAPSED_SECONDS = 86400
 _BLANKET = {
     Blanket.ALLOW_ALL: ratelimit_strategy_pb2.RateLimitStrategy.ALLOW_ALL,
@@ -57,38 +59,50 @@ class Abandon(NamedTuple):
 Action = Blanket | TokenBucket | Abandon
 
 
-def parse_reports(data: bytes, max_usages: int) -> Reports:
-    """Return the reports in `data`. Buckets without an id, which nobody can assign to, are left out.
+def parse_reports(data: bytes, max_usages: int, at_once: int = 0) -> Iterator[Reports]:
+    """Yield the reports in `data`, of up to `at_once` buckets (0: of all), at least one.
+
+    Buckets without an id, which nobody can assign to, are left out. A mistake may be found after some have
+    been yielded.
 
     Raises:
         RequestError: it is not what an Envoy sends, or too much of it.
 
     """
+    if len(data) > MAX_MESSAGE_BYTES:
+        raise RequestError(f"a report is longer than {MAX_MESSAGE_BYTES >> 20} MiB")
     try:
         message = rlqs_pb2.RateLimitQuotaUsageReports.FromString(data)
     except DecodeError as error:
         raise RequestError("not a RateLimitQuotaUsageReports") from error
-    if len(message.bucket_quota_usages) > max_usages:
+    usages = message.bucket_quota_usages
+    if len(usages) > max_usages:
         raise RequestError(f"a report has more than {max_usages} buckets")
-    usages: dict[BucketKey, Usage] = {}
-    for usage in message.bucket_quota_usages:
-        try:
-            key = bucket_key(usage.bucket_id.bucket)
-        except ValueError as error:
-            raise RequestError(str(error)) from error
-        elapsed = usage.time_elapsed.seconds
-        if elapsed < 0 or usage.time_elapsed.nanos < 0:
-            raise RequestError("the time elapsed is negative")
-        if key in usages:
-            raise RequestError("a report has the same bucket twice")
-        if key:
-            usages[key] = Usage(
-                key,
-                min(usage.num_requests_allowed, MAX_COUNT),
-                min(usage.num_requests_denied, MAX_COUNT),
-                min(elapsed, _MAX_ELAPSED_SECONDS) * SECOND,
-            )
-    return Reports(message.domain, tuple(usages.values()))
+    seen: set[BucketKey] = set()
+    size = at_once or max(len(usages), 1)
+    for start in range(0, max(len(usages), 1), size):
+        parsed = [_parse_usage(usage) for usage in usages[start : start + size]]
+        for usage in parsed:
+            if usage.key in seen:
+                raise RequestError("a report has the same bucket twice")
+            seen.add(usage.key)
+        yield Reports(message.domain, [usage for usage in parsed if usage.key])
+
+
+def _parse_usage(usage: Any) -> Usage:
+    try:
+        key = bucket_key(usage.bucket_id.bucket)
+    except ValueError as error:
+        raise RequestError(str(error)) from error
+    elapsed = usage.time_elapsed.seconds
+    if elapsed < 0 or usage.time_elapsed.nanos < 0:
+        raise RequestError("the time elapsed is negative")
+    return Usage(
+        key,
+        min(usage.num_requests_allowed, MAX_COUNT),
+        min(usage.num_requests_denied, MAX_COUNT),
+        min(elapsed, _MAX_ELAPSED_SECONDS) * SECOND,
+    )
 
 
 def build_response(actions: Iterable[tuple[BucketKey, Action]], ttl_seconds: int) -> bytes:

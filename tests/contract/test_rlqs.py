@@ -316,17 +316,14 @@ def test_reported_calls_count_in_rls(make_store: Callable[[], Store]) -> None:
         await lab.tell(stream, first(USER, EXPORT))
         lab.clock.now += 5 * SECOND
         await lab.tell(stream, reports((USER, 19, 7), (EXPORT, 29, 0)))
-        # The answer may be on its way before a remote store has counted.
-        await lab.until(lambda: _buckets(lab) == 2)
         code = await ask(lab, USER, 30)
         assert (code.overall_code, code.statuses[0].limit_remaining) == (OK, 10)
         code = await ask(lab, EXPORT, 1)
         assert (code.overall_code, code.statuses[0].limit_remaining) == (OK, 29)
         # 10 are left for 50 seconds: an Envoy that asks now is told, at the latest by its next report.
-        for _ in range(2):
-            lab.clock.now += 5 * SECOND
-            told = await lab.tell(stream, reports((USER, 0, 100)))
-        assert told[("user", "u"),][0] == pytest.approx(10 / 45 * 15 / 16, rel=0.2)
+        lab.clock.now += 5 * SECOND
+        told = await lab.tell(stream, reports((USER, 0, 100)))
+        assert told[("user", "u"),][0] == pytest.approx(10 / 50 * 15 / 16, rel=0.01)
         assert (await ask(lab, USER, 11)).overall_code == OVER_LIMIT
         stream.cancel()
 
@@ -346,7 +343,6 @@ def test_while_the_store_is_down_quotas_are_given_out_and_calls_counted_later() 
         store.is_down = False
         lab.clock.now += 5 * SECOND
         await lab.tell(stream, reports((USER, 20, 0)))
-        await lab.until(lambda: len(store.inner) == 1)
         assert (
             answer(RateLimitService(lambda: limits_of(CONFIG), store.inner, lab.clock), request(USER))
             .statuses[0]
@@ -362,8 +358,3 @@ def test_while_the_store_is_down_quotas_are_given_out_and_calls_counted_later() 
 def _bytes(message: Any) -> bytes:
     data: bytes = message if isinstance(message, bytes) else message.SerializeToString()
     return data
-
-
-def _buckets(lab: Lab) -> int:
-    store = lab.rate_limit._store
-    return len(store.inner if isinstance(store, Remote) else store)  # type: ignore[arg-type]

@@ -51,7 +51,8 @@ class Lab:
 
     def report(self, stream: Stream, message: rlqs_pb2.RateLimitQuotaUsageReports) -> None:
         """Let a report arrive."""
-        self.touched = self.quotas.receive(stream, parse_reports(message.SerializeToString(), 100), self.now)
+        (parsed,) = parse_reports(message.SerializeToString(), 100)
+        self.touched = self.quotas.receive(stream, parsed, self.now)
 
     def read(self, stream: Stream) -> dict[BucketKey, Any]:
         """Return what a stream is told."""
@@ -127,6 +128,15 @@ def test_demand_divides() -> None:
     rates = lab.rounds(4, (busy, 500), (quiet, 4))
     assert sum(rates) == pytest.approx(60)
     assert rates[1] == pytest.approx(5, rel=0.01)
+
+
+def test_a_demand_that_nobody_has_takes_no_more_than_a_fair_part() -> None:
+    """An Envoy that lies, or is lied to, cannot starve another one."""
+    lab = Lab()
+    liar, honest = lab.stream(), lab.stream()
+    for stream in (liar, honest):
+        lab.tell(stream, first(TENANT))
+    assert lab.rounds(4, (liar, 2**60), (honest, 24)) == [pytest.approx(30), pytest.approx(30)]
 
 
 def test_an_envoy_that_comes_is_told_and_lowers_the_others_at_once() -> None:
