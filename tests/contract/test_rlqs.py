@@ -18,7 +18,7 @@ from support.rlqs import described, first, reports
 
 from garrison.errors import DependencyError
 from ratelimit.algorithm import SECOND, Outcome
-from ratelimit.quotas import QuotaOptions
+from ratelimit.quotas import QuotaOptions, Quotas
 from ratelimit.rlqs import SERVICE, RateLimitQuotaService
 from ratelimit.service import RateLimitService
 from ratelimit.store.base import Spend, Store
@@ -252,6 +252,57 @@ def test_closing_ends_every_stream_well() -> None:
         stream = lab.stream()
         await stream.write(first(TENANT))
         assert (await status(stream))[0] is grpc.StatusCode.UNAVAILABLE
+
+    run(scenario)
+
+
+def test_stopping_the_server_ends_a_stream_that_is_not_read() -> None:
+    """A drain is never held up by it for longer than its grace."""
+    left: list[Quotas] = []
+
+    async def scenario(lab: Lab) -> None:
+        slow = lab.stream()
+        large = [{"tenant": f"{number:03}" + "x" * 4000} for number in range(400)]
+        for _ in range(20):
+            await slow.write(first(*large))
+        quotas = lab.service.quotas
+        await lab.until(lambda: any(stream.due for stream in quotas.streams))
+        lab.service.close()
+        left.append(quotas)
+
+    run(scenario)
+    assert not left[0].streams
+    assert not left[0].buckets
+
+
+def test_a_stream_that_is_cancelled_twice_is_forgotten() -> None:
+    """Also while a write is under way that never ends."""
+
+    class Stuck:
+        """A call whose peer never reads."""
+
+        def __init__(self) -> None:
+            self.writing = asyncio.Event()
+
+        async def write(self, _message: bytes) -> None:
+            self.writing.set()
+            await asyncio.Event().wait()
+
+    async def one_report() -> AsyncIterator[bytes]:
+        yield first(TENANT).SerializeToString()
+        await asyncio.Event().wait()
+
+    async def scenario(lab: Lab) -> None:
+        context = Stuck()
+        call = asyncio.ensure_future(lab.service._run(one_report(), context))  # type: ignore[arg-type]
+        await context.writing.wait()
+        for _ in range(2):
+            call.cancel()
+            await asyncio.sleep(0.01)
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert not lab.service.quotas.streams
+        assert not lab.service.quotas.buckets
 
     run(scenario)
 
