@@ -53,10 +53,12 @@ def bootstrap(control_socket: Path, admin_socket: Path) -> dict[str, Any]:
     """Return an Envoy that answers by itself, with a bucket for each value of a header."""
     template = load_template()
     value = fill(template["header_value"], {"header": "x-tenant"})
-    bucket = fill(
-        template["quota_bucket"], {"header_value": value, "bucket_id": {"tenant": {"custom_value": value}}}
+    action = fill(template["quota_action"], {"bucket_id": {"tenant": {"custom_value": value}}})
+    bucket = fill(template["quota_bucket"], {"header_value": value, "action": action})
+    quota = fill(
+        template["rate_limit_quota"],
+        {"rate_limit_domain": "bench", "buckets": [bucket], "otherwise": action},
     )
-    quota = fill(template["rate_limit_quota"], {"rate_limit_domain": "bench", "buckets": [bucket]})
     route = {
         "match": {"prefix": "/"},
         "direct_response": {"status": 200, "body": {"inline_string": "ok\n"}},

@@ -75,9 +75,9 @@ def metrics(ready: dict[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, _, value in found}
 
 
-def status(running: Envoy) -> int:
-    """Return the status of a call of the tenant."""
-    return call(running.ports["in"], "/", [("Host", "api"), ("x-tenant", "acme")]).status
+def status(running: Envoy, *headers: tuple[str, str]) -> int:
+    """Return the status of a call, of the tenant unless other headers are given."""
+    return call(running.ports["in"], "/", [("Host", "api"), *(headers or [("x-tenant", "acme")])]).status
 
 
 def started(server: Serving) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def test_three_envoys_keep_to_one_limit() -> None:
             begin = monotonic()
             loads = []
             for running, result, delay in zip(envoys, results, (0.0, 0.0, 2.0), strict=True):
-                loads.append(_later(delay, running, result, seconds=9.0 - delay))
+                loads.append(_later(delay, running, result, seconds=7.5 - delay))
             await asyncio.gather(*loads)
             return monotonic() - begin
 
@@ -128,6 +128,8 @@ def test_a_reload_reaches_envoys_at_once_and_a_restart_gets_them_back() -> None:
         running = stack.enter_context(envoy(where, "envoy"))
         assert status(running) == 429, "no answer is not consent"
         eventually(lambda: status(running) == 200 or None, "a share")
+        assert status(running, ("x-other", "acme")) == 429, "calls without the header have a bucket, too"
+        eventually(lambda: status(running, ("x-other", "acme")) == 200 or None, "a share of it")
         (where / "limits" / "api.yaml").write_text(LIMITS.replace("50", "0"))
         eventually(lambda: status(running) == 429 or None, "the new limit")
         (where / "limits" / "api.yaml").write_text(LIMITS.replace("50", "40"))
@@ -143,8 +145,10 @@ def test_a_reload_reaches_envoys_at_once_and_a_restart_gets_them_back() -> None:
 def test_the_documented_filter_is_the_shipped_one() -> None:
     """The page and the template in `deploy/` say the same."""
     value = fragment("header_value", header="x-tenant")
-    bucket = fragment("quota_bucket", header_value=value, bucket_id={"tenant": {"custom_value": value}})
-    shipped = fragment("rate_limit_quota", rate_limit_domain="api", buckets=[bucket])
+    action = fragment("quota_action", bucket_id={"tenant": {"custom_value": value}})
+    bucket = fragment("quota_bucket", header_value=value, action=action)
+    otherwise = fragment("quota_action", bucket_id={"tenant": {"string_value": "anonymous"}})
+    shipped = fragment("rate_limit_quota", rate_limit_domain="api", buckets=[bucket], otherwise=otherwise)
     assert examples()[0]["http_filters"] == [shipped, fragment("router")]
     assert yaml.safe_load(LIMITS) == examples()[1]
 
