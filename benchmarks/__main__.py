@@ -21,6 +21,7 @@ from benchmarks import (
     bench_envoy,
     bench_load,
     bench_ratelimit,
+    bench_rlqs,
     bench_roles,
     bench_target,
     bench_tokens,
@@ -36,7 +37,7 @@ _RESULTS = Path(__file__).parent / "results"
 _CPU_INFO = Path("/proc/cpuinfo")
 _TARGET_SECONDS = 10.0
 # What `--quick` leaves out unless it is asked for by name.
-_NOT_QUICK = {"log"}
+_NOT_QUICK = {"log", "rlqs"}
 BENCHMARKS = {
     "check": bench_check.transports,
     "log": bench_check.decision_log,
@@ -45,6 +46,7 @@ BENCHMARKS = {
     "load": bench_load.load,
     "envoy": bench_envoy.envoy,
     "ratelimit": bench_ratelimit.rate_limit,
+    "rlqs": bench_rlqs.rlqs,
 }
 
 

@@ -178,12 +178,13 @@ def _start_envoy(run: Run, folder: Path) -> tuple[Measured, int]:
     config.write_text(dump(bootstrap(folder / "request.sock", admin)), encoding="utf-8")
     options = ["--disable-hot-restart", "--concurrency", "1", "--log-level", "warning"]
     child = run.children.start("Envoy", [find_envoy(), "-c", config, *options], folder / "envoy.log")
-    child.wait_until(lambda: _admin(admin, "/ready") == "LIVE\n", "becoming ready", _START_SECONDS)
-    listeners = json.loads(_admin(admin, "/listeners?format=json"))["listener_statuses"]
+    child.wait_until(lambda: admin_page(admin, "/ready") == "LIVE\n", "becoming ready", _START_SECONDS)
+    listeners = json.loads(admin_page(admin, "/listeners?format=json"))["listener_statuses"]
     return Measured(child), int(listeners[0]["local_address"]["socket_address"]["port_value"])
 
 
-def _admin(path: Path, query: str) -> str:
+def admin_page(path: Path, query: str) -> str:
+    """Return a page of Envoy's admin interface, nothing if it does not answer."""
     connection = UnixConnection(path)
     try:
         connection.request("GET", query)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 import click
 from click.shell_completion import get_completion_class
+
+if TYPE_CHECKING:
+    from garrison.documents import Diagnostic, Document
 
 _COMMANDS = {
     "serve": ("garrison.process.cli", "serve"),
@@ -38,21 +43,28 @@ class _Commands(click.Group):
         module, name = _COMMANDS[cmd_name]
         command = getattr(import_module(module), name)
         if cmd_name == "lint":
-            _lint_limits_too()
+            _lint_others_too()
         assert isinstance(command, click.Command)  # noqa: S101 - the table above is ours
         return command
 
 
-def _lint_limits_too() -> None:
-    """Let `lint` understand rate-limit files; `authz` and `ratelimit` do not know each other."""
+def _lint_others_too() -> None:
+    """Let `lint` understand rate-limit files and Envoy's own; `authz` knows only policies."""
     policies, limits = import_module("authz.tools.lint"), import_module("ratelimit.compile")
+    envoy = import_module("garrison.envoy_lint")
     if not policies.other_linters:
-        policies.other_linters.append(
-            lambda documents: (
-                [document for document in documents if not limits.is_limits(document)],
-                limits.lint([document for document in documents if limits.is_limits(document)]),
-            )
-        )
+        for is_theirs, lint in ((limits.is_limits, limits.lint), (envoy.is_envoy, envoy.lint)):
+            policies.other_linters.append(_linter(is_theirs, lint))
+
+
+def _linter(
+    is_theirs: Callable[[Document], bool], lint: Callable[[list[Document]], list[Diagnostic]]
+) -> Callable[[list[Document]], tuple[list[Document], list[Diagnostic]]]:
+    def other(documents: list[Document]) -> tuple[list[Document], list[Diagnostic]]:
+        theirs = [document for document in documents if is_theirs(document)]
+        return [document for document in documents if not is_theirs(document)], lint(theirs)
+
+    return other
 
 
 @click.group(

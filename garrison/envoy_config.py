@@ -66,6 +66,9 @@ class Inbound:
     """mTLS at `listen`, decisions per route, then the application. The first route that matches counts.
 
     With `include_peer_certificate` Garrison gets the callers' certificates, to verify them itself.
+
+    Of `shares` the Envoy gets a share (RLQS) instead of asking for each call. The first whose header a call
+    has counts; calls that have none share the bucket of the first one's value `absent`.
     """
 
     listen: Address
@@ -73,6 +76,7 @@ class Inbound:
     routes: tuple[InboundRoute, ...]
     rate_limit_domain: str = ""
     include_peer_certificate: bool = False
+    shares: tuple[HeaderDescriptor, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,11 +221,13 @@ class _Rendering:
 
     def _inbound_listener(self, inbound: Inbound) -> Any:
         limited = any(route.quotas for route in inbound.routes)
-        if limited and not inbound.rate_limit_domain:
+        if (limited or inbound.shares) and not inbound.rate_limit_domain:
             raise ValueError("a route has quotas but no rate limit domain is set")
         ratelimit = [self._fill("ratelimit", rate_limit_domain=inbound.rate_limit_domain)] if limited else []
         ext_authz = self._fill("ext_authz")
         ext_authz["typed_config"]["include_peer_certificate"] = inbound.include_peer_certificate
+        if inbound.shares:
+            ratelimit.append(self._rate_limit_quota(inbound))
         http = self._fill(
             "inbound_http",
             access_log=[self._access_log()],
@@ -235,6 +241,20 @@ class _Rendering:
             tls=self._tls({"prefix": f"{self._workload.trust_domain.spiffe_id}/"}),
             http=http,
         )
+
+    def _rate_limit_quota(self, inbound: Inbound) -> Any:
+        first = inbound.shares[0]
+        return self._fill(
+            "rate_limit_quota",
+            rate_limit_domain=inbound.rate_limit_domain,
+            buckets=[self._quota_bucket(quota) for quota in inbound.shares],
+            otherwise=self._fill("quota_action", bucket_id={first.key: {"string_value": first.absent}}),
+        )
+
+    def _quota_bucket(self, quota: HeaderDescriptor) -> Any:
+        value = self._fill("header_value", header=quota.header)
+        action = self._fill("quota_action", bucket_id={quota.key: {"custom_value": value}})
+        return self._fill("quota_bucket", header_value=value, action=action)
 
     def _inbound_route(self, route: InboundRoute) -> Any:
         return self._fill(
@@ -443,6 +463,14 @@ def _upstreams(
     help="A quota per value of HEADER, under the descriptor key KEY.",
 )
 @click.option(
+    "--rate-limit-share",
+    "shares",
+    multiple=True,
+    callback=_pairs,
+    metavar="HEADER=KEY",
+    help="The same, as a share of the quota that Envoy uses by itself (RLQS).",
+)
+@click.option(
     "--admin",
     type=ADDRESS,
     default="tcp://127.0.0.1:15000",
@@ -465,15 +493,19 @@ def envoy_config(
     upstreams: tuple[Upstream, ...],
     rate_limit_domain: str,
     quotas: Mapping[str, str],
+    shares: Mapping[str, str],
     admin: Address,
     access_log: str,
 ) -> None:
     """Print a working Envoy bootstrap for one workload: ext_authz, rate limit and SDS from Garrison."""
     if upstreams and outbound is None:
         raise click.UsageError("`--upstream` needs `--outbound`, where the application's calls come in")
-    if bool(quotas) != bool(rate_limit_domain):
-        raise click.UsageError("`--rate-limit-domain` and `--rate-limit-header` go together")
+    if bool(quotas or shares) != bool(rate_limit_domain):
+        raise click.UsageError(
+            "`--rate-limit-domain` goes together with `--rate-limit-header` or `--rate-limit-share`"
+        )
     descriptors = tuple(HeaderDescriptor(header, key) for header, key in quotas.items())
+    shared = tuple(HeaderDescriptor(header, key) for header, key in shares.items())
     route = InboundRoute(Destination(service, namespace, labels), quotas=descriptors)
     try:
         workload = Workload(
@@ -483,7 +515,9 @@ def envoy_config(
             control=control,
             admin=admin,
             access_log=access_log,
-            inbound=Inbound(listen, application, (route,), rate_limit_domain, include_peer_certificate),
+            inbound=Inbound(
+                listen, application, (route,), rate_limit_domain, include_peer_certificate, shared
+            ),
             outbound=Outbound(outbound, upstreams) if outbound is not None else None,
         )
         bootstrap = render_bootstrap(workload)

@@ -47,6 +47,7 @@ from garrison.telemetry.metrics import (
     AuthenticatorCollector,
     DistributionCollector,
     KeyCollector,
+    RlqsCollector,
     ServerCollector,
     StoreCollector,
 )
@@ -56,6 +57,8 @@ from garrison.transport.health import Health
 from garrison.transport.listeners import RequestServer, Transport
 from garrison.transport.tls import TlsFiles, TlsGeneration
 from ratelimit.compile import load_limits
+from ratelimit.rlqs import SERVICE as RLQS
+from ratelimit.rlqs import RateLimitQuotaService
 from ratelimit.service import RateLimitService
 from ratelimit.store.guard import GuardedStore
 from ratelimit.tree import Limits as RateLimits
@@ -126,6 +129,13 @@ class Server:
             prepare=self._prepare,
             also=lambda snapshot: snapshot.policies.files,
         )
+        self._rlqs = RateLimitQuotaService(
+            RateLimits({}, ""),
+            self._store,
+            clock=time.time_ns,
+            monotonic=time.monotonic_ns,
+            options=settings.rlqs.options(shadow_mode=settings.rate_limit.shadow_mode),
+        )
         self._limits_in_force: RateLimits
         limits_options = settings.rate_limit.limits_options()
         self._limits: Reloader[RateLimits] = Reloader(
@@ -164,7 +174,7 @@ class Server:
             self._settings.control.tls.files(),
             self._settings.control.unix_mode,
         )
-        handlers, services = [self.health.handler], [HEALTH]
+        handlers, services = [self.health.handler, *self._rlqs.handlers()], [HEALTH, RLQS]
         if self._authority is not None:
             self._sds = SecretDiscovery(
                 self._authority, self._settings.registrations(), peer_credentials=control.credentials
@@ -206,6 +216,7 @@ class Server:
             log.info("draining", grace_seconds=self._settings.drain_grace.total_seconds())
             self._set_ready(ready=False)
             self.health.close()
+            self._rlqs.close()
             if self._sds is not None:
                 self._sds.close()
             grace = self._settings.drain_grace.total_seconds()
@@ -262,6 +273,7 @@ class Server:
 
     def _use_limits(self, limits: RateLimits) -> None:
         self._limits_in_force = limits
+        self._rlqs.use(limits)
 
     def _set_ready(self, *, ready: bool) -> None:
         self._listening = ready
@@ -326,6 +338,16 @@ class Server:
                     local_answers=lambda: {answer.value: n for answer, n in store.local_answers.items()},
                 )
             )
+        quotas = self._rlqs.quotas
+        registry.register(
+            RlqsCollector(
+                streams=lambda: len(quotas.streams),
+                buckets=lambda: quotas.buckets,
+                actions=quotas.actions,
+                reported=quotas.reported,
+                refused=quotas.refused,
+            )
+        )
         if (follower := self._follower) is not None:
             registry.register(
                 DistributionCollector(

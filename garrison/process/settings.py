@@ -58,6 +58,7 @@ from garrison.transport.tls import TlsFiles
 from garrison.urls import parse_network
 from ratelimit.algorithm import OnStoreFailure
 from ratelimit.compile import Options as LimitsOptions
+from ratelimit.quotas import QuotaOptions
 from ratelimit.response import HeaderNames, ResponseOptions
 
 ENVIRONMENT_PREFIX = "GARRISON_"
@@ -147,12 +148,12 @@ class RequestSettings(BaseModel):
 
 
 class ControlSettings(BaseModel):
-    """The control path: SDS, health, reflection."""
+    """The control path: SDS, RLQS, health, reflection."""
 
     model_config = _STRICT
     listen: list[ListenAddress] = Field(
         default=[Address.parse("tcp://127.0.0.1:9192")],
-        description="where SDS, health and reflection are; SDS gives identities on unix:// only",
+        description="where SDS, RLQS, health and reflection are; SDS gives identities on unix:// only",
     )
     unix_mode: FileMode = Field(
         default=0o600, description="permissions of Unix sockets; 0666 for Envoys of other users"
@@ -421,6 +422,37 @@ class RateLimitSettings(BaseModel):
         return ResponseOptions(self.shadow_mode, headers, self.response_dynamic_metadata)
 
 
+class RlqsSettings(BaseModel):
+    """How limits are given out over RLQS; what they are stands in the files of `limits`."""
+
+    model_config = _STRICT
+    assignment_ttl: Duration = Field(
+        default=timedelta(seconds=15),
+        description="how long an Envoy may use what it was assigned; it reports, and is assigned, every 5s",
+    )
+    replicas: int = Field(
+        default=1, ge=1, le=1000, description="how many Garrisons give out equal parts of every limit"
+    )
+    max_streams: int = Field(default=1000, ge=1, description="most Envoys")
+    max_buckets: int = Field(default=10_000, ge=1, description="most buckets of one Envoy")
+    max_total_buckets: int = Field(default=100_000, ge=1, description="most buckets of all Envoys")
+
+    @field_validator("assignment_ttl")
+    @classmethod
+    def _outlives_a_report(cls, value: timedelta) -> timedelta:
+        # Envoy drops parts of a second, and reports every five.
+        if value % timedelta(seconds=1) or not timedelta(seconds=6) <= value <= timedelta(hours=1):
+            raise ValueError("`assignment_ttl` is a number of whole seconds between 6s and 1h")
+        return value
+
+    def options(self, *, shadow_mode: bool) -> QuotaOptions:
+        """Return what the service is told."""
+        seconds = self.assignment_ttl // timedelta(seconds=1)
+        return QuotaOptions(
+            seconds, self.replicas, self.max_streams, self.max_buckets, self.max_total_buckets, shadow_mode
+        )
+
+
 class LogSettings(BaseModel):
     """What is logged, on standard error."""
 
@@ -544,6 +576,7 @@ class Settings(BaseModel):
     ca: CaSettings = CaSettings()
     keys: KeysSettings = KeysSettings()
     rate_limit: RateLimitSettings = RateLimitSettings()
+    rlqs: RlqsSettings = RlqsSettings()
     log: LogSettings = LogSettings()
     tokens: TokenSettings = TokenSettings()
     distribution: DistributionSettings = DistributionSettings()

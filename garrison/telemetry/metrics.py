@@ -247,6 +247,39 @@ class AuthenticatorCollector(Collector):
         yield remembered
 
 
+class RlqsCollector(Collector):
+    """Reads what the quota streams count."""
+
+    def __init__(
+        self,
+        *,
+        streams: Callable[[], int],
+        buckets: Callable[[], int],
+        actions: Callable[[], Counts],
+        reported: Callable[[], Counts],
+        refused: Callable[[], Counts],
+    ) -> None:
+        self._streams = streams
+        self._buckets = buckets
+        self._actions = actions
+        self._reported = reported
+        self._refused = refused
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield every metric family."""
+        yield GaugeMetricFamily(names.RLQS_STREAMS, names.RLQS_STREAMS_HELP, value=self._streams())
+        yield GaugeMetricFamily(names.RLQS_BUCKETS, names.RLQS_BUCKETS_HELP, value=self._buckets())
+        yield _counter(
+            names.RLQS_ACTIONS, names.RLQS_ACTIONS_HELP, names.RLQS_ACTIONS_LABELS, self._actions()
+        )
+        yield _counter(
+            names.RLQS_REPORTED, names.RLQS_REPORTED_HELP, names.RLQS_REPORTED_LABELS, self._reported()
+        )
+        yield _counter(
+            names.RLQS_REFUSED, names.RLQS_REFUSED_HELP, names.RLQS_REFUSED_LABELS, self._refused()
+        )
+
+
 def _counter(name: str, help_: str, labels: Sequence[str], counts: Counts) -> Metric:
     family = CounterMetricFamily(name, help_, labels=labels)
     for values, count in counts.items():

@@ -92,3 +92,21 @@ DISTRIBUTION_BUNDLES_LABELS = ("result",)
 DISTRIBUTION_BUNDLE = "garrison_distribution_bundle"
 DISTRIBUTION_BUNDLE_HELP = "The sequence number of the bundle in force; its version as a label"
 DISTRIBUTION_BUNDLE_LABELS = ("version",)
+
+RLQS_STREAMS = "garrison_rlqs_streams"
+RLQS_STREAMS_HELP = "Envoys with an open quota stream"
+
+RLQS_BUCKETS = "garrison_rlqs_buckets"
+RLQS_BUCKETS_HELP = "Buckets that Envoys subscribe to, each as often as Envoys do"
+
+RLQS_ACTIONS = "garrison_rlqs_actions"
+RLQS_ACTIONS_HELP = "What Envoys were told about a bucket"
+RLQS_ACTIONS_LABELS = ("action",)
+
+RLQS_REPORTED = "garrison_rlqs_reported_calls"
+RLQS_REPORTED_HELP = "Calls that Envoys report, by domain and what they did with them"
+RLQS_REPORTED_LABELS = ("domain", "outcome")
+
+RLQS_REFUSED = "garrison_rlqs_refused"
+RLQS_REFUSED_HELP = "Streams and buckets above the bounds, and streams that ended with a malformed report"
+RLQS_REFUSED_LABELS = ("what",)

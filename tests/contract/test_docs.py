@@ -56,6 +56,7 @@ from garrison.telemetry.metrics import (
     AuthenticatorCollector,
     DistributionCollector,
     KeyCollector,
+    RlqsCollector,
     ServerCollector,
     StoreCollector,
 )
@@ -235,7 +236,10 @@ def metrics_table() -> str:
     keys = KeyCollector(list)
     authenticators = AuthenticatorCollector(answers=dict, breakers=dict, remembered=dict)
     store = StoreCollector(breakers=dict, failures=dict, local_answers=dict)
-    collectors = (collector, keys, store, follower, authenticators)
+    quotas = RlqsCollector(
+        streams=lambda: 0, buckets=lambda: 0, actions=nothing, reported=nothing, refused=nothing
+    )
+    collectors = (collector, keys, store, follower, authenticators, quotas)
     types = {metric.name: metric.type for one in collectors for metric in one.collect()}
     rows = []
     for constant, text in vars(names).items():

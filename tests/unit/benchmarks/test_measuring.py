@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections import Counter
 from pathlib import Path
@@ -17,6 +18,7 @@ from benchmarks.__main__ import main
 from benchmarks.bench_envoy import bootstrap
 from benchmarks.bench_target import answer_of
 from benchmarks.http_load import parse_response, request
+from benchmarks.paced_load import Paced, paced_load
 from benchmarks.servers import cpu_seconds
 
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -56,6 +58,34 @@ def test_a_response_without_a_length_is_refused() -> None:
     """Where a response ends is never guessed."""
     with pytest.raises(ValueError, match="content-length"):
         parse_response(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+
+
+def test_a_steady_load_counts_every_answer_and_what_was_lost() -> None:
+    """Requests go out by the clock, not by the answers; a server that stops answering loses the rest."""
+
+    async def scenario() -> Paced:
+        seen = 0
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal seen
+            while await reader.readuntil(b"\r\n\r\n"):
+                seen += 1
+                if seen == 8:
+                    writer.close()
+                    return
+                status = b"200" if seen % 2 else b"429"
+                writer.write(b"HTTP/1.1 %s X\r\ncontent-length: 2\r\n\r\nok" % status)
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        async with server:
+            result = Paced()
+            port = server.sockets[0].getsockname()[1]
+            call = request("GET", "/", [("host", "a")])
+            await paced_load(port, call, per_second=400, seconds=0.025, result=result)
+        return result
+
+    result = asyncio.run(scenario())
+    assert result == Paced(Counter({200: 4, 429: 3}), lost=3)
 
 
 def test_a_request_is_spelled_as_http_1() -> None:

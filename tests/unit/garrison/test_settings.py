@@ -14,6 +14,7 @@ from garrison.durations import parse_duration
 from garrison.errors import ConfigError
 from garrison.identity import SpiffeId, TrustDomain
 from garrison.process.settings import Settings, leaves, load_settings
+from ratelimit.quotas import QuotaOptions
 
 
 def write(folder: Path, text: str) -> Path:
@@ -82,6 +83,14 @@ def test_paths_in_the_file_are_relative_to_it(tmp_path: Path) -> None:
     assert (settings.policies, settings.ca.dir) == ([tmp_path / "p"], tmp_path / "ca")
 
 
+def test_quotas_are_given_out_as_the_settings_say(tmp_path: Path) -> None:
+    """Every field of the group arrives at the service."""
+    text = "{assignment_ttl: 1m, replicas: 2, max_streams: 3, max_buckets: 4, max_total_buckets: 5}"
+    settings = load_settings(write(tmp_path, f"rlqs: {text}\n"), {}, {})
+    assert settings.rlqs.options(shadow_mode=True) == QuotaOptions(60, 2, 3, 4, 5, shadow_mode=True)
+    assert Settings().rlqs.options(shadow_mode=False) == QuotaOptions()
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -114,6 +123,9 @@ def test_paths_in_the_file_are_relative_to_it(tmp_path: Path) -> None:
         ("a: 1\n---\nb: 2\n", "there can be only one document"),
         ("- a\n", "expected a mapping of settings"),
         ("workloads: [{spiffe_id: 'spiffe://other/a'}]\n", "`spiffe://other/a` is not in trust domain"),
+        ("rlqs: {assignment_ttl: 5s}\n", "whole seconds between 6s and 1h"),
+        ("rlqs: {assignment_ttl: 15500ms}\n", "whole seconds between 6s and 1h"),
+        ("rlqs: {replicas: 0}\n", "garrison.yaml:1:18: rlqs.replicas"),
         (
             "workloads: [{spiffe_id: 'spiffe://cluster.local/a', selectors: ['unix:name:x']}]\n",
             "selector `unix:name:x`",
