@@ -20,6 +20,7 @@ from garrison.errors import DependencyError
 from garrison.process.quota import StoreOptions, find_servers
 from ratelimit.algorithm import SECOND, UNITS, Algorithm, Limit, Outcome
 from ratelimit.charge import Spend
+from ratelimit.store.guard import GuardedStore
 from ratelimit.store.redis import RedisStore
 from ratelimit.zones import calendar_unit
 
@@ -269,6 +270,28 @@ def test_calls_of_one_turn_are_one_script(valkey: Valkey) -> None:
             assert scripts_run(valkey) - before == 1
         finally:
             await store.close()
+
+    asyncio.run(scenario())
+
+
+def test_leases_keep_to_the_limit(valkey: Valkey) -> None:
+    """Four processes that take leases allow the limit at most, nearly all of it, and ask seldom."""
+    limit = Limit(100, UNITS["year"], lease=7)
+
+    async def scenario() -> None:
+        guards = [GuardedStore(store_at(valkey.url), time.monotonic, deadline_seconds=5.0) for _ in range(4)]
+        allowed = 0
+        try:
+            before = scripts_run(valkey)
+            for number in range(160):
+                found = guards[number % 4].spend([Spend("leased", limit, 1)], START)
+                (outcome,) = found if isinstance(found, list) else await found
+                allowed += outcome.allowed
+            assert 100 - 4 * 6 <= allowed <= 100
+            assert scripts_run(valkey) - before < 30
+        finally:
+            for guard in guards:
+                await guard.close()
 
     asyncio.run(scenario())
 

@@ -56,6 +56,7 @@ PURE = [
     "ratelimit/patterns.py",
     "ratelimit/request.py",
     "ratelimit/response.py",
+    "ratelimit/store/leases.py",
     "ratelimit/store/refusals.py",
     "ratelimit/store/wire.py",
     "ratelimit/tree.py",
