@@ -108,7 +108,8 @@ class Limit:
     `name` is safe to put into a header. A limit in `shadow_mode` counts but never denies; one in `quota_mode`
     denies only together with all others of the request. `source` is where the rule stands
     (`file:line:column`), or what brought it. `burst` is what a token bucket holds. `metric` is what its
-    metrics are called. `best_effort` gives what is left where not all of a cost fits.
+    metrics are called. `best_effort` gives what is left where not all of a cost fits. `lease` is how much a
+    process takes from a shared store at a time.
     """
 
     requests_per_unit: int
@@ -122,6 +123,7 @@ class Limit:
     counts_denied: bool = True
     best_effort: bool = False
     on_store_failure: OnStoreFailure = OnStoreFailure.DENY
+    lease: int = 0
     metric: str = field(default="", compare=False)
     # Worked out from the above.
     capacity: int = field(init=False, compare=False, repr=False)

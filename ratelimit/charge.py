@@ -25,7 +25,7 @@ class Spend(NamedTuple):
 
     Spends of one `descriptor` of a call stand next to each other. With `once`, an identifier, the cost is
     taken once in `once_for` nanoseconds, however often the call is repeated. All spends of a call are of one
-    `domain`.
+    `domain`. If the cost fits, as much of `extra` is taken as fits besides.
     """
 
     key: str
@@ -35,6 +35,7 @@ class Spend(NamedTuple):
     once: str = ""
     once_for: int = 0
     domain: str = ""
+    extra: int = 0
 
     @property
     def once_key(self) -> str:
@@ -104,7 +105,7 @@ def charge(
             if not first.allowed:
                 outcomes[index] = first._replace(remaining=left.remaining)
     for index, (spend, cost) in enumerate(zip(spends, costs, strict=True)):
-        if spend.limit.best_effort and cost > 0 and outcomes[index].allowed:
+        if (spend.limit.best_effort or spend.extra) and cost > 0 and outcomes[index].allowed:
             once = repeated[index]
             outcomes[index] = outcomes[index]._replace(granted=once.granted if once else cost)
     return outcomes, written
@@ -124,14 +125,18 @@ def is_denied(spends: Sequence[Spend], outcomes: Sequence[Outcome]) -> bool:
 
 
 def _costs(spends: Sequence[Spend], load: Load, now: int) -> list[int]:
-    """Return what each spend is to take: less than asked for where a part is enough."""
+    """Return what each spend is to take: less than asked for where a part is enough, or more."""
     # By descriptor, what the limit with least remaining could give.
     parts: dict[int, int] = {}
     for spend in spends:
         if spend.limit.best_effort and spend.cost > 1:
             part = parts.get(spend.descriptor, spend.cost)
             parts[spend.descriptor] = max(min(part, _look(spend, load, now).remaining), 1)
-    return [parts.get(spend.descriptor, spend.cost) if spend.cost > 1 else spend.cost for spend in spends]
+    costs = [parts.get(spend.descriptor, spend.cost) if spend.cost > 1 else spend.cost for spend in spends]
+    for index, spend in enumerate(spends):
+        if spend.extra and spend.cost > 0:
+            costs[index] = max(costs[index], min(spend.cost + spend.extra, _look(spend, load, now).remaining))
+    return costs
 
 
 def _look(spend: Spend, load: Load, now: int) -> Outcome:

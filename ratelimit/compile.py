@@ -328,6 +328,9 @@ class _Compiler:
         if algorithm is Algorithm.CONCURRENCY and limit.denied_hits == "count":
             message = "whoever is denied holds no place that could be counted"
             self._error((*where, "denied_hits"), "contradiction", message)
+        if limit.lease is not None and (algorithm is not Algorithm.FIXED_WINDOW or spec.best_effort):
+            message = "only a `fixed_window` without `best_effort` can be taken in leases"
+            self._error((*where, "lease"), "contradiction", message)
         if limit.name and any(one.name == limit.name for one in limit.replaces):
             self._error((*where, "replaces"), "contradiction", "a limit cannot replace itself")
         if unit is None or limit.requests_per_unit is None:
@@ -353,6 +356,7 @@ class _Compiler:
             counts,
             spec.best_effort,
             OnStoreFailure(failure) if failure else self._options.on_store_failure,
+            limit.lease or 0,
             label,
         )
 

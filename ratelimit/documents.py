@@ -57,6 +57,7 @@ class RateLimitSpec(_Model):
     time_zone: str | None = None
     denied_hits: Literal["count", "free"] | None = None
     on_store_failure: Literal["allow", "deny", "local"] | None = None
+    lease: AtLeastOne | None = None
 
 
 class MatchSpec(_Model):

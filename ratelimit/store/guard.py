@@ -21,6 +21,7 @@ from ratelimit.algorithm import SECOND, Limit, OnStoreFailure, Outcome
 from ratelimit.charge import Spend, is_denied
 from ratelimit.later import Later
 from ratelimit.store.base import Store
+from ratelimit.store.leases import Leases, own_outcome
 from ratelimit.store.memory import MemoryStore
 from ratelimit.store.redis import RedisStore, Result, StoreError
 from ratelimit.store.refusals import Refusals
@@ -51,6 +52,7 @@ class LocalAnswer(StrEnum):
     DENY = "deny"
     LOCAL = "local"
     OVER_LIMIT = "over_limit"
+    LEASE = "lease"
 
 
 @dataclass(eq=False, slots=True)
@@ -91,6 +93,7 @@ class GuardedStore(Store):
         self._replicas = replicas
         self._local = local or MemoryStore()
         self._refusals = Refusals()
+        self._leases = Leases()
         self._breakers: dict[int, Breaker] = {}
         # By identity, with the limit itself so that it stays the same one.
         self._local_limits: dict[int, tuple[Limit, Limit]] = {}
@@ -111,6 +114,11 @@ class GuardedStore(Store):
             DependencyError: the store cannot tell, and a limit wants that to deny.
 
         """
+        # Only a call that depends on nothing else can be answered from what was taken in advance.
+        leased = len(spends) == 1 and spends[0].limit.lease > 1 and not spends[0].once
+        if leased and (outcome := self._leases.spend(spends[0], self._monotonic())) is not None:
+            self.local_answers[LocalAnswer.LEASE] += 1
+            return [outcome]
         breaker = self._breaker(spends[0].domain)
         if breaker.state is not State.CLOSED:
             return self._fall_back(spends, now)
@@ -119,6 +127,13 @@ class GuardedStore(Store):
             if refused is not None:
                 self.local_answers[LocalAnswer.OVER_LIMIT] += len(refused)
                 return refused
+        if leased:
+            at = self._monotonic()
+            asked = self._leases.ask(spends[0], at)
+            future = self._store.submit([asked], now)
+            # Whether or not somebody is still waiting then: what was taken in advance is there for others.
+            future.add_done_callback(lambda done: self._leases.answered(asked, _only(done), at))
+            return Later(self._finish_lease, breaker, asked, now, future)
         return Later(self._finish, breaker, spends, now, self._store.submit(spends, now))
 
     async def start(self, domains: Sequence[str]) -> None:
@@ -172,6 +187,12 @@ class GuardedStore(Store):
             return self._fall_back(spends, now)
         self._refusals.learn(spends, found, self._monotonic())
         return found
+
+    async def _finish_lease(
+        self, breaker: Breaker, asked: Spend, now: int, future: asyncio.Future[Result]
+    ) -> list[Outcome]:
+        (outcome,) = await self._finish(breaker, [asked], now, future)
+        return [own_outcome(asked, outcome)]
 
     # -- the breaker
 
@@ -261,6 +282,12 @@ class GuardedStore(Store):
             self._local_limits.clear()
         self._local_limits[id(limit)] = limit, share
         return share
+
+
+def _only(future: asyncio.Future[Result]) -> Outcome | None:
+    """Return the outcome of a call with one spend, None if there is none."""
+    found = None if future.cancelled() else future.result()
+    return found[0] if isinstance(found, list) else None
 
 
 def _part(number: int, replicas: int) -> int:

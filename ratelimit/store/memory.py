@@ -40,7 +40,7 @@ class MemoryStore(Store):
     def spend(self, spends: Sequence[Spend], now: int) -> list[Outcome]:
         """Apply `spends` at `now`; return one outcome each, in order."""
         for spend in spends:
-            if not spend.limit.is_plain or spend.once:
+            if not spend.limit.is_plain or spend.once or spend.extra:
                 return self._charge(spends, now)
         return [self._spend(spend, now) for spend in spends]
 

@@ -14,6 +14,10 @@ MAX_SECONDS = 1.0
 MAX_KEYS = 50_000
 
 
+# Of a limit that plays no part, because another one of its descriptor denies.
+_NOT_ASKED = Outcome(allowed=True, remaining=0, reset=1, is_known=False)
+
+
 class _Refusal(NamedTuple):
     until: float
     reset_at: float
@@ -35,22 +39,38 @@ class Refusals:
         return len(self._known)
 
     def answer(self, spends: Sequence[Spend], at: float) -> list[Outcome] | None:
-        """Return the outcomes of a call all of whose limits are known to deny; None if any may not be."""
-        outcomes = []
-        for spend in spends:
-            known = self._known.get(spend.key)
-            if known is None:
-                return None
-            if known.until <= at:
-                del self._known[spend.key]
-                return None
-            if spend.cost < 0 or spend.once or (spend.cost or 1) < known.cost:
-                return None
-            if known.numbers != spend.limit.numbers:
-                return None
-            reset = max(int((known.reset_at - at) * SECOND), 1)
-            outcomes.append(Outcome(allowed=False, remaining=0, reset=reset))
-        return outcomes
+        """Return the outcomes of a call that is known to be denied and to change nothing; else None.
+
+        That is one all of whose limits are known to deny, or have a limit beside them on the same descriptor
+        that is, and take nothing from a call that is denied.
+        """
+        outcomes: list[Outcome | None] = [self._deny(spend, at) for spend in spends]
+        if None in outcomes:
+            denying = {
+                spend.descriptor
+                for spend, outcome in zip(spends, outcomes, strict=True)
+                if outcome is not None and not spend.limit.shadow_mode and not spend.limit.quota_mode
+            }
+            for index, spend in enumerate(spends):
+                if outcomes[index] is None:
+                    if spend.limit.counts_denied or spend.once or spend.descriptor not in denying:
+                        return None
+                    outcomes[index] = _NOT_ASKED
+        return [outcome for outcome in outcomes if outcome is not None]
+
+    def _deny(self, spend: Spend, at: float) -> Outcome | None:
+        known = self._known.get(spend.key)
+        if known is None:
+            return None
+        if known.until <= at:
+            del self._known[spend.key]
+            return None
+        if spend.cost < 0 or spend.once or (spend.cost or 1) < known.cost:
+            return None
+        if known.numbers != spend.limit.numbers:
+            return None
+        reset = max(int((known.reset_at - at) * SECOND), 1)
+        return Outcome(allowed=False, remaining=0, reset=reset)
 
     def learn(self, spends: Sequence[Spend], outcomes: Sequence[Outcome], at: float) -> None:
         """Remember who has nothing left, and forget who was given something back."""

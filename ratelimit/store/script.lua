@@ -7,7 +7,7 @@
 --            for each limit: algorithm and flags, requests per window, capacity, window in ticks, microseconds
 --              of a tick, and four ends of calendar windows (0 without a calendar)
 --            for each call: how many spends; for each of them: key, limit, cost, descriptor, key of the record
---              (0: none), for how many microseconds
+--              (0: none), for how many microseconds, how much more to take if the cost fits
 -- returns  four packed doubles for each spend, in order: allowed, remaining, reset in microseconds, granted (-1:
 --          nothing to tell)
 --
@@ -347,10 +347,10 @@ for _ = 1, call_count do
     local spends = {}
     written, kept = {}, {}
     for index = 1, (take(1)) do
-        local key, limit, cost, descriptor, once, once_for = take(6)
+        local key, limit, cost, descriptor, once, once_for, extra = take(7)
         spends[index] = {
             key = key, limit = limits[limit], asked = cost, cost = cost,
-            descriptor = descriptor, once = once, once_for = once_for,
+            descriptor = descriptor, once = once, once_for = once_for, extra = extra,
         }
     end
     -- By descriptor, what the limit with least remaining could give, where a part is enough.
@@ -364,6 +364,10 @@ for _ = 1, call_count do
     for _, spend in ipairs(spends) do
         if spend.asked > 1 then
             spend.cost = parts[spend.descriptor] or spend.asked
+        end
+        if spend.extra > 0 and spend.asked > 0 then
+            local _, left = apply(spend.limit, buckets[spend.key], 0)
+            spend.cost = max(spend.cost, min(spend.asked + spend.extra, left))
         end
     end
     for _, spend in ipairs(spends) do
@@ -393,7 +397,7 @@ for _ = 1, call_count do
     end
     for _, spend in ipairs(spends) do
         local granted = -1
-        if spend.limit.best_effort and spend.cost > 0 and spend.outcome.allowed then
+        if (spend.limit.best_effort or spend.extra > 0) and spend.cost > 0 and spend.outcome.allowed then
             granted = spend.record and spend.record[2] or spend.cost
         end
         reply[#reply + 1] = pack_doubles(

@@ -78,7 +78,8 @@ def encode(calls: Sequence[Sequence[Spend]], keys: Keys, now: int, at: int) -> t
             if spend.once:
                 key = keys.once(start, spend)
                 once = places.setdefault(key, len(places) + 1)
-            numbers += (place, index, spend.cost, spend.descriptor, once, spend.once_for // MICROSECOND)
+            numbers += (place, index, spend.cost, spend.descriptor, once)
+            numbers += (spend.once_for // MICROSECOND, spend.extra)
     head = [now // MICROSECOND, len(known), len(calls)]
     for limit in known:
         head += limit.numbers

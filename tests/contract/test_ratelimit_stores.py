@@ -13,13 +13,14 @@ from support.proxy import Proxy
 from support.ratelimit import START
 from support.store_certificates import certificate
 from support.valkey import Valkey
-from support.valkey_nodes import Cluster
+from support.valkey_nodes import Cluster, Node
 
 from garrison.distribution.address import RedisAddress
 from garrison.errors import DependencyError
 from garrison.process.quota import StoreOptions, find_servers
 from ratelimit.algorithm import SECOND, UNITS, Algorithm, Limit, Outcome
 from ratelimit.charge import Spend
+from ratelimit.store.guard import GuardedStore
 from ratelimit.store.redis import RedisStore
 from ratelimit.zones import calendar_unit
 
@@ -237,6 +238,80 @@ def test_a_cluster_counts_like_one_server(cluster: Cluster) -> None:
                 *(store.spend([Spend("a", TEN, 0, domain=domain)], START) for domain in domains)
             )
             assert [outcome.remaining for (outcome,) in left] == [8] * 30
+        finally:
+            await store.close()
+
+    asyncio.run(scenario())
+
+
+def scripts_run(node: Valkey | Node) -> int:
+    """Return how many scripts a server has run."""
+    if isinstance(node, Node):
+        stats = node.ask("INFO", "commandstats")
+    else:
+        client = node.client()
+        stats = client.info("commandstats")
+        client.close()
+    return sum(int(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"]) for name in ("evalsha", "eval"))
+
+
+def test_calls_of_one_turn_are_one_script(valkey: Valkey) -> None:
+    """A hundred calls that come up together are one script, and what comes up meanwhile waits for the next one."""
+
+    async def scenario() -> None:
+        store = store_at(valkey.url)
+        try:
+            await spend(store, Spend("turn", TEN, 0))
+            before = scripts_run(valkey)
+            found = await asyncio.gather(
+                *(store.spend([Spend(f"turn{n}", TEN, 1)], START) for n in range(100))
+            )
+            assert all(outcome.remaining == 9 for (outcome,) in found)
+            assert scripts_run(valkey) - before == 1
+        finally:
+            await store.close()
+
+    asyncio.run(scenario())
+
+
+def test_leases_keep_to_the_limit(valkey: Valkey) -> None:
+    """Four processes that take leases allow the limit at most, nearly all of it, and ask seldom."""
+    limit = Limit(100, UNITS["year"], lease=7)
+
+    async def scenario() -> None:
+        guards = [GuardedStore(store_at(valkey.url), time.monotonic, deadline_seconds=5.0) for _ in range(4)]
+        allowed = 0
+        try:
+            before = scripts_run(valkey)
+            for number in range(160):
+                found = guards[number % 4].spend([Spend("leased", limit, 1)], START)
+                (outcome,) = found if isinstance(found, list) else await found
+                allowed += outcome.allowed
+            assert 100 - 4 * 6 <= allowed <= 100
+            assert scripts_run(valkey) - before < 30
+        finally:
+            for guard in guards:
+                await guard.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_cluster_gets_one_script_for_each_slot(cluster: Cluster) -> None:
+    """Calls of one turn for two domains are two scripts, each where its slot is."""
+    names = [f"turn-{number}" for number in range(20)]
+    first = cluster.node_of(f"garrison:{{{names[0]}}}:x")
+    second = next(name for name in names if cluster.node_of(f"garrison:{{{name}}}:x") is not first)
+
+    async def scenario() -> None:
+        store = store_at(*cluster.urls, mode="cluster")
+        try:
+            domains = [names[0], second]
+            await asyncio.gather(*(spend(store, Spend("k", TEN, 0, domain=domain)) for domain in domains))
+            before = [scripts_run(node) for node in cluster.nodes]
+            calls = [[Spend(f"k{n}", TEN, 1, domain=domain)] for domain in domains for n in range(50)]
+            await asyncio.gather(*(store.spend(call, START) for call in calls))
+            after = [scripts_run(node) for node in cluster.nodes]
+            assert sorted(now - then for now, then in zip(after, before, strict=True)) == [0, 1, 1]
         finally:
             await store.close()
 

@@ -51,7 +51,11 @@ class Model:
                 again = cost if spend.limit.counts_denied and not repeated[index] else 0
                 answers[index] = answers[index][0], self._take(spend, again, now)[1]
         granted = [
-            None if not (spend.limit.best_effort and cost > 0 and allowed) else known[1] if known else cost
+            None
+            if not ((spend.limit.best_effort or spend.extra) and cost > 0 and allowed)
+            else known[1]
+            if known
+            else cost
             for spend, cost, (allowed, _), known in zip(spends, costs, answers, repeated, strict=True)
         ]
         return [(allowed, left, grant) for (allowed, left), grant in zip(answers, granted, strict=True)]
@@ -70,6 +74,9 @@ class Model:
             if spend.limit.best_effort and cost > 1:
                 group = [other for other in spends if other.descriptor == spend.descriptor]
                 cost = max(1, min([cost, *(copy.deepcopy(self)._take(one, 0, now)[1] for one in group)]))
+            if spend.extra and spend.cost > 0:
+                left = copy.deepcopy(self)._take(spend, 0, now)[1]
+                cost = max(cost, min(spend.cost + spend.extra, left))
             costs.append(cost)
         return costs
 

@@ -52,7 +52,8 @@ def calls(draw: Any, chosen: list[Limit]) -> tuple[int, list[Spend]]:
         once = draw(st.sampled_from(["", "", "", "a", "b"]))
         value = draw(st.sampled_from("xy"))
         limit, descriptor = chosen[index], len(spends)
-        spends.append(Spend(f"k{index}{value}", limit, cost, descriptor, once, 5 * SECOND))
+        extra = draw(st.sampled_from([0, 0, 0, 1, 7]))
+        spends.append(Spend(f"k{index}{value}", limit, cost, descriptor, once, 5 * SECOND, extra=extra))
         if draw(st.booleans()):
             # A second limit on the same descriptor; modes are the descriptor's.
             modes = {name: getattr(limit, name) for name in ("shadow_mode", "quota_mode", "best_effort")}

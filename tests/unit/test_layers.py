@@ -78,6 +78,7 @@ PURE = [
     "ratelimit/request.py",
     "ratelimit/response.py",
     "ratelimit/rlqs_messages.py",
+    "ratelimit/store/leases.py",
     "ratelimit/store/refusals.py",
     "ratelimit/store/wire.py",
     "ratelimit/tree.py",

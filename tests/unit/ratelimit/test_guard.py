@@ -35,11 +35,13 @@ class FaultyStore:
         return ord(domain[0]) if domain else 0
 
     def submit(self, spends: Sequence[Spend], now: int) -> asyncio.Future[Result]:
-        """Answer, or fail, at once."""
+        """Answer, or fail, in the next turn of the loop."""
         self.asked += 1
-        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Result] = loop.create_future()
         reason = self.fails.get(self.slot(spends[0].domain))
-        future.set_result(StoreError(reason) if reason else self._memory.spend(spends, now))
+        result: Result = StoreError(reason) if reason else self._memory.spend(spends, now)
+        loop.call_soon(future.set_result, result)
         return future
 
     async def probe(self, domain: str) -> None:
@@ -190,6 +192,35 @@ def test_one_slot_breaks_alone() -> None:
         assert (await spend(guard, Spend("x", limit(DENY), 1, domain="b")))[0].remaining == 2
         states = {breaker.domain: breaker.state is State.CLOSED for breaker in guard.breakers()}
         assert states == {"a": False, "b": True}
+        await guard.close()
+
+    asyncio.run(scenario())
+
+
+def test_leases_save_questions() -> None:
+    """Of ten hits one goes to the store; while the store fails what is left of the lease is used first."""
+
+    async def scenario() -> None:
+        store = FaultyStore()
+        guard = guarded(store)
+        leased = limit(DENY, 25, lease=10)
+        found = [await spend(guard, Spend("k", leased, 1)) for _ in range(22)]
+        assert [outcome.remaining for (outcome,) in found] == list(range(24, 2, -1))
+        assert store.asked == 3
+        store.fails[0] = "timeout"
+        await spend(guard, Spend("other", limit(ALLOW), 1))
+        for expected in (2, 1, 0):
+            assert (await spend(guard, Spend("k", leased, 1)))[0].remaining == expected
+        with pytest.raises(DependencyError):
+            await spend(guard, Spend("k", leased, 1))
+        assert guard.local_answers[LocalAnswer.LEASE] == 22
+        store.fails.clear()
+        await healed(guard)
+        guard.spend([Spend("gone", leased, 1)], 0)  # whose caller goes away before it is awaited
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert (await spend(guard, Spend("gone", leased, 1)))[0].remaining == 23
+        assert store.asked == 5
         await guard.close()
 
     asyncio.run(scenario())

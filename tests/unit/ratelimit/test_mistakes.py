@@ -122,6 +122,12 @@ def problems(text: str, options: Options | None = None) -> list[str]:
             ],
         ),
         (
+            "- {key: a, rate_limit: {algorithm: token_bucket, lease: 5, unit: day, requests_per_unit: 9}}",
+            [
+                "3:57: descriptors[0].rate_limit.lease: only a `fixed_window` without `best_effort` can be taken in leases [contradiction]"
+            ],
+        ),
+        (
             "- {key: a, match: {}}\n- {key: a, match: {prefix: a, suffix: b}}",
             [
                 "3:19: descriptors[0].match: a match is exactly one of `prefix`, `suffix`, `regex`, `cidr` [bad_match]",

@@ -73,3 +73,22 @@ def test_it_stays_bounded() -> None:
     assert len(refusals) == 2
     assert refusals.answer([Spend("a", THREE, 1)], 100.1) is None
     assert refusals.answer([Spend("c", THREE, 1)], 100.1) is not None
+
+
+def test_one_limit_of_a_descriptor_is_enough() -> None:
+    """A limit beside one that denies need not be asked if denied calls take nothing from it."""
+    free = replace(THREE, counts_denied=False)
+    refusals = learnt(Spend("k", free, 1))
+    beside = Spend("l", free, 1)
+    (over, other) = refusals.answer([Spend("k", free, 1), beside], 100.1) or []
+    assert (over.allowed, other.allowed, other.is_known) == (False, True, False)
+    for second in (
+        Spend("l", THREE, 1),
+        Spend("l", free, 1, descriptor=1),
+        Spend("l", free, 1, once="id"),
+    ):
+        assert refusals.answer([Spend("k", free, 1), second], 100.1) is None
+    for lenient in (replace(free, shadow_mode=True), replace(free, quota_mode=True)):
+        refusals = learnt(Spend("k", lenient, 1))
+        assert refusals.answer([Spend("k", lenient, 1), beside], 100.1) is None
+        assert refusals.answer([Spend("k", lenient, 1)], 100.1) is not None
