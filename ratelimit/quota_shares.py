@@ -16,10 +16,6 @@ How it is divided:
    Who has not reported for long enough to know wants all.
 3. Nobody gets less than it wants while another one gets more than an equal part (max-min fairness).
 4. What nobody wants is divided equally.
-5. A share that would be at least half and at most double stays for as long as four calls take at that rate,
-   a minute at most: with each change Envoy drops what it has of a call, so that at a few calls a minute, with
-   changes every five seconds, it would never have a whole one. What has become less because of the counters
-   (`capacity`) does not wait.
 """
 
 from __future__ import annotations
@@ -38,9 +34,6 @@ M = TypeVar("M", bound=Hashable)
 SLACK = SECOND
 # A part of this size is kept for newcomers, and each Envoy's least part is this fraction of an equal one.
 RESERVE = FLOOR = 16
-# So many calls' time a share stays as it is, but not longer than a minute.
-_HOLD_CALLS = 4
-_MAX_HOLD = 60 * SECOND
 # More assignments than these, not known to have arrived, are counted as one.
 _MAX_SENT = 8
 # What is at least this fraction of a limit is told at once.
@@ -140,23 +133,19 @@ class _Member:
     sent: list[_Sent] = field(default_factory=list)
     ceiling: int = 0
     target: int = 0
-    # When its share was changed last, apart from the first one.
-    changed: int | None = None
 
 
 class QuotaShares(Generic[M]):
     """The division of `units` between members that join, report, are assigned shares and leave.
 
-    `lifetime` (nanoseconds) is how long an assignment is valid once it arrived, `interval` in which time a
-    share of one unit is one call. `capacity` says how many of the units there are to divide for the time
-    being.
+    `lifetime` (nanoseconds) is how long an assignment is valid once it arrived. `capacity` says how many of
+    the units there are to divide for the time being.
     """
 
-    def __init__(self, units: int, lifetime: int, interval: int = 0) -> None:
+    def __init__(self, units: int, lifetime: int) -> None:
         self.units = units
         self.capacity = units
         self._lifetime = lifetime + SLACK
-        self._interval = interval
         self._members: dict[M, _Member] = {}
         # What those who left may still be using, and until when.
         self._left: list[tuple[int, int]] = []
@@ -209,22 +198,9 @@ class QuotaShares(Generic[M]):
         free = self.units - self._held + member.ceiling
         half = (free + 1) // 2
         allowance = half if member.demand is None else max(free - self.units // RESERVE, half)
-        share = self._steady(member, min(member.target, allowance), now)
+        share = min(member.target, allowance)
         member.sent.append(_Sent(share))
         self._recount(member)
-        return share
-
-    def _steady(self, member: _Member, share: int, now: int) -> int:
-        """Return a share, or the one that the member has where that should stay."""
-        if not member.sent or share == member.sent[-1].share:
-            return share
-        last = member.sent[-1].share
-        is_small = last < share <= 2 * last or (self.capacity >= self.units and last <= 2 * share < 2 * last)
-        if is_small and member.changed is not None:
-            hold = min(_HOLD_CALLS * self._interval // last, _MAX_HOLD)
-            if 0 <= now - member.changed < hold:
-                return last
-        member.changed = now
         return share
 
     def delivered(self, who: M, now: int) -> None:

@@ -28,9 +28,6 @@ IDLE = 60 * SECOND
 _SWEPT_AT_ONCE = 100
 # Shorter than that, a report says nothing about a rate.
 _LEAST_ELAPSED = SECOND
-# A demand is renewed from so many calls, or from a time as long as this: from fewer it would be chance.
-_ENOUGH_CALLS = 8
-_LONG_ENOUGH = 30 * SECOND
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,8 +282,9 @@ class Quotas:
         subscription.calls += usage.allowed + usage.denied
         elapsed = now - subscription.since
         demand = None
-        if quota is not None and _tells_a_rate(subscription, quota, elapsed):
-            demand = quota.terms.units_of(subscription.calls, elapsed)
+        if elapsed >= _LEAST_ELAPSED:
+            if quota is not None:
+                demand = quota.terms.units_of(subscription.calls, elapsed)
             subscription.since, subscription.calls = now, 0
         if quota is not None and quota.shares.report(subscription, demand, now):
             _tell(quota, quota.shares.is_short, subscription, now)
@@ -320,7 +318,8 @@ class Quotas:
         counted = _counters(place)
         quota = self._quotas.get(place.path)
         if quota is None:
-            quota = Quota(subscription.stream.domain, place.path, terms, self._shares(terms), counted)
+            shares: QuotaShares[Subscription] = QuotaShares(terms.units, self._options.ttl_seconds * SECOND)
+            quota = Quota(subscription.stream.domain, place.path, terms, shares, counted)
             self._quotas[place.path] = quota
         elif quota.terms != terms:
             self._renew(quota, terms, now)
@@ -335,17 +334,13 @@ class Quotas:
     def _renew(self, quota: Quota, terms: Terms, now: int) -> None:
         """Start anew under other terms: what was assigned before was right then, and is replaced at once."""
         old = quota.shares
-        quota.shares = self._shares(terms)
+        quota.shares = QuotaShares(terms.units, self._options.ttl_seconds * SECOND)
         for member in old:
             demand = old.demand(member)
             if demand is not None:
                 demand = demand * terms.interval_seconds // quota.terms.interval_seconds
             quota.shares.join(member, demand, now)
         quota.terms = terms
-
-    def _shares(self, terms: Terms) -> QuotaShares[Subscription]:
-        lifetime = self._options.ttl_seconds * SECOND
-        return QuotaShares(terms.units, lifetime, terms.interval_seconds * SECOND)
 
     def _leave(self, subscription: Subscription, now: int) -> None:
         quota, subscription.quota = subscription.quota, None
@@ -366,15 +361,6 @@ class Quotas:
                 del self._quotas[path]
             else:
                 self._unused[path] = quota
-
-
-def _tells_a_rate(subscription: Subscription, quota: Quota, elapsed: int) -> bool:
-    """Return whether there were, or should have been, enough calls to say what a stream's demand is."""
-    known = quota.shares.demand(subscription)
-    if known is None or elapsed >= _LONG_ENOUGH:
-        return elapsed >= _LEAST_ELAPSED
-    expected = known * elapsed // (quota.terms.interval_seconds * SECOND)
-    return elapsed >= _LEAST_ELAPSED and max(expected, subscription.calls) >= _ENOUGH_CALLS
 
 
 def _tell(quota: Quota, concerns: Callable[[Subscription, int], bool], but: Subscription, now: int) -> None:

@@ -144,7 +144,6 @@ def test_others_are_told_when_an_envoy_comes_and_when_limits_change() -> None:
         await lab.tell(one, first(TENANT))
         lab.clock.now += 5 * SECOND
         assert await lab.tell(one, reports((TENANT, 400, 0))) == {KEY: (60.0, 60)}
-        lab.clock.now += SECOND
         await two.write(first(TENANT))
         assert described(await one.read()) == {KEY: (30.0, 30)}
         ((rate, _),) = described(await two.read()).values()

@@ -103,9 +103,9 @@ def test_what_nobody_wants_is_divided_equally() -> None:
     assert divide(100, [10, 500]) == [10, 90]
 
 
-def shares(*members: str, units: int = 1600, interval: int = 0) -> QuotaShares[str]:
+def shares(*members: str, units: int = 1600) -> QuotaShares[str]:
     """Return shares that some have joined at time 0."""
-    found: QuotaShares[str] = QuotaShares(units, TTL, interval)
+    found: QuotaShares[str] = QuotaShares(units, TTL)
     for member in members:
         found.join(member, None, 0)
     return found
@@ -172,36 +172,6 @@ def test_what_was_raised_last_counts_longest_for_one_that_left() -> None:
     assert quota.held == 1500
     quota.sweep(5 * SECOND + TTL + SLACK)
     assert quota.held == 0
-
-
-def test_a_share_changes_little_only_after_four_calls() -> None:
-    """Envoy drops the part of a call that it has with each change, so slow shares are left alone for a while."""
-    quota = shares("a", interval=1600 * SECOND)
-    assert told(quota, "a", 0) == 800
-    quota.report("a", 1500, SECOND)
-    assert told(quota, "a", 2 * SECOND) == 1500, "the first change does not wait"
-    quota.join("b", 1000, 2 * SECOND)
-    four_calls = 4 * 1600 * SECOND // 1500
-    assert told(quota, "a", 2 * SECOND + four_calls - 1) == 1500
-    assert told(quota, "a", 2 * SECOND + four_calls) == 750
-
-
-def test_a_large_change_and_one_that_counters_want_do_not_wait() -> None:
-    """Less than half, more than double, or less because of what others took from the counter."""
-    quota = shares("a", interval=1600 * SECOND)
-    told(quota, "a", 0)
-    quota.report("a", 1500, 0)
-    assert told(quota, "a", 0) == 1500
-    quota.capacity = 1500
-    assert told(quota, "a", 0) == 1407
-    quota.capacity = 1600
-    assert told(quota, "a", 0) == 1407
-    for who in "bcd":
-        quota.join(who, 5000, 0)
-    assert told(quota, "a", 0) == 375
-    for who in "bcd":
-        quota.leave(who, 0)
-    assert told(quota, "a", SECOND) == 1500
 
 
 def test_a_smaller_capacity_is_what_is_divided() -> None:

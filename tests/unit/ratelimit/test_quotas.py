@@ -130,26 +130,6 @@ def test_demand_divides() -> None:
     assert rates[1] == pytest.approx(5, rel=0.01)
 
 
-def test_few_calls_say_little_about_a_demand() -> None:
-    """A demand of a few calls a minute is renewed once there were, or should have been, eight; or after half a minute."""
-    slow = CONFIG.replace("unit: second, requests_per_unit: 64", "unit: minute, requests_per_unit: 60")
-    lab = Lab(slow)
-    stream = lab.stream()
-    lab.tell(stream, first(TENANT))
-    (subscription,) = stream.subscriptions.values()
-    quota = subscription.quota
-    assert quota is not None
-    demands = []
-    for calls in (2, 0, 0, 2, 0, 0, 2, 8, 0):
-        lab.now += 5 * SECOND
-        lab.tell(stream, reports((TENANT, calls, 0)))
-        known = quota.shares.demand(subscription)
-        assert known is not None
-        demands.append(round(known * 60 / quota.terms.interval_seconds))
-    # Calls a minute: 2 in 5 s; after 25 s, in which there should have been 10, half of the way to 2; 10 in 10 s.
-    assert demands == [24, 24, 24, 24, 24, 14, 14, 60, 60]
-
-
 def test_a_demand_that_nobody_has_takes_no_more_than_a_fair_part() -> None:
     """An Envoy that lies, or is lied to, cannot starve another one."""
     lab = Lab()
