@@ -74,7 +74,10 @@ class Quota:
     def take_spends(self, first: int) -> list[Spend]:
         """Return what is to be charged for the calls reported so far; spends are numbered from `first`."""
         cost, self.uncharged = self.uncharged, 0
-        return [Spend(key, limit, cost, first + index) for index, (key, limit) in enumerate(self.counted)]
+        return [
+            Spend(key, limit, cost, first + index, domain=self.domain)
+            for index, (key, limit) in enumerate(self.counted)
+        ]
 
     def put_back(self, spends: Sequence[Spend]) -> None:
         """Take note that the store could not tell: the same calls are charged with the next ones."""
@@ -83,8 +86,12 @@ class Quota:
     def charged(self, spends: Sequence[Spend], outcomes: Sequence[Outcome], replicas: int) -> None:
         """Adapt what there is to divide to what the counters have left, RLS calls included.
 
-        What a fixed window has left is spread over what is left of it.
+        What a fixed window has left is spread over what is left of it. Where nobody looked, because the store
+        was away, calls are charged with the next ones.
         """
+        if not all(outcome.is_known for outcome in outcomes):
+            self.put_back(spends)
+            return
         capacity = self.terms.units
         for spend, outcome in zip(spends, outcomes, strict=True):
             if spend.limit.algorithm is Algorithm.FIXED_WINDOW:
@@ -389,4 +396,4 @@ def _counters(place: Place) -> tuple[tuple[str, Limit], ...]:
 
 @lru_cache(maxsize=4096)
 def _counting(limit: Limit) -> Limit:
-    return replace(limit, shadow_mode=True, quota_mode=False, best_effort=not limit.counts_denied)
+    return replace(limit, shadow_mode=True, quota_mode=False, best_effort=not limit.counts_denied, lease=0)

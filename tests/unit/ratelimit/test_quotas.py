@@ -222,6 +222,19 @@ def test_what_rls_takes_is_not_given_out() -> None:
     assert lab.rounds(1, (stream, 500), bucket=HOURLY) == [pytest.approx(15 / 16, rel=0.01)]
 
 
+def test_calls_that_nobody_counted_are_counted_later() -> None:
+    """A store that is away answers for a limit without looking: that says nothing about what is left."""
+    lab = Lab()
+    stream = lab.stream()
+    lab.tell(stream, first(HOURLY))
+    (quota,) = lab.touched
+    spends = quota.take_spends(0)
+    assert [spend.domain for spend in spends] == ["d"]
+    quota.charged(spends, [Outcome(allowed=True, remaining=0, reset=SECOND, is_known=False)], 1)
+    assert quota.shares.capacity == quota.terms.units
+    assert [spend.cost for spend in quota.take_spends(0)] == [1]
+
+
 def test_other_limits_are_told_at_once() -> None:
     """A change reaches every Envoy without its asking, in full: the old assignments end with it."""
     lab = Lab()
