@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from garrison.documents import Diagnostic, Document, Field, Severity, load, validate
 from garrison.durations import parse_duration
@@ -25,6 +25,8 @@ from ratelimit.zones import CALENDAR_UNITS, calendar_unit
 _UNSAFE_IN_NAME = re.compile(r"[^ !#-\[\]-~]")
 # The largest unit first.
 _BY_LENGTH = sorted(UNITS.values(), key=lambda unit: -unit.window)
+# Fields that are text, whatever it looks like.
+_TEXTS = ("domain", "key", "value")
 MAX_WINDOW_SECONDS = 10 * 365 * 86400
 
 
@@ -78,7 +80,7 @@ def compile_limits(
     roots: dict[str, _Level] = {}
     first: dict[str, Document] = {}
     replacing: set[str] = set()
-    for document in documents:
+    for document in map(_with_texts, documents):
         spec = validate(LimitsDocument, document)
         if isinstance(spec, list):
             diagnostics += sorted(spec, key=lambda problem: problem.position)
@@ -105,6 +107,41 @@ def compile_limits(
         for name, level in roots.items()
     }
     return Limits(domains, _version(documents, options)), diagnostics
+
+
+def _with_texts(document: Document) -> Document:
+    """Return `document` with domain, keys and values as text, also where no quotes make them that.
+
+    envoyproxy/ratelimit takes `value: 8080` for a string, and an empty `value:` for none.
+    """
+    if not _has_bare_texts(document.data):
+        return document
+    return document.read_as(_merge_texts(document.data, document.written()))
+
+
+def _has_bare_texts(data: Any) -> bool:
+    if not isinstance(data, dict):
+        return False
+    below = data.get("descriptors")
+    return any(not isinstance(data.get(name, ""), str) for name in _TEXTS) or (
+        isinstance(below, list) and any(map(_has_bare_texts, below))
+    )
+
+
+def _merge_texts(data: Any, written: Any) -> Any:
+    if not isinstance(data, dict):
+        return data
+    merged = dict(data)
+    for name in _TEXTS:
+        if isinstance(data.get(name), bool | int | float):
+            merged[name] = written[name]
+    if "value" in data and data["value"] is None:
+        merged["value"] = ""
+    if isinstance(below := data.get("descriptors"), list):
+        merged["descriptors"] = [
+            _merge_texts(one, text) for one, text in zip(below, written["descriptors"], strict=True)
+        ]
+    return merged
 
 
 def _version(documents: Sequence[Document], options: Options) -> str:

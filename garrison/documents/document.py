@@ -22,6 +22,9 @@ class Source(Protocol):
     def part(self, path: Field) -> Source:
         """Return the text of the value at `path`."""
 
+    def written(self) -> Any:
+        """Return the data with every scalar as it is written: `010`, not 8."""
+
 
 class Document:
     """Plain data from one file, not to be changed, with positions that are worked out on demand.
@@ -74,6 +77,15 @@ class Document:
     def error(self, path: Field, code: str, message: str, help: str = "") -> Diagnostic:  # noqa: A002
         """Return a diagnostic at the value at `path`."""
         return Diagnostic(self.file, self.position(path), path, code, message, help)
+
+    def written(self) -> Any:
+        """Return the data with every scalar as it is written, as far as the text is known."""
+        return self.data if self._source is None else self._source.written()
+
+    def read_as(self, data: Any) -> Document:
+        """Return the same document with `data`, which has the same shape."""
+        values, keys = self._positions or (None, None)
+        return Document(self.file, data, values, keys, source=self._source)
 
     def part(self, path: Field) -> Document:
         """Return the value at `path` as a document of its own, in the same file; always the same object."""

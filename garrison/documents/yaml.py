@@ -249,6 +249,10 @@ class _Passage:
         locator.read(self.text)
         return locator.values, locator.keys
 
+    def written(self) -> Any:
+        """Return the data with every scalar as it is written."""
+        return yaml.load(self.text, Loader=yaml.CBaseLoader)  # noqa: S506 - strings, lists and mappings only
+
     def part(self, path: Field) -> _Part:
         """Return the passage of the value at `path`, cut out when it is needed."""
         return _Part(self, path)
@@ -273,6 +277,10 @@ class _Part:
     def positions(self) -> Positions:
         """Return where everything in it stands."""
         return self.whole.cut(self.path).positions()
+
+    def written(self) -> Any:
+        """Return the data of it with every scalar as it is written."""
+        return self.whole.cut(self.path).written()
 
     def part(self, path: Field) -> _Part:
         """Return the value at `path` within this one."""

@@ -138,6 +138,28 @@ def test_wildcards(pattern: str, value: str, expected: bool) -> None:
 
 
 @pytest.mark.parametrize(
+    "text", ["8080", "010", "0x1F", "1_000", "1.10", "-7", "true", "yes", "Off", "1e3", ".5"]
+)
+def test_values_need_no_quotes(text: str) -> None:
+    """A key, a value and a domain are the text that is written, whatever YAML would make of it."""
+    limits = compiled(
+        f"domain: {text}\ndescriptors:\n- key: a\n  descriptors:\n"
+        f"  - {{key: {text}, value: {text}, rate_limit: {{unit: day, requests_per_unit: 7}}}}\n"
+    )
+    rule = limits.domains[text].find([("a", ""), (text, text)])
+    assert isinstance(rule, Limit)
+
+
+@pytest.mark.parametrize("text", ["", "~", "null"])
+def test_a_value_of_nothing_is_none(text: str) -> None:
+    """As in envoyproxy/ratelimit, the rule is for any value then."""
+    limits = compiled(
+        f"domain: d\ndescriptors:\n- key: a\n  rate_limit: {{unit: day, requests_per_unit: 7}}\n  value: {text}\n"
+    )
+    assert isinstance(limits.domains["d"].find([("a", "x")]), Limit)
+
+
+@pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("- a\n", ["f.yaml:1:1: expected a mapping, got a list [model_type]"]),
@@ -152,10 +174,11 @@ def test_wildcards(pattern: str, value: str, expected: bool) -> None:
             ["f.yaml:4:14: descriptors[0].rate_limit: nothing stands here [null]"],
         ),
         (
-            "domain: d\ndescriptors:\n- key: 7\n  value: 8\n- key: ''\n",
+            "domain: [7]\ndescriptors:\n- key: [7]\n  value: {a: 9}\n- key: ''\n",
             [
-                "f.yaml:3:8: descriptors[0].key: expected a string, got a number (put the value in quotes) [string_type]",
-                "f.yaml:4:10: descriptors[0].value: expected a string, got a number (put the value in quotes) [string_type]",
+                "f.yaml:1:9: domain: expected a string, got a list [string_type]",
+                "f.yaml:3:8: descriptors[0].key: expected a string, got a list [string_type]",
+                "f.yaml:4:10: descriptors[0].value: expected a string, got a mapping [string_type]",
                 "f.yaml:5:8: descriptors[1].key: string should have at least 1 character [string_too_short]",
             ],
         ),
