@@ -344,7 +344,7 @@ def concurrency(limit: Limit, bucket: AnyBucket | None, now: int, cost: int) -> 
     one window and at most a sixteenth more. What is given back is the newest lease, so that a lost one stays
     the oldest and runs out. A clock that steps back makes leases last longer, for at most a window.
     """
-    return _lease(limit, bucket, now, cost, LEASE_SLOTS, LEASE_SLOTS + 1)
+    return _lease(limit, bucket, now, cost, (LEASE_SLOTS, LEASE_SLOTS + 1))
 
 
 def rolling_window(
@@ -354,13 +354,14 @@ def rolling_window(
 
     The window moves in `slots` steps, as that of Mixer's memquota does. Denied costs are not counted.
     """
-    return _lease(limit, bucket, now, cost, limit.slots, limit.slots)
+    return _lease(limit, bucket, now, cost, (limit.slots, limit.slots))
 
 
 def _lease(
-    limit: Limit, bucket: AnyBucket | None, now: int, cost: int, slots: int, life: int
+    limit: Limit, bucket: AnyBucket | None, now: int, cost: int, steps: tuple[int, int]
 ) -> tuple[Outcome, LeaseBucket]:
-    """Take `cost` for `life` slots, of which a window has `slots`."""
+    """Take `cost`; `steps` are how many slots a window has, and for how many a lease counts."""
+    slots, life = steps
     tick, most = limit.tick, limit.requests_per_unit
     step = -(-limit.ticks // slots)
     at = now // tick

@@ -53,6 +53,7 @@ _OF_SCHEMA: dict[str, set[str]] = {
 _OF_LIMIT = {
     ("str", "min_length"): "string_too_short",
     ("list", "min_length"): "too_short",
+    ("dict", "min_length"): "too_short",
     ("list", "max_length"): "too_long",
     ("int", "ge"): "greater_than_equal",
     ("int", "le"): "less_than_equal",
