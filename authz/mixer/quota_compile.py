@@ -162,7 +162,7 @@ def compile_bindings(
     root_namespace: str,
     sent: Container[tuple[str, str]],
 ) -> tuple[QuotaBinding, ...]:
-    """Return what is charged where; `sent` are the quotas that rules send somewhere, with their namespaces."""
+    """Return what is charged where; `sent` are the quotas that rules send, with the rules' namespaces."""
     known = sorted(loaded, key=lambda one: one.key)
     specs: dict[tuple[str, str], tuple[SpecRule, ...]] = {}
     for one in known:

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 from envoy.service.auth.v3.external_auth_pb2 import CheckResponse
+from hypothesis import given
+from hypothesis import strategies as st
 from support.checks import CALL, NOW, check_request, decide_on, principal, result_on, snapshot
 from support.policies import problems_of
 from support.quotas import ALLOWED, quotas
@@ -18,6 +20,7 @@ from authz.mixer.quotas import QuotaAnswer, QuotaCharge
 from authz.pipeline import Charge
 from authz.policy.compile import MeshSettings
 from authz.service import Authorization, DecisionLog, DestinationResolver
+from authz.tools.requests import explained
 from garrison.errors import DependencyError
 from garrison.process.mixer_quotas import StoreQuotas
 from ratelimit.algorithm import SECOND, OnStoreFailure
@@ -301,3 +304,34 @@ def test_a_redisquota_needs_a_shared_store() -> None:
     assert problems_of(text) == []
     assert problems_of(text, MeshSettings(has_shared_store=True)) == []
     assert "[no_shared_store]" in problems_of(text, MeshSettings(has_shared_store=False))[0]
+
+
+def test_explanations_show_what_would_be_charged() -> None:
+    """Offline nothing is charged, and the call counts as one that gets its quota."""
+    found = explained(snapshot(ALLOWED + quotas()), check_request(), NOW)
+    assert found.decision.allowed
+    steps = [(stage, step.policy, step.detail) for stage, step in found.steps if stage == "QUOTA"]
+    detail = "would take 1 of requestcount at handler.memquota.istio-system: 5 in 60s (rolling window)"
+    assert steps == [("QUOTA", "rule istio-system/quota", detail)]
+
+
+@given(
+    st.integers(1, 12),
+    st.integers(1, 6),
+    st.lists(st.tuples(st.integers(0, 30), st.sampled_from("ab"), st.booleans()), max_size=40),
+)
+def test_what_is_charged_is_what_a_plain_list_says(
+    most: int, charge: int, calls: list[tuple[int, str, bool]]
+) -> None:
+    """Of one caller, never more than the limit in one window; denied calls and other callers cost nothing."""
+    rules = f"[{{quotas: [{{quota: requestcount, charge: {charge}}}]}}]"
+    served = Served(quotas(f"maxAmount: {most}, validDuration: 60s", rules=rules))
+    taken: dict[str, list[float]] = {"a": [], "b": []}
+    for wait, caller, permitted in calls:
+        served.at += wait
+        now = served.at
+        fits = charge * (1 + sum(now - at < 60 for at in taken[caller])) <= most
+        status = served.status(source=principal(caller), method="GET" if permitted else "POST")
+        assert status == (403 if not permitted else 200 if fits else 429)
+        if status == 200:
+            taken[caller].append(now)
