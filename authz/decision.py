@@ -28,6 +28,8 @@ class ReasonCode(StrEnum):
     CUSTOM_DENIED = "custom_denied"
     MIXER_DENIED = "mixer_denied"
     CASBIN_DENIED = "casbin_denied"
+    QUOTA_EXHAUSTED = "quota_exhausted"
+    QUOTA_UNAVAILABLE = "quota_unavailable"
     UNKNOWN_DESTINATION = "unknown_destination"
     ASKER_NOT_IDENTIFIED = "asker_not_identified"
     ASKER_NOT_ALLOWED = "asker_not_allowed"

@@ -5,7 +5,7 @@ Everything here is kept up to date off the request path, and is read without wai
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from authz.authn.certificates import NO_BUNDLES, Bundles
@@ -14,6 +14,8 @@ from authz.authn.failures import Failures
 from authz.authn.keys import NO_KEYS, Keys
 from authz.mixer.evaluate import Lists
 from authz.mixer.lists import EntryList, ListSource
+from authz.mixer.quotas import QuotaAnswer, QuotaCharge, Quotas
+from garrison.errors import DependencyError
 
 
 class _NoLists:
@@ -27,6 +29,17 @@ class _NoLists:
 NO_LISTS: Lists = _NoLists()
 
 
+class _NoQuotas:
+    """Nobody counts, so whatever is charged is denied."""
+
+    def spend(self, charges: Sequence[QuotaCharge]) -> list[QuotaAnswer]:
+        del charges
+        raise DependencyError("nobody counts quotas here")
+
+
+NO_QUOTAS: Quotas = _NoQuotas()
+
+
 @dataclass(frozen=True, slots=True)
 class Environment:
     """What was learnt: lists of Mixer's checkers, keys, trust bundles, who sends bad tokens; whom to ask."""
@@ -36,6 +49,7 @@ class Environment:
     failures: Failures | None = None  # None: whatever comes is looked at
     bundles: Bundles = NO_BUNDLES
     authenticators: Mapping[str, Authenticator] = field(default_factory=dict)
+    quotas: Quotas = NO_QUOTAS
 
 
 # For commands that decide without a server: nothing was fetched.

@@ -2,13 +2,13 @@
 
 The order is Istio's: the connection; then CUSTOM, without identities from tokens; then tokens and other
 credentials; then what never decides, what denies, what allows. Everything here is a function of its
-arguments; the two steps that wait are left to the caller: asking an external authorizer (`Delegation`), and
-asking who knows a credential (`Inquiry`).
+arguments; the steps that may wait are left to the caller: asking an external authorizer (`Delegation`),
+asking who knows a credential (`Inquiry`), charging quotas (`Charge`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -32,7 +32,9 @@ from authz.decision import (
 )
 from authz.environment import OFFLINE, Environment
 from authz.mixer import evaluate as mixer
+from authz.mixer import quotas
 from authz.mixer.evaluate import HeaderOperation, Lists
+from authz.mixer.quotas import DestinationQuotas, QuotaAnswer, QuotaCharge
 from authz.mixer.rules import DestinationRules
 from authz.paths import change_query
 from authz.policy.evaluate import custom_matches, evaluate, explained, marks
@@ -45,6 +47,7 @@ UNKNOWN_DESTINATION = deny(
 )
 
 _DENY = Verdict.DENY
+_QUOTA_DENIALS = frozenset({ReasonCode.QUOTA_EXHAUSTED, ReasonCode.QUOTA_UNAVAILABLE})
 
 Clock = Callable[[], float]
 
@@ -57,12 +60,20 @@ class Delegation:
     providers: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """Everything allowed the call: `outcome` is what it comes to if all `charges` are granted."""
+
+    charges: Sequence[QuotaCharge]
+    outcome: Outcome
+
+
 def decide(
     policies: DestinationPolicies | None,
     attributes: Attributes,
     clock: Clock,
     environment: Environment = OFFLINE,
-) -> Outcome | Delegation | Inquiry:
+) -> Outcome | Delegation | Inquiry | Charge:
     """Return what the call comes to, or who has to be asked first; `clock` gives seconds since the epoch."""
     if policies is None:
         return Outcome(UNKNOWN_DESTINATION)
@@ -87,11 +98,11 @@ def decide_here(
     clock: Clock,
     environment: Environment = OFFLINE,
     answer: Answer | None = None,
-) -> Outcome | Inquiry:
+) -> Outcome | Inquiry | Charge:
     """Return what the call comes to when every external authorizer that matters has allowed it.
 
-    Tokens, credentials, DENY, ALLOW or roles, Mixer's rules, Casbin: whatever applies has to let the call
-    through. `answer` is what came of an `Inquiry` that this returned before.
+    Tokens, credentials, DENY, ALLOW or roles, Mixer's rules, Casbin, quotas: whatever applies has to let the
+    call through. `answer` is what came of an `Inquiry` that this returned before.
     """
     mutations = NO_MUTATIONS
     if policies.tokens is not None:
@@ -121,13 +132,62 @@ def decide_here(
             attributes.claims = found.claims
         if found is not credentials.NOTHING_FOUND:
             mutations = _both(mutations, found.mutations)
-    outcome = Outcome(evaluate(policies, attributes), mutations)
+    return _authorize(
+        policies, Outcome(evaluate(policies, attributes), mutations), attributes, clock, environment
+    )
+
+
+def _authorize(
+    policies: DestinationPolicies,
+    outcome: Outcome,
+    attributes: Attributes,
+    clock: Clock,
+    environment: Environment,
+) -> Outcome | Charge:
+    """Return what becomes of a call after policies and roles: Mixer, Casbin, remarks, quotas."""
     if policies.mixer is not None and outcome.decision.allowed:
         _ask_mixer(policies.mixer, outcome, attributes, clock, environment.lists)
     if policies.casbin and outcome.decision.allowed:
         _ask_casbin(policies, outcome, attributes)
     if policies.has_marks:
         outcome.marks = {**outcome.marks, **marks(policies, attributes)}
+    if policies.quotas is not None and outcome.decision.allowed:
+        return _planned(policies, policies.quotas, outcome, attributes, clock)
+    return finish(policies, outcome, attributes)
+
+
+def _planned(
+    policies: DestinationPolicies,
+    applying: DestinationQuotas,
+    outcome: Outcome,
+    attributes: Attributes,
+    clock: Clock,
+) -> Outcome | Charge:
+    """Return what an allowed call is charged, or, if that is nothing, what it comes to."""
+    planned = quotas.plan(applying, attributes, clock())
+    if isinstance(planned, Decision):
+        outcome = Outcome(planned, marks=outcome.marks)
+    elif planned:
+        return Charge(planned, outcome)
+    return finish(policies, outcome, attributes)
+
+
+def charged(
+    policies: DestinationPolicies,
+    charge: Charge,
+    answers: Sequence[QuotaAnswer] | None,
+    attributes: Attributes,
+) -> Outcome:
+    """Return what a call comes to whose quotas were asked for; None: nobody could tell."""
+    refused = quotas.refusal(charge.charges, answers)
+    outcome = charge.outcome
+    if refused is not None:
+        decision, seconds = refused
+        mutations = NO_MUTATIONS
+        if seconds:
+            # RFC 9110, section 10.2.3.
+            mutations = Mutations(response_headers=(HeaderMutation("retry-after", str(seconds)),))
+        outcome = Outcome(decision, mutations, outcome.marks)
     return finish(policies, outcome, attributes)
 
 
@@ -247,6 +307,7 @@ def explain(policies: DestinationPolicies | None, attributes: Attributes, clock:
             ("CASBIN", Step(one.policy, one.rule, matched=one.allowed, field=one.field, detail=one.reason))
             for one in policies.casbin_policies.decisions(policies.casbin, attributes)
         ]
+        explanation.steps += _quota_steps(policies, result, attributes, clock)
     return explanation
 
 
@@ -335,8 +396,29 @@ def _mixer_steps(
         yield "MIXER", Step(rule.policy, -1, matched=denies, field="", detail=detail)
 
 
-def undecided_offline(undecided: Delegation | Inquiry) -> Decision:
-    """Return the denial of a call about which somebody would have to be asked."""
+def _quota_steps(
+    policies: DestinationPolicies, result: object, attributes: Attributes, clock: Clock
+) -> Iterable[tuple[str, Step]]:
+    """Yield what the call would be charged; offline nothing is."""
+    reached = isinstance(result, Charge) or (
+        isinstance(result, Outcome) and result.decision.code in _QUOTA_DENIALS
+    )
+    if policies.quotas is None or not reached:
+        return
+    planned = quotas.plan(policies.quotas, attributes, clock())
+    if isinstance(planned, Decision):
+        yield "QUOTA", Step(planned.policy, planned.rule, matched=False, field="", detail=planned.reason)
+        return
+    for one in planned:
+        told = f" (override {one.override})" if one.override >= 0 else ""
+        detail = f"would take {one.amount} of {one.quota} at {one.handler}: {one.limit}{told}"
+        yield "QUOTA", Step(one.policy, one.rule, matched=True, field="", detail=detail)
+
+
+def undecided_offline(undecided: Delegation | Inquiry | Charge) -> Decision:
+    """Return the denial of a call about which somebody would have to be asked; quotas are not charged."""
+    if isinstance(undecided, Charge):
+        return undecided.outcome.decision
     if isinstance(undecided, Inquiry):
         reason = f"authenticator {undecided.authenticator} is not asked offline"
         code = ReasonCode.AUTHENTICATOR_UNAVAILABLE

@@ -123,6 +123,9 @@ def _denied(decision: Decision, outcome: Outcome) -> DeniedHttpResponse:
     headers = [_header("www-authenticate", decision.challenge)] if decision.challenge else []
     # A gRPC caller gets status and message in trailers, from Envoy; a content type would be in its way.
     if outcome.grpc:
+        if decision.code is ReasonCode.QUOTA_EXHAUSTED:
+            # Of HTTP 429 Envoy makes UNAVAILABLE, which callers retry at once.
+            headers.append(_header("grpc-status", str(int(StatusCode.RESOURCE_EXHAUSTED))))
         changes = [one for one in changes if one.name != "content-type"]
     elif all(one.name != "content-type" for one in changes):
         headers.append(_header("content-type", "text/plain"))

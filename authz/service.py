@@ -6,7 +6,7 @@ error, not a denial, and lets the call through where the operator set `failure_m
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -26,11 +26,13 @@ from authz.destination import (
     destination_from_attributes,
 )
 from authz.environment import OFFLINE, Environment
-from authz.pipeline import Delegation, decide, decide_here, described
+from authz.mixer.quotas import QuotaAnswer
+from authz.pipeline import Charge, Delegation, charged, decide, decide_here, described
 from authz.policy.index import DestinationPolicies
 from authz.providers import UNKNOWN_PROVIDER, Provider, ProviderAnswer
 from authz.response import Counts, ResponseWriter
 from authz.snapshot import Snapshot
+from garrison.errors import DependencyError
 from garrison.identity import SpiffeId
 from garrison.transport import Call, Method, Methods
 
@@ -190,6 +192,8 @@ class Authorization:
             if isinstance(outcome, Outcome):
                 return self._answer(writer, outcome, attributes)
             assert policies is not None  # noqa: S101 - without policies nobody has to be asked
+            if isinstance(outcome, Charge):
+                return self._charge(writer, outcome, policies, attributes)
             if isinstance(outcome, Inquiry):
                 return self._inquire(writer, outcome, policies, attributes)
             return self._delegate(message, outcome, policies, attributes)
@@ -215,6 +219,53 @@ class Authorization:
             self._known[known] = policies
         return policies
 
+    def _charge(
+        self, writer: ResponseWriter, charge: Charge, policies: DestinationPolicies, attributes: Attributes
+    ) -> bytes | Awaitable[bytes]:
+        """Return the answer to a call that is charged; at once if whoever counts answers at once."""
+        answers = self._spend(charge)
+        if isinstance(answers, Awaitable):
+            return self._charge_later(writer, charge, answers, policies, attributes)
+        return self._answer(writer, charged(policies, charge, answers, attributes), attributes)
+
+    async def _charge_later(
+        self,
+        writer: ResponseWriter,
+        charge: Charge,
+        waiting: Awaitable[list[QuotaAnswer]],
+        policies: DestinationPolicies,
+        attributes: Attributes,
+    ) -> bytes:
+        try:
+            try:
+                answers = await waiting
+            except DependencyError:
+                answers = None
+            return self._answer(writer, charged(policies, charge, answers, attributes), attributes)
+        except Exception:
+            log.exception("check_failed")
+            return self._internal_error()
+
+    def _spend(self, charge: Charge) -> Sequence[QuotaAnswer] | Awaitable[list[QuotaAnswer]] | None:
+        try:
+            return self._environment.quotas.spend(charge.charges)
+        except DependencyError:
+            return None
+
+    async def _settled(
+        self, outcome: Outcome | Charge, policies: DestinationPolicies, attributes: Attributes
+    ) -> Outcome:
+        """Return what a call comes to once its quotas are charged."""
+        if isinstance(outcome, Outcome):
+            return outcome
+        answers = self._spend(outcome)
+        if isinstance(answers, Awaitable):
+            try:
+                answers = await answers
+            except DependencyError:
+                answers = None
+        return charged(policies, outcome, answers, attributes)
+
     async def _delegate(
         self, message: bytes, delegation: Delegation, policies: DestinationPolicies, attributes: Attributes
     ) -> bytes:
@@ -230,6 +281,7 @@ class Authorization:
             outcome = decide_here(policies, attributes, self._clock, self._environment)
             if isinstance(outcome, Inquiry):
                 outcome = await self._answered(outcome, policies, attributes)
+            outcome = await self._settled(outcome, policies, attributes)
             if not outcome.decision.allowed or not any(allowed):
                 return self._answer(writer, outcome, attributes)
             return self._merged(writer, outcome, allowed, attributes)
@@ -257,8 +309,8 @@ class Authorization:
         """Return what the call comes to when its credential's authenticator has been asked."""
         answer = await self._environment.authenticators[inquiry.authenticator].ask(inquiry.credential)
         outcome = decide_here(policies, attributes, self._clock, self._environment, answer)
-        assert isinstance(outcome, Outcome)  # noqa: S101 - a call has one credential, and this was its answer
-        return outcome
+        assert not isinstance(outcome, Inquiry)  # noqa: S101 - a call has one credential, this was its answer
+        return await self._settled(outcome, policies, attributes)
 
     def _denied_by(
         self,

@@ -86,6 +86,7 @@ class Algorithm(StrEnum):
     SLIDING_WINDOW = "sliding_window"
     TOKEN_BUCKET = "token_bucket"  # noqa: S105 - no password
     CONCURRENCY = "concurrency"
+    ROLLING_WINDOW = "rolling_window"
 
 
 # How `store/script.lua` knows an algorithm; flags are added.
@@ -109,7 +110,7 @@ class Limit:
     denies only together with all others of the request. `source` is where the rule stands
     (`file:line:column`), or what brought it. `burst` is what a token bucket holds. `metric` is what its
     metrics are called. `best_effort` gives what is left where not all of a cost fits. `lease` is how much a
-    process takes from a shared store at a time.
+    process takes from a shared store at a time. A rolling window moves in `slots` steps.
     """
 
     requests_per_unit: int
@@ -125,6 +126,7 @@ class Limit:
     on_store_failure: OnStoreFailure = OnStoreFailure.DENY
     lease: int = 0
     metric: str = field(default="", compare=False)
+    slots: int = LEASE_SLOTS
     # Worked out from the above.
     capacity: int = field(init=False, compare=False, repr=False)
     tick: int = field(init=False, compare=False, repr=False)
@@ -139,7 +141,8 @@ class Limit:
         fixed = self.algorithm is Algorithm.FIXED_WINDOW
         tick = MICROSECOND
         most = max(capacity, self.requests_per_unit)
-        while not fixed and most * _ticks(self.unit.window, tick) > _MAX_PRODUCT:
+        rolling = self.algorithm is Algorithm.ROLLING_WINDOW
+        while not fixed and not rolling and most * _ticks(self.unit.window, tick) > _MAX_PRODUCT:
             tick *= 10
         put = object.__setattr__
         put(self, "capacity", capacity)
@@ -148,13 +151,15 @@ class Limit:
         put(self, "ticks", _ticks(self.unit.window, tick))
         # Limits of one kind understand each other's buckets.
         scale = f"/{tick // MICROSECOND}" if tick != MICROSECOND else ""
+        scale += f"/{self.slots}" if rolling else ""
         put(self, "kind", self.unit.name if fixed else f"{self.algorithm}{scale}:{self.unit.name}")
         # Whether what it is charged depends on nothing but its own bucket.
         put(self, "is_plain", fixed and self.counts_denied and not self.best_effort)
         code = _NUMBERS[self.algorithm] + _SHADOW * self.shadow_mode + _QUOTA * self.quota_mode
         code += _COUNTS * self.counts_denied + _BEST_EFFORT * self.best_effort
         # The limit as a store's script reads it.
-        put(self, "numbers", (code, self.requests_per_unit, capacity, self.ticks, tick // MICROSECOND))
+        size = self.slots if rolling else capacity
+        put(self, "numbers", (code, self.requests_per_unit, size, self.ticks, tick // MICROSECOND))
 
 
 # Buckets and outcomes are made for each descriptor of every call; a NamedTuple costs half a frozen dataclass.
@@ -340,13 +345,31 @@ def concurrency(limit: Limit, bucket: AnyBucket | None, now: int, cost: int) -> 
     one window and at most a sixteenth more. What is given back is the newest lease, so that a lost one stays
     the oldest and runs out. A clock that steps back makes leases last longer, for at most a window.
     """
+    return _lease(limit, bucket, now, cost, (LEASE_SLOTS, LEASE_SLOTS + 1))
+
+
+def rolling_window(
+    limit: Limit, bucket: AnyBucket | None, now: int, cost: int
+) -> tuple[Outcome, LeaseBucket]:
+    """Take `cost` of what the last window has left; it comes back one window later, less at most one step.
+
+    The window moves in `slots` steps, as that of Mixer's memquota does. Denied costs are not counted.
+    """
+    return _lease(limit, bucket, now, cost, (limit.slots, limit.slots))
+
+
+def _lease(
+    limit: Limit, bucket: AnyBucket | None, now: int, cost: int, steps: tuple[int, int]
+) -> tuple[Outcome, LeaseBucket]:
+    """Take `cost`; `steps` are how many slots a window has, and for how many a lease counts."""
+    slots, life = steps
     tick, most = limit.tick, limit.requests_per_unit
-    step = -(-limit.ticks // LEASE_SLOTS)
+    step = -(-limit.ticks // slots)
     at = now // tick
     slot = at // step
     leases: list[tuple[int, int]] = []
     if isinstance(bucket, LeaseBucket):
-        leases = [one for one in bucket.leases if slot - LEASE_SLOTS <= one[0] <= slot + LEASE_SLOTS]
+        leases = [one for one in bucket.leases if slot - life < one[0] <= slot + slots]
     held = sum(count for _, count in leases)
     wanted = cost or 1
     allowed = wanted < 0 or held + wanted <= most
@@ -363,17 +386,17 @@ def concurrency(limit: Limit, bucket: AnyBucket | None, now: int, cost: int) -> 
             if count > back:
                 leases.append((newest, count - back))
             back -= min(back, count)
-    wait = _lease_wait(leases, held if allowed else held + wanted - most) * step - at
-    last = (leases[-1][0] if leases else slot) + LEASE_SLOTS + 1
+    wait = _lease_wait(leases, held if allowed else held + wanted - most, life) * step - at
+    last = (leases[-1][0] if leases else slot) + life
     reset = max(wait * tick, 1) if held else 1 if allowed else limit.unit.window
     return Outcome(allowed, max(most - held, 0), reset), LeaseBucket(last * step * tick, tuple(leases))
 
 
-def _lease_wait(leases: list[tuple[int, int]], places: int) -> int:
+def _lease_wait(leases: list[tuple[int, int]], places: int, life: int) -> int:
     """Return the slot at whose start `places` of the leases, or all of them, will have run out."""
     found = 0
     for slot, count in leases:
-        found = slot + LEASE_SLOTS + 1
+        found = slot + life
         places -= count
         if places <= 0:
             break
@@ -391,4 +414,5 @@ STEPS: Mapping[Algorithm, Step] = {
     Algorithm.SLIDING_WINDOW: sliding_window,
     Algorithm.TOKEN_BUCKET: token_bucket,
     Algorithm.CONCURRENCY: concurrency,
+    Algorithm.ROLLING_WINDOW: rolling_window,
 }

@@ -169,6 +169,16 @@ _FROM_TEXT: dict[ValueType, Callable[[str], Value]] = {
 }
 
 
+def from_text(kind: ValueType, text: str) -> Value:
+    """Return `text` as a value of any type but STRING_MAP.
+
+    Raises:
+        EvaluationError: it is none.
+
+    """
+    return _FROM_TEXT[kind](text)
+
+
 class CallAttributes:
     """The attributes of one call, as expressions see them. `now` is in seconds since the epoch."""
 

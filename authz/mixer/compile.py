@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import TypeVar
@@ -16,6 +16,9 @@ from authz.mixer.attributes import KNOWN_TOO_LATE, OF_DESTINATION, VOCABULARY
 from authz.mixer.expression import Expression, ExpressionError, ValueType, compile_expression
 from authz.mixer.expression.tree import Logic, attributes_of
 from authz.mixer.lists import EntryList, EntryType, ListError, ListSource, build_entries
+from authz.mixer.loaded import Key, Loaded, spelled
+from authz.mixer.quota_compile import compile_bindings, compile_limits
+from authz.mixer.quotas import QuotaAction, QuotaAdapter
 from authz.mixer.rules import (
     Action,
     Denier,
@@ -34,11 +37,20 @@ from garrison.urls import check_url
 Model = TypeVar("Model", bound=BaseModel)
 
 # Which templates an adapter takes (section 2.7 of Mixer's adapters).
-_TEMPLATES = {"denier": frozenset({"checknothing", "listentry"}), "listchecker": frozenset({"listentry"})}
+_TEMPLATES = {
+    "denier": frozenset({"checknothing", "listentry", "quota"}),
+    "listchecker": frozenset({"listentry"}),
+    "memquota": frozenset({"quota"}),
+    "redisquota": frozenset({"quota"}),
+}
 # `list` is the name of listchecker's directory, and some wrote that.
-_ADAPTERS = {"denier": "denier", "listchecker": "listchecker", "list": "listchecker"}
+_ADAPTERS = {**{name: name for name in _TEMPLATES}, "list": "listchecker"}
 # Fields of templates that `<action>.output.<field>` could name: none of the templates here has any.
-_OUTPUTS: Mapping[str, frozenset[str]] = {"checknothing": frozenset(), "listentry": frozenset()}
+_OUTPUTS: Mapping[str, frozenset[str]] = {
+    "checknothing": frozenset(),
+    "listentry": frozenset(),
+    "quota": frozenset(),
+}
 # What a list can be asked about: text, and types whose value has one spelling.
 _LISTED = frozenset(
     {
@@ -71,32 +83,18 @@ _HTTP_CODES = {re.sub(r"[^A-Za-z]", "", status.phrase).lower(): status.value for
 _NOT_PLAIN = re.compile(r"""^["'`|>@%&*!?\[\]{},#-]|: |:$| #|\n""")
 
 
-@dataclass(frozen=True, slots=True)
-class _Loaded:
-    resource: Resource
-    document: Document
-
-    @property
-    def key(self) -> tuple[str, str, str]:
-        """Kind, namespace and name."""
-        return self.resource.kind, self.resource.metadata.namespace, self.resource.metadata.name
-
-    @property
-    def full_name(self) -> str:
-        """`<name>.<kind>.<namespace>`, as Mixer writes it in messages."""
-        kind, namespace, name = self.key
-        return f"{name}.{kind}.{namespace}"
-
-
 def compile_mixer(
-    loaded: Iterable[tuple[Resource, Document]], root_namespace: str
+    loaded: Iterable[tuple[Resource, Document]], root_namespace: str, *, has_shared_store: bool | None = None
 ) -> tuple[MixerPolicies | None, list[Diagnostic]]:
     """Return the compiled rules and all problems; no rules when one of the problems is an error.
 
     `loaded` are validated documents with the YAML they came from; kinds of other groups are left alone.
+    `has_shared_store` tells whether counts are shared (None: nobody knows here).
     """
-    known = [_Loaded(resource, document) for resource, document in loaded]
-    compiler = _Compiler([one for one in known if one.resource.apiVersion == shape.API_VERSION])
+    known = [Loaded(resource, document) for resource, document in loaded]
+    compiler = _Compiler(
+        [one for one in known if one.resource.apiVersion == shape.API_VERSION], has_shared_store
+    )
     policies = compiler.compile(root_namespace)
     failed = any(problem.severity is Severity.ERROR for problem in compiler.problems)
     return (None if failed else policies), compiler.problems
@@ -104,18 +102,19 @@ def compile_mixer(
 
 @dataclass(slots=True)
 class _Compiler:
-    loaded: list[_Loaded]
+    loaded: list[Loaded]
+    has_shared_store: bool | None = None
     problems: list[Diagnostic] = field(default_factory=list)
     types: dict[str, ValueType] = field(default_factory=lambda: dict(VOCABULARY))
-    handlers: dict[tuple[str, str, str], Handler | None] = field(default_factory=dict)
-    instances: dict[tuple[str, str, str], Instance | None] = field(default_factory=dict)
+    handlers: dict[Key, Handler | None] = field(default_factory=dict)
+    instances: dict[Key, Instance | None] = field(default_factory=dict)
     # Names that may be used although nothing runs: they only report.
-    silent: set[tuple[str, str, str]] = field(default_factory=set)
+    silent: set[Key] = field(default_factory=set)
 
-    def report(self, one: _Loaded, where: Field, code: str, message: str, hint: str = "") -> None:
+    def report(self, one: Loaded, where: Field, code: str, message: str, hint: str = "") -> None:
         self.problems.append(one.document.error(where, code, message, hint))
 
-    def warn(self, one: _Loaded, where: Field, code: str, message: str, hint: str = "") -> None:
+    def warn(self, one: Loaded, where: Field, code: str, message: str, hint: str = "") -> None:
         problem = one.document.error(where, code, message, hint)
         self.problems.append(replace(problem, severity=Severity.WARNING))
 
@@ -123,7 +122,8 @@ class _Compiler:
         for one in self.loaded:
             if isinstance(one.resource, shape.AttributeManifest):
                 self._manifest(one, one.resource)
-        for one in self.loaded:
+        # Limits speak of instances, so instances come first.
+        for one in sorted(self.loaded, key=_is_handler):
             self._part(one)
         by_namespace: dict[str, list[Rule]] = defaultdict(list)
         for one in sorted(self.loaded, key=lambda one: one.key):
@@ -134,22 +134,30 @@ class _Compiler:
             for handler in self.handlers.values()
             if handler is not None and isinstance(handler.adapter, ListChecker) and handler.adapter.source
         }
+        sent = {
+            (namespace, action.quota.lower())
+            for namespace, rules in by_namespace.items()
+            for rule in rules
+            for action in rule.quotas
+        }
+        bindings = compile_bindings(self, self.loaded, root_namespace, sent)
         return MixerPolicies(
             root_namespace,
             {namespace: tuple(rules) for namespace, rules in by_namespace.items()},
             self.types,
             frozenset(sources),
+            bindings,
         )
 
-    def _manifest(self, one: _Loaded, manifest: shape.AttributeManifest) -> None:
+    def _manifest(self, one: Loaded, manifest: shape.AttributeManifest) -> None:
         for name, info in manifest.spec.attributes.items():
             known = self.types.setdefault(name, info.value_type)
             if known is not info.value_type:
-                where = _spelled(one, ("spec", "attributes", name), "valueType")
+                where = spelled(one, ("spec", "attributes", name), "valueType")
                 message = f"`{name}` is declared as {info.value_type} here and is {known} elsewhere"
                 self.report(one, where, "attribute_type", message)
 
-    def _part(self, one: _Loaded) -> None:
+    def _part(self, one: Loaded) -> None:
         """Compile a handler or instance, or say that a kind is ignored or not supported."""
         resource = one.resource
         if isinstance(resource, shape.Unsupported):
@@ -170,16 +178,21 @@ class _Compiler:
             self.instances[one.key] = self._list_entry(one, resource.spec, ("spec",))
         elif isinstance(resource, shape.CheckNothing):
             self.instances[one.key] = Instance(one.full_name, "checknothing")
+        elif isinstance(resource, shape.Quota):
+            params = resource.spec or shape.QuotaParams()
+            self.instances[one.key] = self._quota(one, params, ("spec",))
+        elif isinstance(resource, shape.MemQuota | shape.RedisQuota):
+            self._put(one, self._limits(one, resource.spec, ("spec",)))
 
-    def _put(self, one: _Loaded, adapter: Denier | ListChecker | None) -> None:
+    def _put(self, one: Loaded, adapter: Denier | ListChecker | QuotaAdapter | None) -> None:
         self.handlers[one.key] = None if adapter is None else Handler(one.full_name, adapter)
 
-    def _ignore(self, one: _Loaded, what: str) -> None:
+    def _ignore(self, one: Loaded, what: str) -> None:
         self.silent.add(one.key)
         message = f"`{what}` only reports: ignored"
         self.warn(one, ("kind",), "report_only", message, "metrics come from Envoy's access logs")
 
-    def _handler(self, one: _Loaded, spec: shape.HandlerSpec) -> None:
+    def _handler(self, one: Loaded, spec: shape.HandlerSpec) -> None:
         self.handlers[one.key] = None  # known, so that references to it are no second error
         if spec.adapter or spec.connection is not None:
             where: Field = ("spec", "adapter" if spec.adapter else "connection")
@@ -189,7 +202,7 @@ class _Compiler:
             self._ignore(one, spec.compiled_adapter)
             return
         adapter = _ADAPTERS.get(spec.compiled_adapter)
-        where = _spelled(one, ("spec",), "compiledAdapter")
+        where = spelled(one, ("spec",), "compiledAdapter")
         if adapter == "denier":
             denier = self._params(one, shape.DenierParams)
             if denier is not None:
@@ -198,6 +211,14 @@ class _Compiler:
             checker = self._params(one, shape.ListParams)
             if checker is not None:
                 self._put(one, self._list(one, checker, ("spec", "params")))
+        elif adapter == "memquota":
+            memory = self._params(one, shape.MemQuotaParams)
+            if memory is not None:
+                self._put(one, self._limits(one, memory, ("spec", "params")))
+        elif adapter == "redisquota":
+            shared = self._params(one, shape.RedisQuotaParams)
+            if shared is not None:
+                self._put(one, self._limits(one, shared, ("spec", "params")))
         elif spec.compiled_adapter in shape.UNSUPPORTED:
             message = f"the adapter `{spec.compiled_adapter}` is not supported yet"
             self.report(one, where, "unsupported_adapter", message)
@@ -205,10 +226,10 @@ class _Compiler:
             message = f"unknown adapter `{spec.compiled_adapter}`"
             self.report(one, where, "unknown_adapter", message, f"known: {', '.join(sorted(_TEMPLATES))}")
 
-    def _instance(self, one: _Loaded, spec: shape.InstanceSpec) -> None:
+    def _instance(self, one: Loaded, spec: shape.InstanceSpec) -> None:
         self.instances[one.key] = None
         if spec.attribute_bindings:
-            where = _spelled(one, ("spec",), "attributeBindings")
+            where = spelled(one, ("spec",), "attributeBindings")
             message = "attribute bindings are not supported: no template here produces attributes"
             self.report(one, where, "unsupported_bindings", message)
             return
@@ -222,14 +243,18 @@ class _Compiler:
             entry = self._params(one, shape.ListEntryParams)
             if entry is not None:
                 self.instances[one.key] = self._list_entry(one, entry, ("spec", "params"))
+        elif template == "quota":
+            quota = self._params(one, shape.QuotaParams)
+            if quota is not None:
+                self.instances[one.key] = self._quota(one, quota, ("spec", "params"))
         else:
             unsupported = template in shape.UNSUPPORTED
-            where = _spelled(one, ("spec",), "compiledTemplate")
+            where = spelled(one, ("spec",), "compiledTemplate")
             message = f"the template `{template}` is not {'supported yet' if unsupported else 'known here'}"
             code = "unsupported_template" if unsupported else "unknown_template"
-            self.report(one, where, code, message, "known: checknothing, listentry")
+            self.report(one, where, code, message, "known: checknothing, listentry, quota")
 
-    def _params(self, one: _Loaded, model: type[Model]) -> Model | None:
+    def _params(self, one: Loaded, model: type[Model]) -> Model | None:
         """Return `spec.params` as the parameters of an adapter or template."""
         base: Field = ("spec", "params")
         if one.document.data["spec"].get("params") is None:
@@ -245,7 +270,7 @@ class _Compiler:
             self.problems.append(replace(problem, field=path, position=position))
         return None
 
-    def _denier(self, one: _Loaded, params: shape.DenierParams, base: Field) -> Denier | None:
+    def _denier(self, one: Loaded, params: shape.DenierParams, base: Field) -> Denier | None:
         status = params.status
         direct: DirectResponse | None = None
         if status.details:
@@ -255,7 +280,7 @@ class _Compiler:
         return Denier(status.code, status.message, params.valid_duration, params.valid_use_count, direct)
 
     def _direct_response(
-        self, one: _Loaded, detail: shape.DirectHttpResponse, base: Field
+        self, one: Loaded, detail: shape.DirectHttpResponse, base: Field
     ) -> DirectResponse | None:
         code = _HTTP_CODES.get(detail.code.lower()) if isinstance(detail.code, str) else detail.code
         if detail.code in {0, "", "Empty"}:
@@ -272,7 +297,7 @@ class _Compiler:
                 return None
         return DirectResponse(code, detail.body, tuple(detail.headers.items()))
 
-    def _list(self, one: _Loaded, params: shape.ListParams, base: Field) -> ListChecker | None:
+    def _list(self, one: Loaded, params: shape.ListParams, base: Field) -> ListChecker | None:
         before = len(self.problems)
         entry_type = EntryType(params.entry_type)
         overrides: EntryList | None = None
@@ -284,9 +309,9 @@ class _Compiler:
         source: ListSource | None = None
         if params.provider_url:
             if problem := check_url(params.provider_url):
-                self.report(one, _spelled(one, base, "providerUrl"), "list_url", problem)
+                self.report(one, spelled(one, base, "providerUrl"), "list_url", problem)
             if params.refresh_interval < shape.SECOND:
-                where = _spelled(one, base, "refreshInterval")
+                where = spelled(one, base, "refreshInterval")
                 self.report(one, where, "list_refresh", "the refresh interval is at least `1s`")
             if params.ttl < params.refresh_interval:
                 self.report(one, (*base, "ttl"), "list_ttl", "the ttl is shorter than the refresh interval")
@@ -302,23 +327,61 @@ class _Compiler:
             overrides, source, params.blacklist, params.caching_interval, params.caching_use_count
         )
 
-    def _list_entry(self, one: _Loaded, params: shape.ListEntryParams, base: Field) -> Instance | None:
-        value = self._expression(one, (*base, "value"), params.value, _LISTED)
+    def _list_entry(self, one: Loaded, params: shape.ListEntryParams, base: Field) -> Instance | None:
+        value = self.expression(one, (*base, "value"), params.value, _LISTED)
         return None if value is None else Instance(one.full_name, "listentry", value)
 
-    def _rule(self, one: _Loaded, rule: shape.Rule) -> Rule | None:
+    def _quota(self, one: Loaded, params: shape.QuotaParams, base: Field) -> Instance | None:
+        types = frozenset(ValueType) - {ValueType.STRING_MAP}
+        found = {
+            name: self.expression(one, (*base, "dimensions", name), text, types)
+            for name, text in params.dimensions.items()
+        }
+        if None in found.values():
+            return None
+        dimensions = tuple((name, value) for name, value in found.items() if value is not None)
+        return Instance(one.full_name, "quota", dimensions=dimensions)
+
+    def _limits(
+        self, one: Loaded, params: shape.MemQuotaParams | shape.RedisQuotaParams, base: Field
+    ) -> QuotaAdapter | None:
+        if isinstance(params, shape.RedisQuotaParams):
+            if self.has_shared_store is False:
+                message = "a redisquota counts for all replicas, and the settings name no `rate_limit.redis`"
+                self.report(one, base, "no_shared_store", message, "a memquota counts in one process")
+            if params.redis_server_url:
+                where = spelled(one, base, "redisServerUrl")
+                message = "this is not used: counts are where the setting `rate_limit.redis` says"
+                self.warn(one, where, "unused_redis_url", message)
+        elif not params.min_deduplication_duration:
+            where = spelled(one, base, "minDeduplicationDuration")
+            self.report(one, where, "quota_duration", "a duration for deduplication is longer than `0s`")
+        names: dict[str, Instance | None] = {}
+        for limit in params.quotas:
+            key = self._find(one, limit.name, "instance", self.instances)
+            names[limit.name] = self.instances[key] if key is not None else None
+        return compile_limits(self, one, params, base, names)
+
+    def _rule(self, one: Loaded, rule: shape.Rule) -> Rule | None:
         spec = rule.spec
         before = len(self.problems)
-        actions = [
+        found = [
             action for index, given in enumerate(spec.actions) if (action := self._action(one, index, given))
         ]
+        quotas = [
+            quota
+            for action in found
+            for instance in action.instances
+            if instance.template == "quota" and (quota := self._quota_action(one, action, instance))
+        ]
+        actions = [action for one in found if (action := one.without("quota")).instances or not one.instances]
         outputs = {f"{given.name}.output.": given for given in spec.actions if given.name}
         request = self._headers(one, "requestHeaderOperations", spec.request_header_operations, outputs)
         response = self._headers(one, "responseHeaderOperations", spec.response_header_operations, outputs)
-        late = not (actions or request or response)
+        late = not (actions or quotas or request or response)
         match: Expression | None = None
         if spec.match.strip():
-            match = self._expression(one, ("spec", "match"), spec.match, {ValueType.BOOL}, late=late)
+            match = self.expression(one, ("spec", "match"), spec.match, {ValueType.BOOL}, late=late)
         if len(self.problems) > before:
             return None
         if late:
@@ -336,9 +399,24 @@ class _Compiler:
             tuple(actions),
             tuple(request),
             tuple(response),
+            tuple(quotas),
         )
 
-    def _action(self, one: _Loaded, index: int, action: shape.Action) -> Action | None:
+    def _quota_action(self, one: Loaded, action: Action, instance: Instance) -> QuotaAction | None:
+        definition = None
+        if isinstance(action.handler.adapter, QuotaAdapter):
+            definition = action.handler.adapter.quotas.get(instance.name)
+            if definition is None:
+                message = f"`{action.handler.name}` has no limit for `{instance.name}`"
+                where: Field = ("spec", "actions", action.index)
+                self.report(one, where, "no_quota_limit", message, "name it in the handler's `quotas`")
+                return None
+        name = instance.name.rsplit(".", 2)[0]
+        return QuotaAction(
+            action.index, name, action.handler.name, instance.name, instance.dimensions, definition
+        )
+
+    def _action(self, one: Loaded, index: int, action: shape.Action) -> Action | None:
         base: Field = ("spec", "actions", index)
         key = self._resolve(one, (*base, "handler"), action.handler, "handler")
         if key in self.silent:
@@ -353,11 +431,11 @@ class _Compiler:
             self.report(one, base, "no_instances", f"`{action.handler}` gets no instance, so it never runs")
         return None if handler is None else Action(index, handler, tuple(found))
 
-    def _bound(self, one: _Loaded, where: Field, name: str, handler: Handler | None) -> Instance | None:
+    def _bound(self, one: Loaded, where: Field, name: str, handler: Handler | None) -> Instance | None:
         key = self._resolve(one, where, name, "instance")
         if key is None:
             return None
-        adapter = "denier" if handler and isinstance(handler.adapter, Denier) else "listchecker"
+        adapter = _adapter_name(handler)
         instance = self.instances.get(key)
         template = key[0] if instance is None else instance.template
         wrong = key in self.silent or (instance is not None and template not in _TEMPLATES[adapter])
@@ -368,20 +446,13 @@ class _Compiler:
             return None
         return instance
 
-    def _resolve(self, one: _Loaded, where: Field, name: str, what: str) -> tuple[str, str, str] | None:
+    def _resolve(self, one: Loaded, where: Field, name: str, what: str) -> tuple[str, str, str] | None:
         """Return the key that `name` stands for: `name`, `name.kind`, `name.kind.namespace`."""
         known = self.silent | (self.handlers if what == "handler" else self.instances).keys()
-        own = one.resource.metadata.namespace
-        candidates = [(what, own, name)]
-        first, _, last = name.rpartition(".")
-        if first:
-            candidates += [(last, own, first), (what, last, first)]
-            middle, _, kind = first.rpartition(".")
-            if middle:
-                candidates.insert(0, (kind, last, middle))
-        for key in candidates:
-            if key in known:
-                return key
+        key = self._find(one, name, what, known)
+        if key is not None:
+            return key
+        candidates = _candidates(one, name, what)
         if any(
             key in candidates for key in ((*one.key,) for one in self.loaded) if key[0] in shape.UNSUPPORTED
         ):
@@ -391,15 +462,18 @@ class _Compiler:
         self.report(one, where, f"unknown_{what}", f"unknown {what} `{name}`", hint)
         return None
 
+    def _find(self, one: Loaded, name: str, what: str, known: Container[Key]) -> Key | None:
+        return next((key for key in _candidates(one, name, what) if key in known), None)
+
     def _headers(
         self,
-        one: _Loaded,
+        one: Loaded,
         name: str,
         operations: list[shape.HeaderOperation],
         outputs: Mapping[str, shape.Action],
     ) -> list[HeaderTemplate]:
         found: list[HeaderTemplate] = []
-        base = _spelled(one, ("spec",), name)
+        base = spelled(one, ("spec",), name)
         for index, operation in enumerate(operations):
             where = (*base, index)
             if not self._header_name(one, (*where, "name"), operation.name):
@@ -417,7 +491,7 @@ class _Compiler:
         return found
 
     def _header_value(
-        self, one: _Loaded, where: Field, text: str, outputs: Mapping[str, shape.Action]
+        self, one: Loaded, where: Field, text: str, outputs: Mapping[str, shape.Action]
     ) -> Expression | None:
         for prefix, action in outputs.items():
             if prefix in text:
@@ -425,9 +499,9 @@ class _Compiler:
                 message = f"the instances of action `{action.name}` have no output"
                 self.report(one, where, "no_output", message, f"none of these templates has: {templates}")
                 return None
-        return self._expression(one, where, text, {ValueType.STRING})
+        return self.expression(one, where, text, {ValueType.STRING})
 
-    def _header_name(self, one: _Loaded, where: Field, name: str) -> bool:
+    def _header_name(self, one: Loaded, where: Field, name: str) -> bool:
         if _TOKEN.fullmatch(name) and name.lower() not in _PROTECTED:
             return True
         reason = (
@@ -436,8 +510,8 @@ class _Compiler:
         self.report(one, where, "header_name", f"`{name}` {reason}")
         return False
 
-    def _expression(
-        self, one: _Loaded, where: Field, text: str, wanted: Iterable[ValueType], *, late: bool = False
+    def expression(
+        self, one: Loaded, where: Field, text: str, wanted: Iterable[ValueType], *, late: bool = False
     ) -> Expression | None:
         try:
             expression = compile_expression(text, self.types)
@@ -458,13 +532,28 @@ class _Compiler:
         return expression
 
 
-def _spelled(one: _Loaded, base: Field, camel: str) -> Field:
-    """Return the path of a field in the spelling that the document uses."""
-    snake = "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in camel)
-    data = one.document.data
-    for part in base:
-        data = data[part] if data else {}
-    return (*base, snake if data and snake in data else camel)
+def _candidates(one: Loaded, name: str, what: str) -> list[Key]:
+    """Return the keys that `name` may stand for: `name`, `name.kind`, `name.kind.namespace`."""
+    own = one.resource.metadata.namespace
+    candidates = [(what, own, name)]
+    first, _, last = name.rpartition(".")
+    if first:
+        candidates += [(last, own, first), (what, last, first)]
+        middle, _, kind = first.rpartition(".")
+        if middle:
+            candidates.insert(0, (kind, last, middle))
+    return candidates
+
+
+def _is_handler(one: Loaded) -> bool:
+    return isinstance(one.resource, shape.Handler | shape.MemQuota | shape.RedisQuota)
+
+
+def _adapter_name(handler: Handler | None) -> str:
+    adapter = handler.adapter if handler is not None else None
+    if isinstance(adapter, Denier):
+        return "denier"
+    return adapter.kind if isinstance(adapter, QuotaAdapter) else "listchecker"
 
 
 def _inside(position: Position, text: str, column: int) -> Position:

@@ -164,6 +164,182 @@ class CheckNothingParams(BaseModel):
     model_config = STRICT
 
 
+# What a store counts exactly.
+_Amount = Annotated[int, Field(ge=0, le=2**53 - 1)]
+_Charged = Annotated[int, Field(ge=1, le=2**53 - 1)]
+
+
+class QuotaParams(BaseModel):
+    """What tells the counters of a quota apart: expressions by name."""
+
+    model_config = STRICT
+    dimensions: dict[NonEmpty, NonEmpty] = Field(default_factory=dict)
+
+
+class MemQuotaOverride(BaseModel):
+    """Another limit where dimensions have these values."""
+
+    model_config = STRICT
+    dimensions: dict[NonEmpty, str] = Field(default_factory=dict)
+    max_amount: _Amount = Field(validation_alias=_both("maxAmount"))
+    valid_duration: Duration = Field(validation_alias=_both("validDuration"))
+
+
+class MemQuotaLimit(BaseModel):
+    """How much there is of a quota in a rolling window; `name` is its instance."""
+
+    model_config = STRICT
+    name: NonEmpty
+    max_amount: _Amount = Field(validation_alias=_both("maxAmount"))
+    valid_duration: Duration = Field(validation_alias=_both("validDuration"))
+    overrides: list[MemQuotaOverride] = Field(default_factory=list)
+
+
+class MemQuotaParams(BaseModel):
+    """Limits by quota."""
+
+    model_config = STRICT
+    quotas: list[MemQuotaLimit] = Field(default_factory=list)
+    min_deduplication_duration: Duration = Field(
+        default=SECOND, validation_alias=_both("minDeduplicationDuration")
+    )
+
+
+class RedisQuotaOverride(BaseModel):
+    """Another limit where dimensions have these values."""
+
+    model_config = STRICT
+    dimensions: Annotated[dict[NonEmpty, str], Field(min_length=1)]
+    max_amount: _Charged = Field(validation_alias=_both("maxAmount"))
+
+
+class RedisQuotaLimit(BaseModel):
+    """How much there is of a quota in a fixed or rolling window; `name` is its instance."""
+
+    model_config = STRICT
+    name: NonEmpty
+    max_amount: _Charged = Field(validation_alias=_both("maxAmount"))
+    valid_duration: Duration = Field(validation_alias=_both("validDuration"))
+    bucket_duration: Duration = Field(default=0, validation_alias=_both("bucketDuration"))
+    rate_limit_algorithm: Literal["FIXED_WINDOW", "ROLLING_WINDOW"] = Field(
+        default="FIXED_WINDOW", validation_alias=_both("rateLimitAlgorithm")
+    )
+    overrides: list[RedisQuotaOverride] = Field(default_factory=list)
+
+
+class RedisQuotaParams(BaseModel):
+    """Limits by quota; the store is that of the settings."""
+
+    model_config = STRICT
+    quotas: list[RedisQuotaLimit] = Field(default_factory=list)
+    redis_server_url: str = Field(default="", validation_alias=_both("redisServerUrl"))
+    connection_pool_size: Annotated[int, Field(ge=0)] = Field(
+        default=10, validation_alias=_both("connectionPoolSize")
+    )
+
+
+class Quota(Resource):
+    """A quota instance (Istio 1.0's form)."""
+
+    kind: Literal["quota"]
+    spec: QuotaParams | None = None
+
+
+class MemQuota(Resource):
+    """A handler that counts (Istio 1.0's form)."""
+
+    kind: Literal["memquota"]
+    spec: MemQuotaParams
+
+
+class RedisQuota(Resource):
+    """A handler that counts where all replicas do (Istio 1.0's form)."""
+
+    kind: Literal["redisquota"]
+    spec: RedisQuotaParams
+
+
+class StringMatch(BaseModel):
+    """What a value has to be; nothing: it has to be there."""
+
+    model_config = STRICT
+    exact: str | None = None
+    prefix: str | None = None
+    regex: str | None = None
+
+
+class AttributeMatch(BaseModel):
+    """Attributes, all of which have to match."""
+
+    model_config = STRICT
+    clause: dict[NonEmpty, StringMatch] = Field(default_factory=dict)
+
+
+class QuotaAmount(BaseModel):
+    """How much a call costs of a quota."""
+
+    model_config = STRICT
+    quota: NonEmpty
+    charge: _Charged = 1
+
+
+class QuotaRuleSpec(BaseModel):
+    """What calls cost that match."""
+
+    model_config = STRICT
+    match: list[AttributeMatch] = Field(default_factory=list)
+    quotas: Annotated[list[QuotaAmount], Field(min_length=1)]
+
+
+class QuotaSpecSpec(BaseModel):
+    """Rules, all of which that match add up."""
+
+    model_config = STRICT
+    rules: Annotated[list[QuotaRuleSpec], Field(min_length=1)]
+
+
+class QuotaSpec(Resource):
+    """What calls cost."""
+
+    kind: Literal["QuotaSpec"]
+    spec: QuotaSpecSpec
+
+
+class IstioService(BaseModel):
+    """A service: `name` with `namespace` and `domain`, or `service`."""
+
+    model_config = STRICT
+    name: str = ""
+    namespace: str = ""
+    domain: str = ""
+    service: str = ""
+
+
+class QuotaSpecReference(BaseModel):
+    """A QuotaSpec by name."""
+
+    model_config = STRICT
+    name: NonEmpty
+    namespace: str = ""
+
+
+class QuotaSpecBindingSpec(BaseModel):
+    """Which QuotaSpecs are for which services."""
+
+    model_config = STRICT
+    services: Annotated[list[IstioService], Field(min_length=1)]
+    quota_specs: Annotated[list[QuotaSpecReference], Field(min_length=1)] = Field(
+        validation_alias=_both("quotaSpecs")
+    )
+
+
+class QuotaSpecBinding(Resource):
+    """Makes QuotaSpecs count for services."""
+
+    kind: Literal["QuotaSpecBinding"]
+    spec: QuotaSpecBindingSpec
+
+
 class Denier(Resource):
     """A handler that denies (Istio 1.0's form)."""
 
@@ -260,11 +436,6 @@ REPORT_ADAPTERS = frozenset(
 )
 # What each of them would be needed for.
 UNSUPPORTED = {
-    "quota": "quotas",
-    "memquota": "quotas",
-    "redisquota": "quotas",
-    "QuotaSpec": "quotas",
-    "QuotaSpecBinding": "quotas",
     "authorization": "authorization by an adapter",
     "rbac": "authorization by an adapter",
     "opa": "authorization by an adapter",
@@ -289,6 +460,11 @@ _KINDS: dict[str, type[Resource]] = {
     "listchecker": ListChecker,
     "listentry": ListEntry,
     "checknothing": CheckNothing,
+    "quota": Quota,
+    "memquota": MemQuota,
+    "redisquota": RedisQuota,
+    "QuotaSpec": QuotaSpec,
+    "QuotaSpecBinding": QuotaSpecBinding,
     **dict.fromkeys(REPORT_TEMPLATES | REPORT_ADAPTERS, ReportOnly),
     **dict.fromkeys(UNSUPPORTED, Unsupported),
 }

@@ -10,6 +10,7 @@ from authz.destination import Destination
 from authz.mixer.attributes import DestinationAttributes
 from authz.mixer.expression import EvaluationError, Expression, ValueType
 from authz.mixer.lists import EntryList, ListSource
+from authz.mixer.quotas import DestinationQuotas, QuotaAction, QuotaAdapter, QuotaBinding, QuotaRule
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +49,17 @@ class Handler:
     """An adapter under its full name, `<name>.<kind>.<namespace>`."""
 
     name: str
-    adapter: Denier | ListChecker
+    adapter: Denier | ListChecker | QuotaAdapter
 
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """What a handler is asked about; `value` only for `listentry`."""
+    """What a handler is asked about; `value` only for `listentry`, `dimensions` only for `quota`."""
 
     name: str
     template: str
     value: Expression | None = None
+    dimensions: tuple[tuple[str, Expression], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,11 @@ class Action:
     index: int
     handler: Handler
     instances: tuple[Instance, ...]
+
+    def without(self, template: str) -> Action:
+        """Return the action with its other instances only."""
+        left = tuple(one for one in self.instances if one.template != template)
+        return self if len(left) == len(self.instances) else Action(self.index, self.handler, left)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +97,12 @@ class Rule:
     actions: tuple[Action, ...]
     request_headers: tuple[HeaderTemplate, ...]
     response_headers: tuple[HeaderTemplate, ...]
+    quotas: tuple[QuotaAction, ...] = ()
+
+    @property
+    def checks(self) -> bool:
+        """Whether there is anything to do but to send quotas."""
+        return bool(self.actions or self.request_headers or self.response_headers)
 
 
 def _can_match(rule: Rule, known: DestinationAttributes) -> bool:
@@ -105,10 +118,15 @@ def _can_match(rule: Rule, known: DestinationAttributes) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class DestinationRules:
-    """The rules that can match a call to one destination, in the order in which they are asked."""
+    """The rules that can match a call to one destination, in the order in which they are asked.
+
+    `speaks` tells whether any rule is for it, of whatever kind.
+    """
 
     rules: tuple[Rule, ...]
     types: Mapping[str, ValueType]
+    quotas: DestinationQuotas | None = None
+    speaks: bool = False
 
 
 Rules: TypeAlias = tuple[Rule, ...]
@@ -125,10 +143,27 @@ class MixerPolicies:
     by_namespace: Mapping[str, Rules]
     types: Mapping[str, ValueType]
     sources: frozenset[ListSource]
+    bindings: tuple[QuotaBinding, ...] = ()
 
     def for_destination(self, destination: Destination) -> DestinationRules:
         """Return the rules for calls to `destination`; worth keeping per destination."""
         known = DestinationAttributes(destination)
         names = dict.fromkeys((self.root_namespace, destination.namespace))
-        found = (rule for name in names for rule in self.by_namespace.get(name, ()))
-        return DestinationRules(tuple(rule for rule in found if _can_match(rule, known)), self.types)
+        found = [rule for name in names for rule in self.by_namespace.get(name, ())]
+        rules = [rule for rule in found if _can_match(rule, known)]
+        checking = tuple(rule for rule in rules if rule.checks)
+        return DestinationRules(checking, self.types, self._quotas(destination, found), bool(rules))
+
+    def _quotas(self, destination: Destination, rules: list[Rule]) -> DestinationQuotas | None:
+        where = destination.service, destination.namespace, destination.name
+        specs = {
+            id(spec): spec
+            for binding in self.bindings
+            if any(service.fits(*where) for service in binding.services)
+            for spec in binding.rules
+        }
+        if not specs:
+            return None
+        # Also those that cannot match: what they say of a quota makes it known, and costs nothing.
+        sending = tuple(QuotaRule(rule.policy, rule.match, rule.quotas) for rule in rules if rule.quotas)
+        return DestinationQuotas(tuple(specs.values()), sending, self.types)

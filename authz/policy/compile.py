@@ -86,6 +86,9 @@ class MeshSettings:
     providers: frozenset[str] = frozenset()  # names that CUSTOM policies may use
     federated_trust_domains: tuple[FederatedDomain, ...] = ()
     authenticators: tuple[tuple[str, str], ...] = ()  # names that methods may use, each with its kind
+    # Whether counts are shared between replicas (None: nobody knows); policies mean the same either way, so
+    # it is no part of their version.
+    has_shared_store: bool | None = field(default=None, repr=False, compare=False)
 
     @property
     def trust_domains(self) -> tuple[str, ...]:
@@ -275,7 +278,7 @@ def compile_policies(
     products, all_readable = _load(compiler, documents)
     together = [one for one, _ in products if isinstance(one, Loaded)]
     resources = [(one.resource, one.document) for one in together]
-    mixer, found = compile_mixer(resources, mesh.root_namespace)
+    mixer, found = compile_mixer(resources, mesh.root_namespace, has_shared_store=mesh.has_shared_store)
     compiler.problems += found
     with_models = [(one, document) for one, document in resources if isinstance(one, CasbinPolicy)]
     sources = load_sources(with_models, adapters)

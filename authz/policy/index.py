@@ -22,6 +22,7 @@ from authz.authn.peers import PeerRules
 from authz.casbin_policy import CasbinPolicies, CompiledPolicy
 from authz.decision import Decision, ReasonCode, allow
 from authz.destination import Destination
+from authz.mixer.quotas import DestinationQuotas
 from authz.mixer.rules import DestinationRules
 from authz.paths import PathNormalization
 from authz.policy.authentication import authentication_rules
@@ -268,6 +269,7 @@ class DestinationPolicies:
     by_roles: bool
     not_enforced: Decision | None
     mixer: DestinationRules | None
+    quotas: DestinationQuotas | None
     casbin: tuple[CompiledPolicy, ...]
     casbin_policies: CasbinPolicies
     shapes: tuple[Shape, ...]
@@ -410,7 +412,7 @@ class PolicyIndex:
         # Istio 1.4: where an ALLOW policy is enforced, roles are not looked at. Elsewhere they have to allow,
         # unless this mesh has none and something else speaks of the destination: then what none denies is
         # allowed (Istio, which starts from there).
-        others = bool(self._has_authorization or mixer.rules or casbin)
+        others = bool(self._has_authorization or mixer.speaks or casbin)
         enforced = (not self._has_roles and others) or _has(found, groups, _ALLOW)
         credentials = CredentialRules.of(
             [one.rules for one in self._policies.credentials if selects(one.selector, destination)]
@@ -436,6 +438,7 @@ class PolicyIndex:
             tcp=tcp,
             by_roles=not enforced,
             mixer=mixer if mixer.rules else None,
+            quotas=mixer.quotas,
             casbin=casbin,
             casbin_policies=self._policies.casbin,
             shapes=tuple(shape for shape in self._policies.shapes if selects(shape.selector, destination)),

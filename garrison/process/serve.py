@@ -39,6 +39,7 @@ from garrison.fetching import Fetcher
 from garrison.process.admin import AdminServer
 from garrison.process.authenticators import Authenticators
 from garrison.process.control import ControlServer
+from garrison.process.mixer_quotas import DOMAIN, StoreQuotas
 from garrison.process.quota import build_store
 from garrison.process.reload import Reloader, watch
 from garrison.process.settings import DistributionSettings, Settings
@@ -117,6 +118,7 @@ class Server:
                 settings.failures(),
                 self._bundles,
                 self._authenticators.by_name,
+                StoreQuotas(self._store, time.time_ns, settings.rate_limit.on_store_failure),
             ),
             askers=settings.askers(),
         )
@@ -207,7 +209,7 @@ class Server:
             if self._follower is not None:
                 await self._follower.attempt()
             if isinstance(self._store, GuardedStore):
-                await self._store.start(list(self._limits_in_force.domains))
+                await self._store.start([*self._limits_in_force.domains, DOMAIN])
             await control.start(self.health.methods, handlers, services)
             await request.start()
             self._set_ready(ready=True)

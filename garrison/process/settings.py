@@ -656,6 +656,7 @@ class Settings(BaseModel):
             frozenset(provider.name for provider in self.ext_authz_providers),
             federated_trust_domains=tuple(sorted(set(self.federated_trust_domains))),
             authenticators=tuple(sorted((one.name, one.kind.value) for one in self.authenticators)),
+            has_shared_store=bool(self.rate_limit.redis),
         )
 
     def adapters(self) -> dict[str, AdapterFactory]:

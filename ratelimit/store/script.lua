@@ -4,8 +4,8 @@
 -- KEYS     every bucket, and every record of a call that is to be counted once, of all calls; all in one slot
 -- ARGV[1]  numbers, as packed doubles (every whole number below 2^53 is exact in one):
 --            time in microseconds (0: that of this server), how many limits, how many calls
---            for each limit: algorithm and flags, requests per window, capacity, window in ticks, microseconds
---              of a tick, and four ends of calendar windows (0 without a calendar)
+--            for each limit: algorithm and flags, requests per window, capacity (of a rolling window: its steps), window in
+--              ticks, microseconds of a tick, and four ends of calendar windows (0 without a calendar)
 --            for each call: how many spends; for each of them: key, limit, cost, descriptor, key of the record
 --              (0: none), for how many microseconds, how much more to take if the cost fits
 -- returns  four packed doubles for each spend, in order: allowed, remaining, reset in microseconds, granted (-1:
@@ -21,7 +21,7 @@ local MAX_COUNT = 9007199254740991
 local LEASE_SLOTS = 16
 -- A hundred years, in seconds: nothing is kept or announced for longer, and products stay exact.
 local MAX_SECONDS = 100 * 365 * 86400
-local FIXED, SLIDING, TOKENS = 1, 2, 3
+local FIXED, SLIDING, TOKENS, PLACES = 1, 2, 3, 4
 local DOUBLES = {}
 for count = 1, 9 do
     DOUBLES[count] = '<' .. string.rep('d', count)
@@ -213,15 +213,20 @@ local function token_bucket(limit, bucket, cost)
     return allowed, left, reset, {at, debt}, (at + empty + 1) * tick - now
 end
 
-local function concurrency(limit, bucket, cost)
+-- Concurrency and rolling windows.
+local function lease(limit, bucket, cost)
     local tick, most = limit.tick, limit.rate
-    local step = ceil(limit.window / LEASE_SLOTS)
+    local slots, life = LEASE_SLOTS, LEASE_SLOTS + 1
+    if limit.algorithm ~= PLACES then
+        slots, life = limit.capacity, limit.capacity
+    end
+    local step = ceil(limit.window / slots)
     local at = floor(now / tick)
     local slot = floor(at / step)
     local leases, held = {}, 0
     if bucket and #bucket % 2 == 0 then
         for index = 1, #bucket, 2 do
-            if bucket[index] >= slot - LEASE_SLOTS and bucket[index] <= slot + LEASE_SLOTS then
+            if bucket[index] > slot - life and bucket[index] <= slot + slots then
                 leases[#leases + 1] = bucket[index]
                 leases[#leases + 1] = bucket[index + 1]
                 held = held + bucket[index + 1]
@@ -266,7 +271,7 @@ local function concurrency(limit, bucket, cost)
             places = held + wanted - most
         end
         for index = 1, #leases, 2 do
-            ends = leases[index] + LEASE_SLOTS + 1
+            ends = leases[index] + life
             places = places - leases[index + 1]
             if places <= 0 then
                 break
@@ -280,7 +285,7 @@ local function concurrency(limit, bucket, cost)
     if #leases > 0 then
         last = leases[#leases - 1]
     end
-    local kept = #leases > 0 and (last + LEASE_SLOTS + 1) * step * tick - now or 0
+    local kept = #leases > 0 and (last + life) * step * tick - now or 0
     return allowed, max(most - held, 0), reset, leases, kept
 end
 
@@ -292,7 +297,7 @@ local function apply(limit, bucket, cost)
     elseif limit.algorithm == TOKENS then
         return token_bucket(limit, bucket, cost)
     end
-    return concurrency(limit, bucket, cost)
+    return lease(limit, bucket, cost)
 end
 
 -- What the call at hand has written so far: buckets, and how long they are worth keeping.

@@ -39,6 +39,7 @@ from support.envoys import (
     typed,
 )
 from support.policies import policy
+from support.quotas import quotas
 from support.serving import PATIENCE_SECONDS, serving, write_settings
 from support.tokens import Authentication, ed_signer, encode_part
 
@@ -57,6 +58,7 @@ DESTINATIONS = (
     "a.custom-down",
     "a.custom-open",
     "a.denier",
+    "a.quota",
     "a.lists",
     "a.casbin",
     "a.shaped",
@@ -93,6 +95,11 @@ spec:
     g, user:bob, role:clerk
 ---
 """
+QUOTA = policy("[{to: [{operation: {methods: [GET, POST]}}]}]", namespace="quota") + quotas(
+    "maxAmount: 5, validDuration: 8760h",
+    dimensions="""{user: 'request.headers["x-user"]'}""",
+    services="[{name: a, namespace: quota}]",
+)
 RESPONSES = """
 apiVersion: garrison.dev/v1alpha1
 kind: ResponsePolicy
@@ -227,7 +234,7 @@ def policies(ports: dict[str, int], lists_url: str) -> str:
         str(Authentication(tokens, audiences=("shop",), namespace="tokens")),
         str(Authentication(tokens, namespace="shaped")),
     ]
-    return "".join([*gates, *authentications, CASBIN, RESPONSES, mixer(lists_url)])
+    return "".join([*gates, *authentications, CASBIN, RESPONSES, mixer(lists_url), QUOTA])
 
 
 # What the second server says about calls to `custom-ok`.
@@ -717,6 +724,25 @@ def test_a_denier_denies(world: World) -> None:
     """What matches the rule is denied, with the handler's code and message."""
     answer = world.get("a.denier", "/", ("x-test", "yes"))
     assert (answer.status, answer.body) == (403, "PERMISSION_DENIED:refuse.denier.denier:Not today")
+
+
+def test_the_sixth_call_of_five_is_over_the_quota(world: World) -> None:
+    """Calls that are denied for another reason use nothing; who is over is told so, and others are not."""
+    user = ("x-user", uuid.uuid4().hex)
+    assert [world.get("a.quota", "/", user, method="PUT").status for _ in range(3)] == [403] * 3
+    answers = [world.get("a.quota", "/", user) for _ in range(6)]
+    assert [answer.status for answer in answers] == [200] * 5 + [429]
+    assert answers[5].body == "RESOURCE_EXHAUSTED:Quota is exhausted for: requestcount"
+    assert int(answers[5].header("retry-after")) > 0
+    assert world.get("a.quota", "/", ("x-user", uuid.uuid4().hex)).status == 200
+
+
+def test_a_grpc_caller_over_its_quota(world: World) -> None:
+    """Envoy makes UNAVAILABLE of 429; the caller is told RESOURCE_EXHAUSTED."""
+    user = ("x-user", uuid.uuid4().hex)
+    assert [world.get("a.quota", "/", user).status for _ in range(5)] == [200] * 5
+    answer = world.get("a.quota", GRPC_PATH, ("content-type", "application/grpc"), user, method="POST")
+    assert (answer.status, answer.header("grpc-status")) == (200, "8")
 
 
 def test_header_operations_reach_the_upstream(world: World) -> None:

@@ -12,7 +12,7 @@ from authz.authn.credentials import Inquiry
 from authz.authn.peers import FederatedDomain
 from authz.decision import Decision, Outcome
 from authz.environment import OFFLINE, Environment
-from authz.pipeline import Delegation, decide, undecided_offline
+from authz.pipeline import Charge, Delegation, decide, undecided_offline
 from authz.policy.compile import MeshSettings
 from authz.service import DestinationResolver
 from authz.snapshot import Snapshot, build_snapshot
@@ -91,7 +91,7 @@ def outcome_on(
 
 def result_on(
     policies: Snapshot | str, request: Any, now: float = NOW, environment: Environment = OFFLINE
-) -> Outcome | Delegation | Inquiry:
+) -> Outcome | Delegation | Inquiry | Charge:
     """Return what the pipeline makes of `request`."""
     compiled = snapshot(policies) if isinstance(policies, str) else policies
     context = request.attributes

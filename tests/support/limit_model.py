@@ -99,6 +99,7 @@ class Model:
             Algorithm.SLIDING_WINDOW: _sliding,
             Algorithm.TOKEN_BUCKET: _tokens,
             Algorithm.CONCURRENCY: _places,
+            Algorithm.ROLLING_WINDOW: _rolling,
         }[limit.algorithm]
         allowed, left = take(limit, memory, now, cost)
         return allowed, max(left, 0)
@@ -156,6 +157,17 @@ def _tokens(limit: Limit, memory: Memory, now: int, cost: int) -> tuple[bool, in
 def _places(limit: Limit, memory: Memory, now: int, cost: int) -> tuple[bool, int]:
     slot = now // limit.tick // ceil(Fraction(limit.ticks, LEASE_SLOTS))
     memory.places = [one for one in memory.places if one + LEASE_SLOTS >= slot]
+    allowed = cost < 0 or len(memory.places) + max(cost, 1) <= limit.requests_per_unit
+    if cost < 0:
+        del memory.places[max(len(memory.places) + cost, 0) :]
+    elif allowed:
+        memory.places += [slot] * cost
+    return allowed, limit.requests_per_unit - len(memory.places)
+
+
+def _rolling(limit: Limit, memory: Memory, now: int, cost: int) -> tuple[bool, int]:
+    slot = now // limit.tick // ceil(Fraction(limit.ticks, limit.slots))
+    memory.places = [one for one in memory.places if slot < one + limit.slots]
     allowed = cost < 0 or len(memory.places) + max(cost, 1) <= limit.requests_per_unit
     if cost < 0:
         del memory.places[max(len(memory.places) + cost, 0) :]

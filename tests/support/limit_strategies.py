@@ -25,7 +25,7 @@ LARGE = [999_983, 2**32 - 1]
 def limits(draw: Any) -> Limit:
     """Draw a limit of any algorithm, small enough to be reached."""
     algorithm = draw(st.sampled_from(list(Algorithm)))
-    small = algorithm is Algorithm.CONCURRENCY
+    small = algorithm in {Algorithm.CONCURRENCY, Algorithm.ROLLING_WINDOW}
     most = st.integers(0, 8) if small else st.one_of(st.integers(0, 8), st.sampled_from(LARGE))
     return Limit(
         draw(most),
@@ -35,6 +35,7 @@ def limits(draw: Any) -> Limit:
         burst=draw(st.one_of(st.integers(0, 12), st.sampled_from(LARGE)))
         if algorithm is Algorithm.TOKEN_BUCKET
         else 0,
+        slots=draw(st.sampled_from([1, 3, 10])) if algorithm is Algorithm.ROLLING_WINDOW else 16,
         counts_denied=algorithm is not Algorithm.CONCURRENCY and draw(st.booleans()),
         quota_mode=draw(st.booleans()) and draw(st.booleans()),
         best_effort=draw(st.booleans()) and draw(st.booleans()),

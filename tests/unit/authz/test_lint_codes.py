@@ -53,6 +53,7 @@ _OF_SCHEMA: dict[str, set[str]] = {
 _OF_LIMIT = {
     ("str", "min_length"): "string_too_short",
     ("list", "min_length"): "too_short",
+    ("dict", "min_length"): "too_short",
     ("list", "max_length"): "too_long",
     ("int", "ge"): "greater_than_equal",
     ("int", "le"): "less_than_equal",
@@ -133,6 +134,9 @@ def made(code: str, folder: Path) -> Path:
             "subjectPriority(p.eft) || deny",
             "sub, act, eft",
         ),
+        "no_shared_store": (
+            b"apiVersion: config.istio.io/v1alpha2\nkind: redisquota\nmetadata: {name: a}\nspec: {quotas: []}\n"
+        ),
         "file_too_large": b"#" * (MAX_FILE_BYTES + 1),
         "too_long": (
             "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: a}\n"
@@ -144,12 +148,12 @@ def made(code: str, folder: Path) -> Path:
     return file  # of `unreadable` there is none
 
 
-def codes_of(path: Path) -> set[str]:
-    """Return the codes that `garrison lint` finds."""
+def codes_of(path: Path, *, shared: bool | None = None) -> set[str]:
+    """Return the codes that `garrison lint` finds; `shared`: whether it knows that counts are shared."""
     main.get_command(None, "lint")  # type: ignore[arg-type] # so that limits are linted, too
     assert other_linters
     authenticators = (("keys", "api_keys"), ("others", "api_keys"))
-    mesh = MeshSettings(providers=frozenset({"opa"}), authenticators=authenticators)
+    mesh = MeshSettings(providers=frozenset({"opa"}), authenticators=authenticators, has_shared_store=shared)
     return {problem.code for problem in find_problems([path], mesh)}
 
 
@@ -164,7 +168,7 @@ def test_each_example_yields_its_code(code: str, text: str, tmp_path: Path) -> N
 @pytest.mark.parametrize("code", sorted(code for code, texts in SECTIONS.items() if not texts))
 def test_codes_without_an_example_can_be_made(code: str, tmp_path: Path) -> None:
     """A heading without example is of a problem that a page cannot show."""
-    assert codes_of(made(code, tmp_path)) == {code}
+    assert codes_of(made(code, tmp_path), shared=False) == {code}
 
 
 def literal_codes(file: Path) -> Iterator[str]:

@@ -107,7 +107,19 @@ def test_buckets_of_every_algorithm_are_forgotten() -> None:
     store = MemoryStore()
     for algorithm in Algorithm:
         store.spend(one("a", Limit(5, UNITS["second"], algorithm=algorithm, counts_denied=False)), 0)
-    assert len(store) == 4
+    assert len(store) == len(Algorithm)
     for number in range(8):
         store.spend(one(f"later-{number}"), 10 * SECOND)
     assert len(store) == 8
+
+
+def test_a_rolling_window_gives_back_one_window_later() -> None:
+    """What was taken comes back when its step has left the window, and denied costs take nothing."""
+    limit = Limit(10, UNITS["minute"], algorithm=Algorithm.ROLLING_WINDOW, counts_denied=False, slots=600)
+    store = MemoryStore()
+    found = [
+        store.spend([Spend("k", limit, cost)], (1_800_000_000 + second) * SECOND)[0]
+        for second, cost in [(1, 10), (2, 10), (60, 10), (61, 10), (62, 1)]
+    ]
+    assert [outcome.allowed for outcome in found] == [True, False, False, True, False]
+    assert [outcome.reset for outcome in found[1:3]] == [59 * SECOND, SECOND]

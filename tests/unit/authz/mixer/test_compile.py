@@ -310,7 +310,7 @@ DENY = "  actions: [{handler: d.denier, instances: [n.checknothing]}]\n"
         ("kind: listentry\nmetadata: {name: e}\nspec: {value: request.headers}", "this is STRING_MAP"),
         (
             "kind: handler\nmetadata: {name: h}\nspec: {compiledAdapter: denyer}",
-            "3:25: spec.compiledAdapter: unknown adapter `denyer` (known: denier, listchecker)",
+            "3:25: spec.compiledAdapter: unknown adapter `denyer` (known: denier, listchecker, memquota, redisquota)",
         ),
         (
             "kind: handler\nmetadata: {name: h}\nspec: {compiledAdapter: opa}",
@@ -329,8 +329,8 @@ DENY = "  actions: [{handler: d.denier, instances: [n.checknothing]}]\n"
             "spec.params.value: the required field `value` is missing [missing_field]",
         ),
         (
-            "kind: instance\nmetadata: {name: i}\nspec: {compiledTemplate: quota}",
-            "the template `quota` is not supported yet",
+            "kind: instance\nmetadata: {name: i}\nspec: {compiledTemplate: apikey}",
+            "the template `apikey` is not supported yet",
         ),
         (
             "kind: instance\nmetadata: {name: i}\nspec: {template: nope}",
@@ -349,12 +349,12 @@ DENY = "  actions: [{handler: d.denier, instances: [n.checknothing]}]\n"
             "`TEXT` is not known here",
         ),
         (
-            "kind: memquota\nmetadata: {name: q}\nspec: {quotas: []}",
-            "1:7: kind: kind `memquota` is not supported yet: no quotas from Mixer configuration [unsupported_kind]",
+            "kind: opa\nmetadata: {name: q}\nspec: {policy: []}",
+            "1:7: kind: kind `opa` is not supported yet: no authorization by an adapter from Mixer configuration",
         ),
-        ("kind: QuotaSpec\nmetadata: {name: q}", "kind `QuotaSpec` is not supported yet"),
-        ("kind: redisquota\nmetadata: {name: q}", "kind `redisquota` is not supported yet"),
-        ("kind: quota\nmetadata: {name: q}", "kind `quota` is not supported yet"),
+        ("kind: HTTPAPISpec\nmetadata: {name: q}", "kind `HTTPAPISpec` is not supported yet"),
+        ("kind: rbac\nmetadata: {name: q}", "kind `rbac` is not supported yet"),
+        ("kind: authorization\nmetadata: {name: q}", "kind `authorization` is not supported yet"),
         ("kind: prometheus\nmetadata: {name: p}", "1:7: warning: kind: `prometheus` only reports: ignored"),
     ],
 )
@@ -376,11 +376,11 @@ def test_several_mistakes_come_at_once() -> None:
     assert codes == ["unknown_attribute]", "unknown_handler]", "unknown_instance]", "unknown_attribute]"]
 
 
-def test_what_a_quota_action_refers_to_is_one_problem() -> None:
+def test_what_an_unsupported_action_refers_to_is_one_problem() -> None:
     """A rule that uses an unsupported kind adds nothing to what is said about that kind."""
     text = (
-        "kind: memquota\nmetadata: {name: q}\n---\nkind: quota\nmetadata: {name: i}\n---\n"
-        "kind: rule\nmetadata: {name: r}\nspec: {actions: [{handler: q.memquota, instances: [i.quota]}]}"
+        "kind: opa\nmetadata: {name: q}\n---\nkind: authorization\nmetadata: {name: i}\n---\n"
+        "kind: rule\nmetadata: {name: r}\nspec: {actions: [{handler: q.opa, instances: [i.authorization]}]}"
     )
     assert [problem.rpartition("[")[2] for problem in problems_of(text)] == ["unsupported_kind]"] * 2
 
