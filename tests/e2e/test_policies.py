@@ -733,7 +733,7 @@ def test_the_sixth_call_of_five_is_over_the_quota(world: World) -> None:
     answers = [world.get("a.quota", "/", user) for _ in range(6)]
     assert [answer.status for answer in answers] == [200] * 5 + [429]
     assert answers[5].body == "RESOURCE_EXHAUSTED:Quota is exhausted for: requestcount"
-    assert int(answers[5].header("retry-after")) > 0
+    assert int(answers[5].header("retry-after") or 0) > 0
     assert world.get("a.quota", "/", ("x-user", uuid.uuid4().hex)).status == 200
 
 
