@@ -92,3 +92,18 @@ DISTRIBUTION_BUNDLES_LABELS = ("result",)
 DISTRIBUTION_BUNDLE = "garrison_distribution_bundle"
 DISTRIBUTION_BUNDLE_HELP = "The sequence number of the bundle in force; its version as a label"
 DISTRIBUTION_BUNDLE_LABELS = ("version",)
+
+WORKER_READY = "garrison_worker_ready"
+WORKER_READY_HELP = "1 while this worker takes calls, 0 while it starts, drains or is gone"
+WORKER_READY_LABELS = ("worker",)
+
+WORKER_RESTARTS = "garrison_worker_restarts"
+WORKER_RESTARTS_HELP = "Times that this worker ended by itself and was started again"
+WORKER_RESTARTS_LABELS = ("worker",)
+
+WORKER_SILENT = "garrison_worker_silent_scrapes"
+WORKER_SILENT_HELP = "Scrapes of metrics that this worker did not answer in time"
+WORKER_SILENT_LABELS = ("worker",)
+
+EMBEDDED_RESTARTS = "garrison_embedded_store_restarts"
+EMBEDDED_RESTARTS_HELP = "Times that the embedded Valkey ended by itself and was started again, empty"
