@@ -58,6 +58,7 @@ from garrison.telemetry.metrics import (
     KeyCollector,
     ServerCollector,
     StoreCollector,
+    WorkerCollector,
 )
 from garrison.transport.address import Address
 from ratelimit.compile import lint as lint_limits
@@ -235,7 +236,8 @@ def metrics_table() -> str:
     keys = KeyCollector(list)
     authenticators = AuthenticatorCollector(answers=dict, breakers=dict, remembered=dict)
     store = StoreCollector(breakers=dict, failures=dict, local_answers=dict)
-    collectors = (collector, keys, store, follower, authenticators)
+    workers = WorkerCollector(ready=dict, restarts=dict, silent=dict, store_restarts=lambda: 0)
+    collectors = (collector, keys, store, follower, authenticators, workers)
     types = {metric.name: metric.type for one in collectors for metric in one.collect()}
     rows = []
     for constant, text in vars(names).items():
