@@ -18,6 +18,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+import structlog
+
+log = structlog.get_logger()
+
 _LENGTH = struct.Struct(">I")
 # How long a worker that has been told to end may take beyond its drain.
 _OVERTIME_SECONDS = 5.0
@@ -99,7 +103,11 @@ class WorkerLink:
 
     def _read(self, patience_seconds: float) -> None:
         while (message := self.receive()) is not None:
-            self._send({"metrics": self._metrics(), "request": message["request"]})
+            try:
+                self._send({"metrics": self._metrics(), "request": message["request"]})
+            except Exception:
+                # Whatever is wrong with the metrics: this thread is how the end of the other side is noticed.
+                log.exception("metrics_failed")
         if self._closed:
             return
         # Before there is a handler this ends the process, afterwards it drains.

@@ -230,7 +230,7 @@ class Workers:
             _, late = await asyncio.wait(self._keeping, timeout=grace_seconds + _OVERTIME_SECONDS)
             for worker in self._workers if late else ():
                 if worker.process is not None and worker.process.returncode is None:
-                    log.warning("worker_killed", number=worker.number)
+                    log.warning("worker_killed", worker=worker.number)
                     worker.process.kill()
             await asyncio.gather(*self._keeping, return_exceptions=True)
 
@@ -249,12 +249,20 @@ class Workers:
             return set()
         answered = set()
         for worker, life, page in pages:
-            if page is None:
-                worker.silent += 1
-            else:
-                self.totals.record(worker.name, life, page)
+            if page is not None and self._record(worker, life, page):
                 answered.add(worker.name)
+            else:
+                worker.silent += 1
         return answered
+
+    def _record(self, worker: Worker, life: int, page: str) -> bool:
+        """Note a page of metrics; return whether it could be read."""
+        try:
+            self.totals.record(worker.name, life, page)
+        except ValueError:
+            log.exception("metrics_unreadable", worker=worker.number)
+            return False
+        return True
 
     async def _ask_all(self) -> list[tuple[Worker, int, str | None]]:
         listening = [worker for worker in self._workers if worker.is_listening]
@@ -280,7 +288,7 @@ class Workers:
 
     async def _keep(self, worker: Worker) -> None:
         def ended(how: str, delay: float) -> None:
-            log.error("worker_ended", number=worker.number, how=how, restart_in_seconds=delay)
+            log.error("worker_ended", worker=worker.number, how=how, restart_in_seconds=delay)
 
         await keep_running(lambda: self._run(worker), ended, self._stop)
 
@@ -342,7 +350,7 @@ class Workers:
             if "metrics" in message:
                 waiting = worker.asked.get(message["request"]) if message["request"] else None
                 if waiting is None:
-                    self.totals.record(worker.name, worker.life, message["metrics"])
+                    self._record(worker, worker.life, message["metrics"])
                 elif not waiting.done():
                     waiting.set_result(message["metrics"])
                 continue
@@ -358,7 +366,7 @@ class Workers:
         if worker.is_ready is not is_ready:
             worker.is_ready = is_ready
             if self._started:
-                log.info("worker_ready" if is_ready else "worker_not_ready", number=worker.number)
+                log.info("worker_ready" if is_ready else "worker_not_ready", worker=worker.number)
             self.changed()
 
 

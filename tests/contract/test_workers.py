@@ -123,7 +123,7 @@ def test_a_killed_worker_comes_back_where_it_was(server: Serving) -> None:
     assert check(tcp[0], "a") == 200
     assert page(admin, "/readyz")[0] == 200
     assert figure(admin, ALLOWED) == 3
-    server.wait_for("worker_ready", lambda event: event["number"] == 1)
+    server.wait_for("worker_ready", lambda event: event["worker"] == 1)
     assert check(tcp[1], "a") == 200
     assert figure(admin, ALLOWED) == 4
     assert figure(admin, 'garrison_worker_restarts_total{worker="1"}') == 1

@@ -135,7 +135,7 @@ def test_a_worker_that_is_killed_costs_no_call(folder: Path, envoy: Envoy) -> No
             os.kill(pids(admin)[0], signal.SIGKILL)
             server.wait_for("worker_ended")
             load.go_on(100)
-            server.wait_for("worker_ready", lambda event: event["number"] == 0)
+            server.wait_for("worker_ready", lambda event: event["worker"] == 0)
             load.go_on(100)
         assert load.statuses.keys() == {200}, load.statuses
         endpoints = envoy.admin("/clusters")
