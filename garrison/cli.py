@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -41,6 +42,10 @@ class _Commands(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         module, name = _COMMANDS[cmd_name]
+        if cmd_name == "serve":
+            # Read when gRPC is imported. What we fork becomes another program at once: that needs none of
+            # gRPC's care, nor its notices among our log lines.
+            os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
         command = getattr(import_module(module), name)
         if cmd_name == "lint":
             _lint_others_too()

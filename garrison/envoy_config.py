@@ -423,6 +423,12 @@ def _upstreams(
     return tuple(upstreams)
 
 
+def _endpoints_of_workers(addresses: Sequence[Address], workers: int) -> tuple[Address, ...]:
+    if workers == 1:
+        return tuple(addresses)
+    return tuple(address.of_worker(number) for address in addresses for number in range(workers))
+
+
 @click.command(
     "envoy-config",
     epilog="\b\nExample:\n"
@@ -438,8 +444,17 @@ def _upstreams(
 )
 @click.option("--listen", type=ADDRESS, required=True, help="Where callers of the mesh connect (mTLS).")
 @click.option("--application", type=ADDRESS, required=True, help="Where the local application listens.")
-@click.option("--request", type=ADDRESS, multiple=True, required=True, help="Garrison's request address.")
+@click.option(
+    "--request", type=ADDRESS, multiple=True, required=True, help="Garrison's request.listen address."
+)
 @click.option("--control", type=ADDRESS, required=True, help="Garrison's control address (SDS).")
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="Garrison's setting `workers`; each has its own endpoint.",
+)
 @click.option("--trust-domain", default="cluster.local", show_default=True, help="Whose callers may connect.")
 @click.option(
     "--include-peer-certificate", is_flag=True, help="For Garrison with trust bundles, which verifies it."
@@ -487,6 +502,7 @@ def envoy_config(
     application: Address,
     request: tuple[Address, ...],
     control: Address,
+    workers: int,
     trust_domain: str,
     include_peer_certificate: bool,
     outbound: Address | None,
@@ -511,7 +527,7 @@ def envoy_config(
         workload = Workload(
             node_id=service,
             trust_domain=TrustDomain.parse(trust_domain),
-            request=request,
+            request=_endpoints_of_workers(request, workers),
             control=control,
             admin=admin,
             access_log=access_log,

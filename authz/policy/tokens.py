@@ -43,7 +43,7 @@ _NOT_OUTPUT = frozenset(
         "content-length",
         "host",
         "keep-alive",
-        "te",
+        "te",  # codespell:ignore te
         "trailer",
         "transfer-encoding",
         "upgrade",

@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import garrison.launch
 from garrison.errors import DependencyError
 
-_LAUNCHER = Path(__file__).with_name("launch.py")
+_LAUNCHER = Path(garrison.launch.__file__)
 _POLL_SECONDS = 0.01
 TAIL_LINES = 15
 

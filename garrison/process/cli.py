@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,10 @@ import click
 import uvloop
 
 from garrison.errors import ConfigError, GarrisonError
+from garrison.process.embedded import EmbeddedValkey
 from garrison.process.serve import Server
-from garrison.process.settings import ENVIRONMENT_PREFIX, Leaf, Settings, leaves, load_settings
+from garrison.process.settings import ENVIRONMENT_PREFIX, Leaf, Settings, leaves, load_settings_and_data
+from garrison.process.workers import Children, Workers, control_settings
 from garrison.telemetry import log as telemetry_log
 
 CONFIG_ERROR, FAILED = 2, 1
@@ -30,10 +34,20 @@ def _option(leaf: Leaf) -> click.Option:
 
 def _serve(config: Path | None, **flags: Any) -> None:
     given = {name.replace("__", "."): value for name, value in flags.items() if value not in (None, ())}
-    try:
-        settings = load_settings(config, os.environ, given)
+    with errors_reported():
+        settings, data = load_settings_and_data(config, os.environ, given)
         lines = telemetry_log.configure(settings.log.level, settings.log.format)
-        uvloop.run(_run(settings, lines))
+        if settings.workers == 1:
+            uvloop.run(_run(settings, lines))
+        else:
+            uvloop.run(_run_workers(settings, data, lines))
+
+
+@contextmanager
+def errors_reported() -> Iterator[None]:
+    """Say in one line each what keeps a process from serving, and end it with the exit code for that."""
+    try:
+        yield
     except ConfigError as error:
         click.echo("\n".join(f"error: {diagnostic}" for diagnostic in error.diagnostics), err=True)
         sys.exit(CONFIG_ERROR)
@@ -44,6 +58,14 @@ def _serve(config: Path | None, **flags: Any) -> None:
 
 async def _run(settings: Settings, lines: telemetry_log.LineWriter) -> None:
     await Server(settings, lines).run()
+
+
+async def _run_workers(settings: Settings, data: Mapping[str, Any], lines: telemetry_log.LineWriter) -> None:
+    rate_limit = settings.rate_limit
+    with EmbeddedValkey(rate_limit.embedded_max_bytes) if not rate_limit.redis else nullcontext() as store:
+        url = str(store.address) if store is not None else ""
+        children = Children(Workers(settings, data, url), store)
+        await Server(control_settings(settings, url), lines, children=children).run()
 
 
 serve = click.Command(

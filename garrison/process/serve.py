@@ -1,4 +1,8 @@
-"""`garrison serve`: everything in one process, from settings to a drained exit."""
+"""`garrison serve`: everything in one process, from settings to a drained exit.
+
+With several workers there are several of these: each worker has the request path alone, the control process
+everything else, with the workers in place of its request path.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,13 @@ from importlib.metadata import version
 from typing import Any
 
 import structlog
-from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client import (
+    CollectorRegistry,
+    GCCollector,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
 
 from authz.authn.certificates import CertificateVerifier
 from authz.authn.key_cache import KeyCache
@@ -39,10 +49,12 @@ from garrison.fetching import Fetcher
 from garrison.process.admin import AdminServer
 from garrison.process.authenticators import Authenticators
 from garrison.process.control import ControlServer
+from garrison.process.link import WorkerLink
 from garrison.process.mixer_quotas import DOMAIN, StoreQuotas
 from garrison.process.quota import build_store
 from garrison.process.reload import Reloader, watch
 from garrison.process.settings import DistributionSettings, Settings
+from garrison.process.workers import Children, SummedCollector, Workers
 from garrison.telemetry.log import LineWriter
 from garrison.telemetry.metrics import (
     AuthenticatorCollector,
@@ -51,6 +63,7 @@ from garrison.telemetry.metrics import (
     RlqsCollector,
     ServerCollector,
     StoreCollector,
+    WorkerCollector,
 )
 from garrison.transport.h2 import Limits
 from garrison.transport.health import SERVICE as HEALTH
@@ -73,8 +86,17 @@ log = structlog.get_logger()
 class Server:
     """Builds every part from the settings, starts them in order, and stops them in reverse."""
 
-    def __init__(self, settings: Settings, log_lines: LineWriter) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        log_lines: LineWriter,
+        *,
+        link: WorkerLink | None = None,
+        children: Children | None = None,
+    ) -> None:
         """Load policies, limits and the CA.
+
+        With a `link` this is a worker of the process at its other end, with `children` the control process.
 
         Raises:
             ConfigError: one of them cannot be used.
@@ -82,6 +104,10 @@ class Server:
         """
         self._settings = settings
         self._log_lines = log_lines
+        self._link = link
+        self._children = children
+        if children is not None:
+            children.workers.changed = lambda: self._set_ready(ready=self._listening)
         self._sds: SecretDiscovery | None = None
         self._providers = settings.providers()
         self._authenticators = Authenticators(settings.authenticators)
@@ -163,14 +189,7 @@ class Server:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        request = RequestServer(
-            Transport(self._settings.request.transport),
-            self._settings.request.listen,
-            {**self._authorization.methods(), **self._rate_limit.methods(), **self.health.methods},
-            tls=self._settings.request.tls.files(),
-            limits=Limits(max_message_bytes=self._settings.request.max_message_bytes),
-            unix_mode=self._settings.request.unix_mode,
-        )
+        request = self._request_path()
         control = ControlServer(
             self._settings.control.listen,
             self._settings.control.tls.files(),
@@ -183,37 +202,28 @@ class Server:
             )
             handlers += self._sds.handlers()
             services.append(SDS)
-        admin = AdminServer(
-            self._settings.admin.listen,
-            self._registry(),
-            lambda: self._ready,
-            _version(),
-            self._health_details,
-        )
-        certificates = [
-            _tls_reloader(kind, files, server.reload_tls)
-            for kind, files, server in (
-                ("request_tls", self._settings.request.tls.files(), request),
-                ("control_tls", self._settings.control.tls.files(), control),
-            )
-            if files is not None
-        ]
-        reloaders = [*self._reloaders(), *certificates]
+        admin = self._admin()
+        reloaders = [*self._reloaders(), *self._certificates(request, control)]
         watching = asyncio.create_task(watch(reloaders, self._stop))
         if self._follower is not None:
             await self._follower.restore()
-        await self._policies.prepare(self._policies.current)
-        fetching = asyncio.gather(self._lists.run(), self._keys.run())
+        if self._children is None:
+            await self._policies.prepare(self._policies.current)
+        fetchers = (self._lists, self._keys) if self._children is None else ()
+        fetching = asyncio.gather(*(fetcher.run() for fetcher in fetchers))
         following = asyncio.create_task(self._follower.run() if self._follower else asyncio.sleep(0))
         try:
             if self._follower is not None:
                 await self._follower.attempt()
+            if self._children is not None and self._children.store is not None:
+                await self._children.store.start()
             if isinstance(self._store, GuardedStore):
                 await self._store.start([*self._limits_in_force.domains, DOMAIN])
-            await control.start(self.health.methods, handlers, services)
+            if self._link is None:
+                await control.start(self.health.methods, handlers, services)
             await request.start()
             self._set_ready(ready=True)
-            self._announce(request.addresses, control.addresses, admin.address)
+            self._announce(request.addresses, control.addresses, admin)
             await self._stop.wait()
             log.info("draining", grace_seconds=self._settings.drain_grace.total_seconds())
             self._set_ready(ready=False)
@@ -228,13 +238,56 @@ class Server:
             fetching.cancel()
             following.cancel()
             await asyncio.gather(watching, fetching, following, return_exceptions=True)
-            for provider in self._providers.values():
-                await provider.close()
-            await self._authenticators.close()
-            if isinstance(self._store, GuardedStore):
-                await self._store.close()
+            await self._close()
             admin.close()
         log.info("stopped")
+
+    async def _close(self) -> None:
+        for provider in self._providers.values():
+            await provider.close()
+        await self._authenticators.close()
+        if isinstance(self._store, GuardedStore):
+            await self._store.close()
+        if self._children is not None:
+            await self._children.stop()
+
+    def _request_path(self) -> RequestServer | Workers:
+        if self._children is not None:
+            return self._children.workers
+        return RequestServer(
+            Transport(self._settings.request.transport),
+            self._settings.request.listen,
+            {**self._authorization.methods(), **self._rate_limit.methods(), **self.health.methods},
+            tls=self._settings.request.tls.files(),
+            limits=Limits(max_message_bytes=self._settings.request.max_message_bytes),
+            unix_mode=self._settings.request.unix_mode,
+        )
+
+    def _admin(self) -> AdminServer | WorkerLink:
+        """Return what shows metrics and health: pages, or the link to who has pages."""
+        registry = self._registry()
+        if self._link is not None:
+            self._link.serve_metrics(lambda: generate_latest(registry).decode())
+            return self._link
+        if self._children is not None:
+            control, registry = registry, CollectorRegistry()
+            registry.register(SummedCollector(control, self._children.workers))
+        return AdminServer(
+            self._settings.admin.listen, registry, lambda: self._ready, _version(), self._health_details
+        )
+
+    def _certificates(
+        self, request: RequestServer | Workers, control: ControlServer
+    ) -> list[Reloader[TlsGeneration]]:
+        """Return who follows the TLS files of what this process serves."""
+        found: list[Reloader[TlsGeneration]] = []
+        files = self._settings.request.tls.files()
+        if files is not None and isinstance(request, RequestServer):
+            found.append(_tls_reloader("request_tls", files, request.reload_tls))
+        files = self._settings.control.tls.files()
+        if files is not None and self._link is None:
+            found.append(_tls_reloader("control_tls", files, control.reload_tls))
+        return found
 
     async def _prepare(self, snapshot: Snapshot) -> None:
         """Fetch what the snapshot needs and nobody needed before."""
@@ -280,16 +333,25 @@ class Server:
     def _set_ready(self, *, ready: bool) -> None:
         self._listening = ready
         # Without policies every call is denied: better to get none.
-        self._ready = ready and self._authorization.snapshot is not None
+        decides = self._authorization.snapshot is not None
+        if self._children is not None:
+            decides = self._children.workers.any_ready
+        self._ready = ready and decides
         self.health.set_serving(serving=self._ready)
+        if self._link is not None:
+            self._link.tell_ready(ready=self._ready)
 
-    def _announce(self, request: Any, control: Any, admin: Any) -> None:
+    def _announce(self, request: Any, control: Any, admin: AdminServer | WorkerLink) -> None:
+        if isinstance(admin, WorkerLink):
+            admin.tell_addresses([str(address) for address in request])
+            log.info("worker_listening", pid=os.getpid(), request=[str(address) for address in request])
+            return
         log.info(
             "ready",
             pid=os.getpid(),
             request=[str(address) for address in request],
             control=[str(address) for address in control],
-            admin=str(admin),
+            admin=str(admin.address),
             snapshot=self._policies.current.version if self._policies.current else "",
         )
 
@@ -324,6 +386,15 @@ class Server:
                 ready=lambda: self._ready,
             )
         )
+        if (children := self._children) is not None:
+            registry.register(
+                WorkerCollector(
+                    ready=children.workers.ready,
+                    restarts=children.workers.restarts,
+                    silent=children.workers.silent,
+                    store_restarts=lambda: children.store.restarts if children.store else 0,
+                )
+            )
         registry.register(KeyCollector(self._keys.status))
         registry.register(
             AuthenticatorCollector(
@@ -363,10 +434,16 @@ class Server:
         return registry
 
     def _reloaders(self) -> list[Reloader[Any]]:
+        if self._children is not None:
+            # The others were loaded to find mistakes; workers follow them.
+            return [self._limits]
         return [self._policies, self._limits, self._trust, *self._authenticators.reloaders]
 
     def _health_details(self) -> dict[str, str]:
-        return {"rate_limit_store": self._store.describe()} if isinstance(self._store, GuardedStore) else {}
+        details = self._children.describe() if self._children is not None else {}
+        if isinstance(self._store, GuardedStore):
+            details["rate_limit_store"] = self._store.describe()
+        return details
 
     def _sds_counts(self) -> dict[tuple[str, ...], int]:
         if self._sds is None:

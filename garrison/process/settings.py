@@ -368,6 +368,12 @@ class RateLimitSettings(BaseModel):
         le=10_000,
         description="by how many `local` limits are divided: processes like this one",
     )
+    embedded_max_bytes: int = Field(
+        default=256 * 2**20,
+        ge=16 * 2**20,
+        le=2**40,
+        description="most memory of the embedded Valkey, where several workers have no `redis`",
+    )
     max_buckets: int = Field(default=200_000, ge=1, le=100_000_000, description="most counters in memory")
 
     @field_validator("deadline")
@@ -570,6 +576,12 @@ class Settings(BaseModel):
     drain_grace: Duration = Field(
         default=timedelta(seconds=10), description="how long calls in flight may take to finish at SIGTERM"
     )
+    workers: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="processes for the request path; above 1 each has addresses of its own",
+    )
     request: RequestSettings = RequestSettings()
     control: ControlSettings = ControlSettings()
     admin: AdminSettings = AdminSettings()
@@ -636,6 +648,21 @@ class Settings(BaseModel):
             raise ValueError("`require_peer_certificate` needs `trust_bundles` or `ca.dir` to verify with")
         return self
 
+    @model_validator(mode="after")
+    def _workers_listen_apart(self) -> Self:
+        if self.workers == 1:
+            return self
+        taken = [(address, "control.listen") for address in self.control.listen]
+        taken.append((self.admin.listen, "admin.listen"))
+        for number in range(self.workers):
+            for configured in self.request.listen:
+                address = configured.of_worker(number)
+                for other, owner in taken:
+                    if address.overlaps(other):
+                        raise ValueError(f"worker {number} would listen on `{address}`, which is {owner}'s")
+                taken.append((address, f"worker {number}"))
+        return self
+
     @field_validator("authenticators")
     @classmethod
     def _names_differ(cls, value: list[AuthenticatorSettings]) -> list[AuthenticatorSettings]:
@@ -656,7 +683,7 @@ class Settings(BaseModel):
             frozenset(provider.name for provider in self.ext_authz_providers),
             federated_trust_domains=tuple(sorted(set(self.federated_trust_domains))),
             authenticators=tuple(sorted((one.name, one.kind.value) for one in self.authenticators)),
-            has_shared_store=bool(self.rate_limit.redis),
+            has_shared_store=bool(self.rate_limit.redis) or self.workers > 1,
         )
 
     def adapters(self) -> dict[str, AdapterFactory]:
@@ -777,6 +804,18 @@ def load_settings(
         ConfigError: a setting is unknown or wrong; each is named with where it came from.
 
     """
+    return load_settings_and_data(file, environment, flags)[0]
+
+
+def parse_settings(data: Mapping[str, Any]) -> Settings:
+    """Return the settings that `load_settings_and_data` returned as `data`, in another process perhaps."""
+    return Settings.model_validate(data)
+
+
+def load_settings_and_data(
+    file: Path | None, environment: Mapping[str, str], flags: Mapping[str, str | tuple[str, ...]]
+) -> tuple[Settings, dict[str, Any]]:
+    """Do as `load_settings` does, and return as well what all sources say together, as plain data."""
     problems: list[Diagnostic] = []
     data: dict[str, Any] = {}
     document = Document("settings", data)
@@ -799,7 +838,7 @@ def load_settings(
         problems += [_at_origin(problem, origins) for problem in result]
     if problems or isinstance(result, list):
         raise ConfigError(problems)
-    return result
+    return result, data
 
 
 def _read(file: Path) -> tuple[Document, list[Diagnostic]]:

@@ -69,10 +69,13 @@ class LineWriter:
                     self._stream.flush()
 
 
-def configure(level: str, format_: str, stream: TextIO | None = None) -> LineWriter:
+def configure(
+    level: str, format_: str, stream: TextIO | None = None, worker: int | None = None
+) -> LineWriter:
     """Send the process's log lines to `stream` (standard error by default); return their writer.
 
-    `format_` is `json`, `console`, or `auto`: console on a terminal, JSON elsewhere.
+    `format_` is `json`, `console`, or `auto`: console on a terminal, JSON elsewhere. The lines of a worker
+    carry its number.
     """
     target = stream or sys.stderr
     writer = LineWriter(target)
@@ -84,6 +87,8 @@ def configure(level: str, format_: str, stream: TextIO | None = None) -> LineWri
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
+    if worker is not None:
+        processors.append(_Worker(worker))
     if console:
         processors.append(structlog.dev.ConsoleRenderer(colors=target.isatty()))
     else:
@@ -114,6 +119,17 @@ class _Throttle:
             self._lines[name] += 1
             if self._lines[name] > _FLOODING_LINES_PER_SECOND:
                 raise structlog.DropEvent
+        return event
+
+
+class _Worker:
+    """Adds the number of the worker."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def __call__(self, _logger: Any, _method: str, event: Any) -> Any:
+        event["worker"] = self._number
         return event
 
 

@@ -280,6 +280,45 @@ class RlqsCollector(Collector):
         )
 
 
+class WorkerCollector(Collector):
+    """Reads what the control process knows of its workers, by number, and of the embedded store."""
+
+    def __init__(
+        self,
+        *,
+        ready: Callable[[], Mapping[int, bool]],
+        restarts: Callable[[], Mapping[int, int]],
+        silent: Callable[[], Mapping[int, int]],
+        store_restarts: Callable[[], int],
+    ) -> None:
+        self._ready = ready
+        self._restarts = restarts
+        self._silent = silent
+        self._store_restarts = store_restarts
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield every metric family."""
+        ready = GaugeMetricFamily(
+            names.WORKER_READY, names.WORKER_READY_HELP, labels=names.WORKER_READY_LABELS
+        )
+        for number, is_ready in self._ready().items():
+            ready.add_metric((str(number),), float(is_ready))
+        yield ready
+        for name, help_, labels, read in (
+            (
+                names.WORKER_RESTARTS,
+                names.WORKER_RESTARTS_HELP,
+                names.WORKER_RESTARTS_LABELS,
+                self._restarts,
+            ),
+            (names.WORKER_SILENT, names.WORKER_SILENT_HELP, names.WORKER_SILENT_LABELS, self._silent),
+        ):
+            yield _counter(name, help_, labels, {(str(number),): n for number, n in read().items()})
+        yield CounterMetricFamily(
+            names.EMBEDDED_RESTARTS, names.EMBEDDED_RESTARTS_HELP, value=self._store_restarts()
+        )
+
+
 def _counter(name: str, help_: str, labels: Sequence[str], counts: Counts) -> Metric:
     family = CounterMetricFamily(name, help_, labels=labels)
     for values, count in counts.items():

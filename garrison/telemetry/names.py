@@ -110,3 +110,18 @@ RLQS_REPORTED_LABELS = ("domain", "outcome")
 RLQS_REFUSED = "garrison_rlqs_refused"
 RLQS_REFUSED_HELP = "Streams and buckets above the bounds, and streams that ended with a malformed report"
 RLQS_REFUSED_LABELS = ("what",)
+
+WORKER_READY = "garrison_worker_ready"
+WORKER_READY_HELP = "1 while this worker takes calls, 0 while it starts, drains or is gone"
+WORKER_READY_LABELS = ("worker",)
+
+WORKER_RESTARTS = "garrison_worker_restarts"
+WORKER_RESTARTS_HELP = "Times that this worker ended by itself and was started again"
+WORKER_RESTARTS_LABELS = ("worker",)
+
+WORKER_SILENT = "garrison_worker_silent_scrapes"
+WORKER_SILENT_HELP = "Scrapes of metrics that this worker did not answer in time"
+WORKER_SILENT_LABELS = ("worker",)
+
+EMBEDDED_RESTARTS = "garrison_embedded_store_restarts"
+EMBEDDED_RESTARTS_HELP = "Times that the embedded Valkey ended by itself and was started again, empty"

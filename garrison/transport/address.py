@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from pathlib import PurePosixPath
 
 _HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^:/\[\]]+):(?P<port>[0-9]{1,5})")
 # sun_path holds 108 bytes with its closing NUL (unix(7)).
 _MAX_UNIX_PATH_BYTES = 107
+# Between the ports of workers: neighbours of a configured port are often taken by other listeners of ours.
+_PORTS_BETWEEN_WORKERS = 10
 
 
 class Scheme(StrEnum):
@@ -49,6 +52,32 @@ class Address:
         if match is None or int(match["port"]) > 65535:
             raise ValueError(f"`{text}` is not `{scheme}://HOST:PORT`")
         return cls(Scheme(scheme), host=match["host"].strip("[]"), port=int(match["port"]))
+
+    def of_worker(self, number: int) -> Address:
+        """Return where worker `number` (from 0) listens in place of this address.
+
+        `unix:///run/request.sock` becomes `unix:///run/request.0.sock`; of ports each worker has one, ten
+        apart. Port 0, any free one, stays.
+
+        Raises:
+            ValueError: the path is too long with a number, or the port too large.
+
+        """
+        if self.scheme is Scheme.UNIX:
+            path = PurePosixPath(self.path)
+            return Address.parse(f"unix://{path.with_name(f'{path.stem}.{number}{path.suffix}')}")
+        port = self.port + _PORTS_BETWEEN_WORKERS * number if self.port else 0
+        if port > 65535:
+            raise ValueError(f"worker {number} of `{self}` would need port {port}")
+        return replace(self, port=port)
+
+    def overlaps(self, other: Address) -> bool:
+        """Return whether two listeners would share what arrives, or one would take the place of the other."""
+        if Scheme.UNIX in {self.scheme, other.scheme}:
+            return self.path == other.path
+        everywhere = {"0.0.0.0", "::"}  # noqa: S104 - compared with, not listened on
+        same_host = self.host == other.host or not everywhere.isdisjoint((self.host, other.host))
+        return bool(self.port) and self.port == other.port and same_host
 
     def __str__(self) -> str:
         if self.scheme is Scheme.UNIX:

@@ -59,6 +59,7 @@ from garrison.telemetry.metrics import (
     RlqsCollector,
     ServerCollector,
     StoreCollector,
+    WorkerCollector,
 )
 from garrison.transport.address import Address
 from ratelimit.compile import lint as lint_limits
@@ -239,7 +240,8 @@ def metrics_table() -> str:
     quotas = RlqsCollector(
         streams=lambda: 0, buckets=lambda: 0, actions=nothing, reported=nothing, refused=nothing
     )
-    collectors = (collector, keys, store, follower, authenticators, quotas)
+    workers = WorkerCollector(ready=dict, restarts=dict, silent=dict, store_restarts=lambda: 0)
+    collectors = (collector, keys, store, follower, authenticators, quotas, workers)
     types = {metric.name: metric.type for one in collectors for metric in one.collect()}
     rows = []
     for constant, text in vars(names).items():

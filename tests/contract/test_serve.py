@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import ssl
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,15 +18,12 @@ from envoy.service.auth.v3.external_auth_pb2 import CheckResponse
 from envoy.service.ratelimit.v3 import rls_pb2
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
-from support.checks import check_request, principal, role
+from support.asking import CHECK, HEALTH, LIMIT, call, check, page
+from support.checks import role
 from support.serving import Serving, serving, write_settings
 
 from ca.authority import Hierarchy
 from garrison.identity import SpiffeId, TrustDomain
-
-CHECK = "/envoy.service.auth.v3.Authorization/Check"
-LIMIT = "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit"
-HEALTH = "/grpc.health.v1.Health/Check"
 
 
 @pytest.fixture
@@ -47,32 +42,6 @@ def server(folder: Path) -> Iterator[Serving]:
     )
     with serving("--config", str(file)) as running:
         yield running
-
-
-def call(address: str, method: str, message: bytes) -> bytes:
-    """Make one unary call to a `tcp://` or `unix://` address."""
-    target = address.replace("tcp://", "").replace("unix://", "unix:")
-    with grpc.insecure_channel(target) as channel:
-        method_call: Any = channel.unary_unary(method)
-        answer: bytes = method_call(message, timeout=20, wait_for_ready=True)
-    return answer
-
-
-def check(address: str, account: str) -> int:
-    """Return the HTTP status of a decision for a service account."""
-    message = check_request(source=principal(account)).SerializeToString()
-    response = CheckResponse.FromString(call(address, CHECK, message))
-    return 200 if response.status.code == 0 else int(response.denied_response.status.code)
-
-
-def page(admin: str, path: str) -> tuple[int, str]:
-    """Return status and body of an admin page."""
-    try:
-        with urllib.request.urlopen(admin.replace("tcp://", "http://") + path, timeout=20) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read().decode()
 
 
 def test_everything_is_served_in_one_process(server: Serving) -> None:
@@ -182,7 +151,7 @@ def test_a_changed_file_beside_the_policies_takes_effect(server: Serving, folder
 def test_changed_limits_take_effect(server: Serving, folder: Path) -> None:
     """Rate limits reload like policies."""
     server.wait_for("ready")
-    (folder / "limits" / "d.yaml").write_text("domain: d\ndescriptors: [{key: 5}]\n")
+    (folder / "limits" / "d.yaml").write_text("domain: d\ndescriptors: [{key: [5]}]\n")
     assert server.wait_for("snapshot_refused")["kind"] == "limits"
     (folder / "limits" / "d.yaml").write_text("domain: e\n")
     assert server.wait_for("snapshot_swapped")["kind"] == "limits"

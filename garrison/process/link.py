@@ -1,0 +1,129 @@
+"""How a worker and the control process talk: JSON in frames, over a socket pair that only those two have.
+
+The first frame says what the worker is to be. Then the worker says how it is whenever that changes, and
+answers requests for its metrics. The end of the stream is the end of the other side, however it came about.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import queue
+import signal
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import structlog
+
+log = structlog.get_logger()
+
+_LENGTH = struct.Struct(">I")
+# How long a worker that has been told to end may take beyond its drain.
+_OVERTIME_SECONDS = 5.0
+_FLUSH_SECONDS = 1.0
+
+Message = dict[str, Any]
+
+
+def frame(message: Message) -> bytes:
+    """Return a message as it is sent."""
+    body = json.dumps(message).encode()
+    return _LENGTH.pack(len(body)) + body
+
+
+async def read_frame(reader: asyncio.StreamReader) -> Message | None:
+    """Return the next message, None at the end."""
+    try:
+        (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
+        message: Message = json.loads(await reader.readexactly(length))
+    except (asyncio.IncompleteReadError, OSError):
+        return None
+    return message
+
+
+class WorkerLink:
+    """The worker's end. Threads read and write it, so that neither side ever waits for the other's calls."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        # Programs that the worker may start have no part in this.
+        sock.set_inheritable(False)
+        self._sending: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._writer = threading.Thread(target=self._write, name="link-writer", daemon=True)
+        self._metrics: Callable[[], str] = str
+        self._closed = False
+
+    def receive(self) -> Message | None:
+        """Return the next message, None at the end; before `watch` only."""
+        header = self._receive_exactly(_LENGTH.size)
+        body = self._receive_exactly(_LENGTH.unpack(header)[0]) if header else b""
+        message: Message | None = json.loads(body) if body else None
+        return message
+
+    def watch(self, grace_seconds: float) -> None:
+        """Answer requests from now on; when the control process ends, end as after SIGTERM.
+
+        Who then is not gone after `grace_seconds` and a little is ended at once.
+        """
+        self._writer.start()
+        arguments = (grace_seconds + _OVERTIME_SECONDS,)
+        threading.Thread(target=self._read, args=arguments, name="link", daemon=True).start()
+
+    def tell_addresses(self, addresses: list[str]) -> None:
+        """Say that this worker listens, and where."""
+        self._send({"addresses": addresses})
+
+    def tell_ready(self, *, ready: bool) -> None:
+        """Say whether this worker takes calls."""
+        self._send({"ready": ready})
+
+    def serve_metrics(self, metrics: Callable[[], str]) -> None:
+        """Answer requests for metrics with what `metrics` returns; it is called in a thread."""
+        self._metrics = metrics
+
+    def close(self) -> None:
+        """Send the last metrics, so that nothing that was counted is lost."""
+        self._send({"metrics": self._metrics(), "request": None})
+        self._closed = True
+        self._sending.put(None)
+        self._writer.join(_FLUSH_SECONDS)
+
+    def _send(self, message: Message) -> None:
+        self._sending.put(frame(message))
+
+    def _write(self) -> None:
+        with suppress(OSError):
+            while (content := self._sending.get()) is not None:
+                self._socket.sendall(content)
+
+    def _read(self, patience_seconds: float) -> None:
+        while (message := self.receive()) is not None:
+            try:
+                self._send({"metrics": self._metrics(), "request": message["request"]})
+            except Exception:
+                # Whatever is wrong with the metrics: this thread is how the end of the other side is noticed.
+                log.exception("metrics_failed")
+        if self._closed:
+            return
+        # Before there is a handler this ends the process, afterwards it drains.
+        os.kill(os.getpid(), signal.SIGTERM)
+        threading.Event().wait(patience_seconds)
+        os._exit(1)
+
+    def _receive_exactly(self, size: int) -> bytes:
+        """Return that many bytes, none at the end."""
+        parts = bytearray()
+        while len(parts) < size:
+            try:
+                part = self._socket.recv(size - len(parts))
+            except OSError:
+                return b""
+            if not part:
+                return b""
+            parts += part
+        return bytes(parts)
