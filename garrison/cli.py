@@ -24,6 +24,7 @@ _COMMANDS = {
     "new": ("authz.tools.new", "new"),
     "schema": ("authz.tools.schema", "print_schema"),
     "completion": ("garrison.cli", "completion"),
+    "ratelimit": ("ratelimit.cli", "ratelimit"),
     "credentials": ("authz.tools.credentials", "credentials"),
     "policies": ("garrison.process.policies", "policies"),
     "ca": ("ca.cli", "ca"),
