@@ -227,7 +227,7 @@ def test_without_any_policies_everything_is_denied(mesh: Mesh) -> None:
         version = mesh.publish("a")["version"]
         server.wait_for("bundle_in_force", in_force(version))
         assert page(ready, "/readyz") == "ready\n"
-        server.wait_for("distribution_followed")
+        server.wait_until_seen("distribution_followed")
         metrics = page(ready, "/metrics")
         assert "garrison_distribution_connected 1.0" in metrics
         assert f'garrison_distribution_bundle{{version="{version}"}} 1.' in metrics

@@ -54,6 +54,11 @@ class Serving:
             if event["event"] == name and fits(event):
                 return event
 
+    def wait_until_seen(self, name: str) -> None:
+        """Return once there was an event called `name`, perhaps before what was waited for until now."""
+        if all(event["event"] != name for event in self.seen):
+            self.wait_for(name)
+
     def stop(self) -> int:
         """Send SIGTERM and return the exit code."""
         self.process.send_signal(signal.SIGTERM)
