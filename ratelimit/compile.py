@@ -112,7 +112,8 @@ def compile_limits(
 def _with_texts(document: Document) -> Document:
     """Return `document` with domain, keys and values as text, also where no quotes make them that.
 
-    envoyproxy/ratelimit takes `value: 8080` for a string, and an empty `value:` for none.
+    envoyproxy/ratelimit takes `value: 8080` for a string. An empty `value:`, to it any value, stays an error:
+    a template that filled in nothing would make an `unlimited` rule one for everybody.
     """
     if not _has_bare_texts(document.data):
         return document
@@ -135,8 +136,6 @@ def _merge_texts(data: Any, written: Any) -> Any:
     for name in _TEXTS:
         if isinstance(data.get(name), bool | int | float):
             merged[name] = written[name]
-    if "value" in data and data["value"] is None:
-        merged["value"] = ""
     if isinstance(below := data.get("descriptors"), list):
         merged["descriptors"] = [
             _merge_texts(one, text) for one, text in zip(below, written["descriptors"], strict=True)

@@ -151,12 +151,12 @@ def test_values_need_no_quotes(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "~", "null"])
-def test_a_value_of_nothing_is_none(text: str) -> None:
-    """As in envoyproxy/ratelimit, the rule is for any value then."""
-    limits = compiled(
-        f"domain: d\ndescriptors:\n- key: a\n  rate_limit: {{unit: day, requests_per_unit: 7}}\n  value: {text}\n"
-    )
-    assert isinstance(limits.domains["d"].find([("a", "x")]), Limit)
+def test_a_value_of_nothing_is_an_error(text: str) -> None:
+    """A value that a template left out must not make an unlimited rule one for every value."""
+    found = compile_limits(
+        documents(f"domain: d\ndescriptors:\n- key: a\n  rate_limit: {{unlimited: true}}\n  value: {text}\n")
+    )[1]
+    assert [(one.code, one.field) for one in found] == [("null", ("descriptors", 0, "value"))]
 
 
 @pytest.mark.parametrize(
