@@ -98,7 +98,7 @@ def tokens(run: Run) -> Section:
         "verified with all checks, against `jwt.decode` with issuer and audience. A hit: the same token "
         "again; reading its header, as each header costs that a policy looks at, is taken off. Flood: a "
         f"server with one rule; {_GOOD_PER_SECOND:,} calls a second with {_GOOD_TOKENS} good tokens, alone "
-        f"and beside {_BAD_PER_SECOND:,} calls a second from another process and the same address with "
+        f"and beside {_BAD_PER_SECOND:,} calls a second over other connections of the same address with "
         f"{_BAD_TOKENS:,} different tokens, all good but for their signature.",
         (
             Row("first sight of a token", Sample.of(first), "us"),
@@ -202,13 +202,12 @@ def _flood(run: Run, issuer: _Issuer) -> tuple[list[LoadResult], list[LoadResult
         command = [
             sys.executable,
             "-m",
-            "benchmarks.load",
+            "benchmarks.flood",
             str(server.request),
             CHECK,
-            "--messages",
             str(bad),
         ]
-        options = ["--rate", str(_BAD_PER_SECOND), "--streams", "512", "--seconds", str(seconds + 2)]
+        options = ["--rate", str(_BAD_PER_SECOND), "--seconds", str(seconds + 2)]
         flood = run.children.start("the flood", [*command, *options], run.folder / "flood.log")
         flood.wait_until(partial(_has_answered, server, before), "beginning", 30)
         begin, at = time.perf_counter(), server.decisions()

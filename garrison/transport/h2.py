@@ -1,8 +1,9 @@
 """Unary gRPC on libnghttp2: one protocol object per connection, one pass per read.
 
-Everything that arrived together is decided in one pass and answered in one write. The common request, one
-HEADERS and one DATA frame, never meets a buffer; whatever else HTTP/2 and gRPC allow takes the slow path
-through `MessageReader`. All knowledge of `ngh2` is in this module.
+What arrived together is decided in one pass and answered in one write, unless it takes so long that others
+would have to wait for it (`turns`). The common request, one HEADERS and one DATA frame, never meets a buffer;
+whatever else HTTP/2 and gRPC allow takes the slow path through `MessageReader`. All knowledge of `ngh2` is in
+this module.
 
 What bounds a hostile peer, by what it does:
 
@@ -11,15 +12,19 @@ What bounds a hostile peer, by what it does:
 - a peer that sends half of something: `Limits.handshake_seconds`, then `Limits.sweep_seconds`;
 - a peer that does not read: we stop reading when the transport's buffer is full, and close when responses
   that its windows hold back exceed `Limits.max_queued_bytes` or do not move;
-- a peer that sends a lot: one budget for unfinished large requests per server.
+- a peer that sends a lot: one budget for unfinished large requests per server, and one share of the loop's
+  time; no more is read of it while what it has sent waits for its turn.
 """
 
 from __future__ import annotations
 
 import asyncio
 import inspect
+import math
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import cast
 
 import structlog
@@ -43,6 +48,7 @@ from ngh2 import (
 
 from garrison.transport import Call, Method, Methods, Peer, StatusCode, StatusError
 from garrison.transport.faults import answer_fault
+from garrison.transport.turns import Turns
 from garrison.transport.wire import (
     PREFIX,
     PREFIX_BYTES,
@@ -103,12 +109,14 @@ class Shared:
     # Set when a connection has ended.
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     routes: dict[bytes, tuple[Method, str]] = field(init=False)
+    turns: Turns = field(init=False)
     # One read buffer for all: what is in it is consumed before the loop runs anything else.
     read_buffer: memoryview = field(init=False)
 
     def __post_init__(self) -> None:
         self.routes = {path.encode(): (method, path) for path, method in self.methods.items()}
         self.read_buffer = memoryview(bytearray(_READ_BYTES))
+        self.turns = Turns(asyncio.get_running_loop().call_soon, perf_counter)
 
     @property
     def budget_bytes(self) -> int:
@@ -160,7 +168,13 @@ class H2Connection(asyncio.BufferedProtocol):
         self._usual: tuple[_Awaited, float | None]
         # Answered before the request ended: to be reset once the answer is out.
         self._early: set[int] = set()
+        # What arrived and was not looked at yet, and of how many bytes it was made.
+        self._arrived: deque[Event] = deque()
+        self._arrived_bytes = 0
+        self._has_asked = False
+        self.served = 0.0
         self._established = False
+        self._reading = True
         self._paused = False
         self._draining = False
         self._ended = False
@@ -203,6 +217,7 @@ class H2Connection(asyncio.BufferedProtocol):
             _stop(*work)
         for stream_id in list(self._open):
             self._take(stream_id)
+        self._arrived.clear()
         self._shared.connections.discard(self)
         self._shared.gone.set()
 
@@ -211,61 +226,95 @@ class H2Connection(asyncio.BufferedProtocol):
         return self._read_buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Decide everything that arrived and write all answers."""
+        """Take what arrived, and ask for a turn to decide it."""
         if self._ended:
             return
         self._silent_sweeps = 0
         try:
             self._http2.receive_data(self._read_buffer[:nbytes])
-            self._process(self._http2.events())
+            self._arrived.extend(self._http2.events())
+        except NGH2Error as error:
+            self._fail(error)
+            return
+        if not self._has_asked:
+            self._has_asked = True
+            self._shared.turns.ask(self)
+        self._arrived_bytes += nbytes
+        if self._arrived_bytes > _READ_BYTES:
+            # It brings more than there is time for.
+            self._read(wanted=False)
+
+    def work(self, until: float) -> bool:
+        """Decide what arrived and write the answers, as much as can be done by then (`perf_counter`)."""
+        try:
+            is_done = self._ended or self._process(self._arrived, until)
+            if is_done:
+                self._has_asked, self._arrived_bytes = False, 0
             self._flush()
+            if is_done:
+                self._read(wanted=True)
         except NGH2Error as error:
             self._fail(error)
         except Exception:  # noqa: BLE001 - a bug here; other connections are not to suffer for it
             _log.exception("connection failed", peer=self._peer.address)
             self._fail(None)
+        else:
+            return is_done
+        return True
+
+    def _read(self, *, wanted: bool) -> None:
+        """Read on, or stop reading; not while the peer does not take its answers."""
+        wanted = wanted and not self._paused
+        if wanted is not self._reading and not self._transport.is_closing():
+            self._reading = wanted
+            if wanted:
+                self._transport.resume_reading()
+            else:
+                self._transport.pause_reading()
 
     def eof_received(self) -> None:
-        """Let the transport send what is left and close: a peer that hung up reads no later answers."""
+        """Answer what was sent before, and close: a peer that hung up reads no later answers."""
+        self.work(math.inf)
 
     def pause_writing(self) -> None:
         """Stop reading: the peer does not take its answers."""
         self._paused = True
-        self._transport.pause_reading()
+        self._read(wanted=False)
 
     def resume_writing(self) -> None:
         """Go on."""
         self._paused = False
-        if not self._transport.is_closing():
-            self._transport.resume_reading()
-            self._flush_soon()
+        self._read(wanted=not self._arrived)
+        self._flush_soon()
 
     # -- one pass
 
-    def _process(self, events: list[Event]) -> None:
+    def _process(self, events: deque[Event], until: float) -> bool:
+        """Go through `events`; return whether that was all of them before the time `until`."""
         waiting = self._open
-        for event in events:
-            kind = type(event)
-            if kind is DataReceived:
-                data_event = cast("DataReceived", event)
-                request = waiting.get(data_event.stream_id)
-                if type(request) is tuple and data_event.end_stream:
-                    data = data_event.data
+        while events:
+            event = events.popleft()
+            if isinstance(event, DataReceived):
+                request = waiting.get(event.stream_id)
+                if type(request) is tuple and event.end_stream:
+                    data = event.data
                     size = len(data) - PREFIX_BYTES
                     if 0 <= size <= self._limit and data.startswith(_pack_prefix(0, size)):
-                        del waiting[data_event.stream_id]
-                        self._call(data_event.stream_id, request, data[PREFIX_BYTES:])
+                        del waiting[event.stream_id]
+                        self._call(event.stream_id, request, data[PREFIX_BYTES:])
+                        if perf_counter() >= until:
+                            return not events
                         continue
-                self._receive(data_event.stream_id, data_event.data, end=data_event.end_stream)
-            elif kind is RequestReceived:
-                self._begin(cast("RequestReceived", event))
-            elif kind is StreamClosed:
-                stream_id = cast("StreamClosed", event).stream_id
+                self._receive(event.stream_id, event.data, end=event.end_stream)
+            elif isinstance(event, RequestReceived):
+                self._begin(event)
+            elif isinstance(event, StreamClosed):
                 # Empty in the common case, where the call was answered in the pass that brought it.
                 if waiting or self._tasks or self._early:
-                    self._forget(stream_id)
+                    self._forget(event.stream_id)
             else:
                 self._process_rare(event)
+        return True
 
     def _begin(self, event: RequestReceived) -> None:
         headers = event.headers
@@ -472,7 +521,8 @@ class H2Connection(asyncio.BufferedProtocol):
         self._write()
         events = self._http2.events()
         if events:
-            self._process(events)
+            # They say what became of answers, and do not have to wait for what arrived.
+            self._process(deque(events), math.inf)
             if self._ended:
                 return
         if self._early and not self._paused:

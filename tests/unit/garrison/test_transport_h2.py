@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
 from ngh2 import Connection, DataReceived, Role
 
-from garrison.transport import Call, Method, Peer
+from garrison.transport import Call, Method, Peer, h2, turns
 from garrison.transport.h2 import H2Connection, Limits, Shared
 from garrison.transport.wire import PREFIX
 
@@ -75,10 +76,11 @@ class Wire:
             self.client.send_data(stream_id, PREFIX.pack(0, len(message)) + message, end_stream=True)
         return self.client.data_to_send()
 
-    def deliver(self, data: bytes) -> None:
-        """Hand bytes to the server as one read."""
+    async def deliver(self, data: bytes) -> None:
+        """Hand bytes to the server as one read, and let it have its turn."""
         self.server.get_buffer(-1)[: len(data)] = data
         self.server.buffer_updated(len(data))
+        await asyncio.sleep(0)
 
     def answers(self) -> list[bytes]:
         """Take all answers written so far."""
@@ -89,13 +91,14 @@ class Wire:
         return [event.data[5:] for event in events if isinstance(event, DataReceived)]
 
 
-def test_one_read_is_one_write() -> None:
-    """All calls of one read are answered in its one write."""
+def test_one_read_is_one_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All calls of one read are answered in its one write, if there is time."""
+    monkeypatch.setattr(turns, "QUANTUM_SECONDS", 60.0)
 
     async def scenario() -> None:
         wire = Wire()
         wire.answers()
-        wire.deliver(wire.ask(32))
+        await wire.deliver(wire.ask(32))
         assert len(wire.transport.writes) == 1
         assert wire.answers() == [b"%d" % number for number in range(32)]
         wire.server.connection_lost(None)
@@ -111,7 +114,7 @@ def test_a_full_transport_stops_reading_and_writing() -> None:
         wire.answers()
         wire.server.pause_writing()
         assert not wire.transport.reading
-        wire.deliver(wire.ask(3))
+        await wire.deliver(wire.ask(3))
         assert wire.transport.writes == []
         wire.server.resume_writing()
         assert wire.transport.reading
@@ -128,8 +131,66 @@ def test_a_peer_that_may_not_be_served_is_hung_up_on() -> None:
     async def scenario() -> None:
         wire = Wire(peer=None)
         assert wire.transport.aborted
-        wire.deliver(wire.ask(1))
+        await wire.deliver(wire.ask(1))
         assert wire.transport.writes == []
         wire.server.connection_lost(None)
+
+    asyncio.run(scenario())
+
+
+def test_what_takes_several_turns_is_answered_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With time for one call in each turn, every call of a read is answered, in order."""
+    monkeypatch.setattr(turns, "QUANTUM_SECONDS", 1e-9)
+
+    async def scenario() -> None:
+        wire = Wire()
+        wire.answers()
+        await wire.deliver(wire.ask(5))
+        assert wire.answers() == [b"0"]
+        await wire.deliver(wire.ask(1))
+        assert wire.answers() == [b"1"]
+        for expected in (b"2", b"3", b"4", b"0"):
+            await asyncio.sleep(0)
+            assert wire.answers() == [expected]
+        assert wire.transport.reading
+        wire.server.connection_lost(None)
+
+    asyncio.run(scenario())
+
+
+def test_a_peer_that_brings_too_much_is_not_read_until_it_had_its_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What waits for a turn is bounded: reading stops, and goes on when all of it is answered."""
+    monkeypatch.setattr(turns, "QUANTUM_SECONDS", 1e-9)
+
+    async def scenario() -> None:
+        wire = Wire()
+        wire.answers()
+        monkeypatch.setattr(h2, "_READ_BYTES", 100)
+        await wire.deliver(wire.ask(9))
+        assert not wire.transport.reading
+        for _ in range(8):
+            assert not wire.transport.reading
+            await asyncio.sleep(0)
+        assert wire.transport.reading
+        assert len(wire.answers()) == 9
+        wire.server.connection_lost(None)
+
+    asyncio.run(scenario())
+
+
+def test_calls_before_the_end_of_file_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peer that sends its calls and hangs up at once still gets their answers."""
+    monkeypatch.setattr(turns, "QUANTUM_SECONDS", 1e-9)
+
+    async def scenario() -> None:
+        wire = Wire()
+        wire.answers()
+        await wire.deliver(wire.ask(5))
+        wire.server.eof_received()
+        assert len(wire.answers()) == 5
+        wire.server.connection_lost(None)
+        await asyncio.sleep(0)
 
     asyncio.run(scenario())
