@@ -188,10 +188,14 @@ class RevokedSerial:
 
 @dataclass(frozen=True, slots=True)
 class StoredCrl:
-    """A signed CRL (DER); `number` rises with each one of an issuer (RFC 5280, 5.2.3)."""
+    """A signed CRL (DER); `number` rises with each one of an issuer (RFC 5280, 5.2.3).
+
+    `revocations` is what `Ledger.revocations` said before it was built: it lacks those that came later.
+    """
 
     issuer: str
     number: int
+    revocations: int
     der: bytes
     this_update: datetime
     next_update: datetime
@@ -344,6 +348,9 @@ class Ledger(Protocol):
     def revoked(self, issuer: str, *, unexpired_at: datetime) -> Sequence[RevokedSerial]:
         """Return the revoked certificates of an issuer that end after `unexpired_at`."""
 
+    def revocations(self) -> int:
+        """Return a number that rises with each revocation: cheap to ask again and again."""
+
     def put_crl(self, crl: StoredCrl, *, now: datetime, by: str) -> None:
         """Store a CRL in place of the one before it.
 
@@ -354,7 +361,10 @@ class Ledger(Protocol):
         """
 
     def crl(self, issuer: str) -> StoredCrl | None:
-        """Return the CRL stored last."""
+        """Return the CRL of an issuer that was stored last."""
+
+    def crls(self) -> tuple[StoredCrl, ...]:
+        """Return the last CRL of each issuer, in the order of their key identifiers."""
 
     # Registrations
 

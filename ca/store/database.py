@@ -1,4 +1,4 @@
-"""One SQLite file: private, durable, migrated, with a connection for each thread."""
+"""One SQLite file: private, durable, migrated."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 class Database:
     """A SQLite file in WAL mode; what a transaction wrote is on disk when it ends.
 
-    Every thread has its own connection, so that who reads never waits for who writes.
+    There are as many connections as are used at the same time, so who reads never waits for who writes.
     """
 
     def __init__(self, path: Path, steps: Sequence[str]) -> None:
@@ -40,9 +40,9 @@ class Database:
 
         """
         self.path = path
-        self._local = threading.local()
         self._lock = threading.Lock()
-        self._connections: list[sqlite3.Connection] = []
+        self._idle: list[sqlite3.Connection] = []
+        self._closed = False
         if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
             wanted = ".".join(map(str, _OLDEST_SQLITE))
             raise _problem(path, "old_sqlite", f"it needs SQLite {wanted}, this is {sqlite3.sqlite_version}")
@@ -61,8 +61,7 @@ class Database:
             LedgerUnavailableError: the file cannot be written: full, locked, gone, damaged.
 
         """
-        with self._translated():
-            connection = self._connection()
+        with self.reading() as connection:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
@@ -82,32 +81,49 @@ class Database:
             LedgerUnavailableError: the file cannot be read.
 
         """
-        with self._translated():
-            yield self._connection()
+        try:
+            connection = self._take()
+            try:
+                yield connection
+            finally:
+                self._give_back(connection)
+        except sqlite3.Error as error:
+            raise LedgerUnavailableError(f"`{self.path}`: {error}") from error
 
     def close(self) -> None:
-        """Close all connections; the file cannot be used through this object any more."""
+        """Close the file; what is at work meanwhile ends first."""
         with self._lock:
-            connections, self._connections = self._connections, []
+            self._closed = True
+            connections, self._idle = self._idle, []
         for connection in connections:
             connection.close()
-        self._local = threading.local()
 
-    def _connection(self) -> sqlite3.Connection:
-        found: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if found is None:
-            # `close` is called by whichever thread ends the process.
-            found = sqlite3.connect(
-                self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-            )
-            with self._lock:
-                self._connections.append(found)
-            _use_wal(found)
+    def _take(self) -> sqlite3.Connection:
+        with self._lock:
+            if self._closed:
+                raise sqlite3.ProgrammingError("it is closed")
+            if self._idle:
+                return self._idle.pop()
+        # Used by one thread at a time, but not always by the same.
+        connection = sqlite3.connect(
+            self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+        )
+        try:
+            _use_wal(connection)
             # In WAL mode the default loses what was committed last when the power fails.
-            found.execute("PRAGMA synchronous = FULL").close()
-            found.execute("PRAGMA trusted_schema = OFF").close()
-            self._local.connection = found
-        return found
+            connection.execute("PRAGMA synchronous = FULL").close()
+            connection.execute("PRAGMA trusted_schema = OFF").close()
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _give_back(self, connection: sqlite3.Connection) -> None:
+        with self._lock:
+            if not self._closed:
+                self._idle.append(connection)
+                return
+        connection.close()
 
     def _migrate(self, steps: Sequence[str]) -> None:
         try:
@@ -133,13 +149,6 @@ class Database:
                     connection.execute(statement)
             connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {len(steps)}")
-
-    @contextlib.contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            raise LedgerUnavailableError(f"`{self.path}`: {error}") from error
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:

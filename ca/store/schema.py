@@ -32,6 +32,7 @@ CREATE INDEX certificates_revoked ON certificates (issuer, not_after) WHERE revo
 CREATE TABLE crls (
   issuer BLOB PRIMARY KEY,
   number INTEGER NOT NULL,
+  revocations INTEGER NOT NULL,
   der BLOB NOT NULL,
   this_update INTEGER NOT NULL,
   next_update INTEGER NOT NULL
@@ -91,7 +92,7 @@ CREATE TABLE counters (
   value INTEGER NOT NULL,
   digest TEXT NOT NULL
 ) STRICT;
-INSERT INTO counters VALUES ('bundle', 0, ''), ('entries', 0, '');
+INSERT INTO counters VALUES ('bundle', 0, ''), ('entries', 0, ''), ('revocations', 0, '');
 
 CREATE TABLE audit (
   sequence INTEGER PRIMARY KEY,

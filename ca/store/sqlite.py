@@ -52,6 +52,7 @@ _CERTIFICATE = (
     "issuer, serial, kind, spiffe_id, not_before, not_after, issued_at, requester, attested_by, fingerprint,"
     " revoked_at, reason, revoked_by"
 )
+_CRL = "issuer, number, revocations, der, this_update, next_update"
 _TOKEN = "hash, spiffe_id, created_at, expires_at, created_by, used_at, used_by"
 _STATUS = {
     CertificateStatus.VALID: "revoked_at IS NULL AND not_after > :now",
@@ -175,6 +176,7 @@ class SqliteLedger:
                 " WHERE serial = ? AND issuer = ?",
                 (_number(now), reason, by, *key),
             )
+            _count(connection, "revocations")
             _Log(connection).append(
                 AuditEvent.CERTIFICATE_REVOKED,
                 now=now,
@@ -204,6 +206,10 @@ class SqliteLedger:
                 for serial, at, reason in rows
             ]
 
+    def revocations(self) -> int:
+        """See `Ledger`."""
+        return self._counter("revocations")
+
     def put_crl(self, crl: StoredCrl, *, now: datetime, by: str) -> None:
         """See `Ledger`."""
         key = _hex_bytes(crl.issuer)
@@ -214,8 +220,15 @@ class SqliteLedger:
                 message = f"CRL {crl.number} cannot follow CRL {stored}"
                 raise LedgerRefusalError(LedgerCode.STATE_CHANGED, message)
             connection.execute(
-                "INSERT OR REPLACE INTO crls VALUES (?,?,?,?,?)",
-                (key, crl.number, crl.der, _number(crl.this_update), _number(crl.next_update)),
+                f"INSERT OR REPLACE INTO crls ({_CRL}) VALUES (?,?,?,?,?,?)",
+                (
+                    key,
+                    crl.number,
+                    crl.revocations,
+                    crl.der,
+                    _number(crl.this_update),
+                    _number(crl.next_update),
+                ),
             )
             _Log(connection).append(
                 AuditEvent.CRL_PUBLISHED,
@@ -232,13 +245,15 @@ class SqliteLedger:
         """See `Ledger`."""
         with self._database.reading() as connection:
             row = connection.execute(
-                "SELECT number, der, this_update, next_update FROM crls WHERE issuer = ?",
-                (_hex_bytes(issuer),),
+                f"SELECT {_CRL} FROM crls WHERE issuer = ?", (_hex_bytes(issuer),)
             ).fetchone()
-        if row is None:
-            return None
-        number, der, this_update, next_update = row
-        return StoredCrl(issuer, number, der, _moment(this_update), _moment(next_update))
+        return _crl(row) if row else None
+
+    def crls(self) -> tuple[StoredCrl, ...]:
+        """See `Ledger`."""
+        with self._database.reading() as connection:
+            rows = connection.execute(f"SELECT {_CRL} FROM crls ORDER BY issuer").fetchall()
+        return tuple(_crl(row) for row in rows)
 
     # Registrations
 
@@ -304,9 +319,7 @@ class SqliteLedger:
 
     def entries_version(self) -> int:
         """See `Ledger`."""
-        with self._database.reading() as connection:
-            (value,) = connection.execute("SELECT value FROM counters WHERE name = 'entries'").fetchone()
-            return int(value)
+        return self._counter("entries")
 
     # Join tokens
 
@@ -462,9 +475,7 @@ class SqliteLedger:
 
     def bundle_sequence(self) -> int:
         """See `Ledger`."""
-        with self._database.reading() as connection:
-            (value,) = connection.execute("SELECT value FROM counters WHERE name = 'bundle'").fetchone()
-            return int(value)
+        return self._counter("bundle")
 
     def put_federated(self, bundle: FederatedBundle, *, now: datetime, by: str) -> None:
         """See `Ledger`."""
@@ -544,6 +555,11 @@ class SqliteLedger:
     def verify_audit(self, anchor: AuditHead | None = None) -> AuditVerdict:
         """See `Ledger`."""
         return verify_chain(self.audit(-(2**63)), anchor)
+
+    def _counter(self, name: str) -> int:
+        with self._database.reading() as connection:
+            (value,) = connection.execute("SELECT value FROM counters WHERE name = ?", (name,)).fetchone()
+            return int(value)
 
 
 class _Log:
@@ -676,6 +692,11 @@ def _certificate(row: Sequence[Any]) -> IssuedCertificate:
         if row[10] is None
         else Revocation(_moment(row[10]), RevocationReason(row[11]), row[12]),
     )
+
+
+@_parser
+def _crl(row: Sequence[Any]) -> StoredCrl:
+    return StoredCrl(row[0].hex(), row[1], row[2], row[3], _moment(row[4]), _moment(row[5]))
 
 
 @_parser

@@ -152,7 +152,9 @@ class LedgerContract:
         """Each issuer has its own; an expired certificate drops out."""
         made = [certificate(), certificate(not_after=NOW), certificate(issuer="bb" * 20), certificate()]
         ledger.record_issued(made)
-        for one in made[:3]:
+        assert ledger.revocations() == 0
+        for number, one in enumerate(made[:3]):
+            assert ledger.revocations() == number
             ledger.revoke(one.issuer, one.serial, RevocationReason.UNSPECIFIED, now=NOW, by="root")
         assert [one.serial for one in ledger.revoked(ISSUER, unexpired_at=NOW)] == [made[0].serial]
         before = NOW - timedelta(microseconds=1)
@@ -161,7 +163,7 @@ class LedgerContract:
     def test_crl_numbers_rise_by_one(self, ledger: Ledger, open_ledger: Callable[[], Ledger]) -> None:
         """Whoever builds on an older CRL than the stored one is refused; all see the same bytes."""
         assert ledger.crl(ISSUER) is None
-        first = StoredCrl(ISSUER, 1, b"\x30\x00", NOW, NOW + HOUR)
+        first = StoredCrl(ISSUER, 1, 0, b"\x30\x00", NOW, NOW + HOUR)
         ledger.put_crl(first, now=NOW, by="root")
         for number in (1, 3):
             wrong = replace(first, number=number)
@@ -169,6 +171,9 @@ class LedgerContract:
         second = replace(first, number=2, der=b"\x30\x01\x00")
         ledger.put_crl(second, now=NOW, by="root")
         assert open_ledger().crl(ISSUER) == second
+        other = replace(first, issuer="00" * 20, revocations=7)
+        ledger.put_crl(other, now=NOW, by="root")
+        assert ledger.crls() == (other, second)
         assert ledger.crl("bb" * 20) is None
 
     def test_registrations_come_back_in_order(
@@ -335,7 +340,7 @@ class LedgerContract:
         issued = certificate(0xAB)
         ledger.record_issued([issued])
         ledger.revoke(ISSUER, 0xAB, RevocationReason.SUPERSEDED, now=NOW, by="root")
-        ledger.put_crl(StoredCrl(ISSUER, 1, b"", NOW, NOW + HOUR), now=NOW, by="root")
+        ledger.put_crl(StoredCrl(ISSUER, 1, 0, b"", NOW, NOW + HOUR), now=NOW, by="root")
         ledger.add_entry(entry("1"))
         ledger.delete_entry("1", now=NOW, by="root")
         ledger.add_token(token())

@@ -132,7 +132,7 @@ class Ledgers(RuleBasedStateMachine):
     def publish_crl(self, number: int) -> None:
         """Publish a CRL."""
         fits = number == self.crls + 1
-        crl = StoredCrl(ISSUER, number, b"", NOW, NOW + HOUR)
+        crl = StoredCrl(ISSUER, number, 0, b"", NOW, NOW + HOUR)
         self.expect(None if fits else LedgerCode.STATE_CHANGED, "put_crl", crl, now=NOW, by="root")
         if fits:
             self.crls = number

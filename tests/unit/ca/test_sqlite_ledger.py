@@ -233,7 +233,8 @@ def test_a_file_that_went_bad_is_a_failure(ledger: SqliteLedger, tmp_path: Path)
         ledger.append_audit(AuditEvent.ISSUANCE_DENIED, now=NOW, by="x", details={})
 
 
-def test_a_closed_ledger_opens_again(ledger: SqliteLedger) -> None:
-    """A thread that still asks after the close gets its answer from a new connection, not a crash."""
+def test_a_closed_ledger_answers_no_more(ledger: SqliteLedger) -> None:
+    """Who still asks gets an error, not a file that is open again."""
     ledger.close()
-    assert ledger.crl(ISSUER) is None
+    with pytest.raises(LedgerUnavailableError, match="closed"):
+        ledger.crl(ISSUER)
