@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from ca.authority import Authority, X509Svid
 from ca.keys import PublicKey
 from ca.ledger import IssuedCertificate, Ledger, LedgerRefusalError, LedgerUnavailableError
+from ca.registration import Registration
 from garrison.errors import IssuanceError
 from garrison.identity import SpiffeId
 
@@ -164,3 +165,20 @@ class RecordingIssuer:
             )
         )
         return svid
+
+    def for_registration(
+        self, requester: Requester
+    ) -> Callable[[Registration, PublicKey, datetime], Awaitable[X509Svid]]:
+        """Return what issues the SVID of a registration to `requester`, which must be entitled to it."""
+
+        async def issue(registration: Registration, public_key: PublicKey, now: datetime) -> X509Svid:
+            return await self.issue(
+                registration.spiffe_id,
+                public_key,
+                requester=requester,
+                now=now,
+                ttl=registration.svid_ttl,
+                dns_names=registration.dns_names,
+            )
+
+        return issue

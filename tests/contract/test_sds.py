@@ -28,7 +28,9 @@ from ca.api.sds import SERVICE, SecretDiscovery
 from ca.api.sds_subscription import TYPE_URL
 from ca.authority import Hierarchy
 from ca.inspection import check_leaf
+from ca.recording import Recorder, RecordingIssuer
 from ca.registration import Registration
+from ca.store.sqlite import SqliteLedger
 from garrison.identity import TrustDomain
 from garrison.transport.unix_peer import PeerCredentialListener, PeerCredentials
 
@@ -76,6 +78,7 @@ class Lab:
     channel: grpc.aio.Channel
     inner_channel: grpc.aio.Channel
     socket: Path
+    ledger: SqliteLedger
 
     def stream(self, channel: grpc.aio.Channel | None = None) -> Any:
         """Open `StreamSecrets`."""
@@ -107,9 +110,11 @@ def registration(spiffe_id: str = WEB, *selectors: str, **options: Any) -> Regis
 async def lab(tmp_path: Path, *registrations: Registration) -> AsyncIterator[Lab]:
     """Run the server behind a peer-credential listener."""
     clock = Clock()
+    ledger = SqliteLedger.of(tmp_path)
+    recorder = Recorder(ledger)
     listener = PeerCredentialListener(tmp_path / "sds.sock")
     sds = SecretDiscovery(
-        AUTHORITY,
+        RecordingIssuer(lambda: AUTHORITY, recorder),
         registrations,
         peer_credentials=listener.credentials,
         now=lambda: clock.now,
@@ -126,9 +131,11 @@ async def lab(tmp_path: Path, *registrations: Registration) -> AsyncIterator[Lab
         grpc.aio.insecure_channel(listener.inner_target) as inner_channel,
     ):
         try:
-            yield Lab(sds, clock, channel, inner_channel, tmp_path / "sds.sock")
+            yield Lab(sds, clock, channel, inner_channel, tmp_path / "sds.sock", ledger)
         finally:
             await server.stop(0)
+            await asyncio.to_thread(recorder.close)
+            ledger.close()
 
 
 def run(scenario: Callable[[Lab], Awaitable[None]], tmp_path: Path, *registrations: Registration) -> None:

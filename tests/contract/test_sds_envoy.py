@@ -23,9 +23,12 @@ from envoy.service.discovery.v3.discovery_pb2 import DiscoveryRequest, Discovery
 
 from ca.api.sds import SERVICE, SecretDiscovery
 from ca.authority import Authority, Hierarchy
+from ca.crl import crl_pem
 from ca.inspection import check_leaf
 from ca.keys import new_private_key, private_key_pem
+from ca.recording import Recorder, RecordingIssuer
 from ca.registration import Registration
+from ca.store.sqlite import SqliteLedger
 from garrison.envoy_binary import find_envoy
 from garrison.identity import SpiffeId, TrustDomain
 from garrison.transport.unix_peer import PeerCredentialListener
@@ -183,7 +186,14 @@ async def running_sds(
 ) -> AsyncIterator[SecretDiscovery]:
     """Serve SDS at the socket in `directory`."""
     listener = PeerCredentialListener(directory / "sds.sock")
-    sds = SecretDiscovery(authority, registrations, peer_credentials=listener.credentials)
+    ledger = SqliteLedger.of(directory)
+    recorder = Recorder(ledger)
+    sds = SecretDiscovery(
+        RecordingIssuer(lambda: authority, recorder),
+        registrations,
+        peer_credentials=listener.credentials,
+        crl_pem=lambda: crl_pem(ledger.crls()),
+    )
     server = grpc.aio.server()
     server.add_generic_rpc_handlers(sds.handlers())
     server.add_insecure_port(listener.inner_target)
@@ -193,6 +203,8 @@ async def running_sds(
             yield sds
         finally:
             await server.stop(0)
+            await asyncio.to_thread(recorder.close)
+            ledger.close()
 
 
 def client_context(directory: Path, trusted: Authority, own: Authority | None) -> ssl.SSLContext:

@@ -7,8 +7,11 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from ca.authority import Authority, X509Svid
+from ca.keys import PublicKey
 from ca.ledger import CertificateKind, Entry, IssuedCertificate, JoinToken, token_hash
 from ca.registration import Registration
+from ca.svid_cache import Issue
 from garrison.identity import SpiffeId
 
 NOW = datetime(2030, 1, 2, 3, 4, 5, 678, tzinfo=UTC)
@@ -47,3 +50,18 @@ def entry(entry_id: str, spiffe_id: SpiffeId = WEB, *selectors: str, **options: 
 def token(secret: str = "secret", *, life: timedelta = HOUR) -> JoinToken:
     """Return a token made at `NOW`."""
     return JoinToken(token_hash(secret), WEB, NOW, NOW + life, "root")
+
+
+def issued_by(authority: Authority) -> Issue:
+    """Return what issues the SVIDs of registrations, without a record."""
+
+    async def issue(registration: Registration, public_key: PublicKey, now: datetime) -> X509Svid:
+        return authority.issue(
+            registration.spiffe_id,
+            public_key,
+            now=now,
+            ttl=registration.svid_ttl,
+            dns_names=registration.dns_names,
+        )
+
+    return issue
