@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ca.registration import Registration, Selector, SelectorKind
+from garrison.identity import SpiffeId
 from garrison.transport.unix_peer import PeerCredentials
 
 
@@ -24,14 +25,21 @@ def selectors_of(peer: PeerCredentials) -> frozenset[Selector]:
     return frozenset(found)
 
 
-def entitled(registrations: Iterable[Registration], proven: frozenset[Selector]) -> tuple[Registration, ...]:
+def entitled(
+    registrations: Iterable[Registration], proven: frozenset[Selector], agent: SpiffeId | None = None
+) -> tuple[Registration, ...]:
     """Return the registrations all of whose selectors are in `proven`, in order.
+
+    `agent` is who has proved them, None for this server: user 1000 of one machine is not that of another, so
+    only registrations with just this parent count.
 
     The first is the caller's default identity. Of several registrations of one SPIFFE ID the first counts.
     """
     found: dict[object, Registration] = {}
     for registration in registrations:
         # A set without elements is a subset of everything: say again that no selector means nobody.
+        if registration.parent_id != agent:
+            continue
         if registration.selectors and proven.issuperset(registration.selectors):
             found.setdefault(registration.spiffe_id, registration)
     return tuple(found.values())

@@ -222,6 +222,23 @@ class Hierarchy:
                 raise _problem(directory / name, "exists", message) from error
 
 
+def trust_domain_of(path: Path) -> TrustDomain:
+    """Return the trust domain that the signing certificate in `path` names; its key is not needed.
+
+    Raises:
+        ConfigError: the file cannot be used.
+
+    """
+    certificate = _load_certificates(path)[0]
+    try:
+        named = check_signing(certificate)
+    except IssuanceError as error:
+        raise _problem(path, "not_a_ca", str(error)) from error
+    if named is None:
+        raise _problem(path, "not_a_ca", "it names no trust domain (no `spiffe://` URI)")
+    return named
+
+
 def _check_roots(path: Path, roots: Sequence[x509.Certificate], trust_domain: TrustDomain) -> None:
     for root in roots:
         try:

@@ -1,17 +1,18 @@
 """The keys and SVIDs that one caller holds at the moment, and when each must be renewed.
 
-No clock and no I/O: `now` comes in, what is due comes out. A new key with every SVID, in memory only.
+No clock: `now` comes in, what is due comes out; `issue` signs and records. A new key with every SVID, in
+memory only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from ca.authority import Authority, X509Svid
+from ca.authority import X509Svid
 from ca.inspection import check_key_pair
-from ca.keys import PrivateKey, new_private_key
+from ca.keys import PrivateKey, PublicKey, new_private_key
 from ca.registration import Registration
 from garrison.errors import IssuanceError
 from garrison.identity import SpiffeId
@@ -22,6 +23,10 @@ RENEW_AT = 0.5
 JITTER = 0.1
 # However little of its own life the CA has left, it is not asked more often than this.
 MIN_INTERVAL = timedelta(seconds=5)
+
+
+# Returns an SVID that is recorded already, or raises IssuanceError.
+Issue = Callable[[Registration, PublicKey, datetime], Awaitable[X509Svid]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +43,12 @@ class SvidCache:
 
     def __init__(
         self,
-        authority: Authority,
+        issue: Issue,
         *,
         random: Callable[[], float],
         new_key: Callable[[], PrivateKey] = new_private_key,
     ) -> None:
-        self._authority = authority
+        self._ask = issue
         self._random = random
         self._new_key = new_key
         self._held: dict[SpiffeId, tuple[Registration, HeldSvid]] = {}
@@ -53,7 +58,7 @@ class SvidCache:
         """When the first of the held SVIDs is due; None if none is held."""
         return min((held.renew_at for _, held in self._held.values()), default=None)
 
-    def get(self, registration: Registration, now: datetime) -> HeldSvid:
+    async def get(self, registration: Registration, now: datetime) -> HeldSvid:
         """Return the SVID of `registration`, a new one if none is held or the held one has ended.
 
         Raises:
@@ -63,9 +68,11 @@ class SvidCache:
         found = self._held.get(registration.spiffe_id)
         if found is not None and now < found[1].svid.not_after:
             return found[1]
-        return self._issue(registration, now)
+        return await self._issue(registration, now)
 
-    def renew(self, now: datetime, *, all_of_them: bool = False) -> tuple[set[SpiffeId], list[IssuanceError]]:
+    async def renew(
+        self, now: datetime, *, all_of_them: bool = False
+    ) -> tuple[set[SpiffeId], list[IssuanceError]]:
         """Replace what is due, and return whose SVIDs are new and what the CA refused.
 
         A refused one is kept, and due again after a tenth of what is left of its life.
@@ -76,7 +83,7 @@ class SvidCache:
             if not all_of_them and now < held.renew_at:
                 continue
             try:
-                self._issue(registration, now)
+                await self._issue(registration, now)
             except IssuanceError as error:
                 refused.append(error)
                 pause = max(MIN_INTERVAL, (held.svid.not_after - now) / 10)
@@ -85,15 +92,9 @@ class SvidCache:
                 renewed.add(spiffe_id)
         return renewed, refused
 
-    def _issue(self, registration: Registration, now: datetime) -> HeldSvid:
+    async def _issue(self, registration: Registration, now: datetime) -> HeldSvid:
         key = self._new_key()
-        svid = self._authority.issue(
-            registration.spiffe_id,
-            key.public_key(),
-            now=now,
-            ttl=registration.svid_ttl,
-            dns_names=registration.dns_names,
-        )
+        svid = await self._ask(registration, key.public_key(), now)
         # Envoy refuses everything for a context that once got a mismatched pair, good updates too.
         check_key_pair(svid.leaf, key)
         share = RENEW_AT * (1 + JITTER * (2 * self._random() - 1))

@@ -16,7 +16,7 @@ import asyncio
 import hashlib
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -43,6 +43,7 @@ from ca.attestation import entitled, selectors_of
 from ca.authority import Authority
 from ca.inspection import check_key_pair
 from ca.keys import private_key_pem
+from ca.recording import RecordingIssuer, Requester
 from ca.registration import Registration
 from ca.svid_cache import HeldSvid, SvidCache
 from garrison.errors import IssuanceError, RequestError
@@ -80,30 +81,46 @@ class _Caller:
     registrations: tuple[Registration, ...]
 
 
+@dataclass(slots=True, eq=False)
+class _Signal:
+    """What a stream is told by others: that there is something new, and whether it is to rotate."""
+
+    event: asyncio.Event = field(default_factory=asyncio.Event)
+    rotate: bool = False
+    bundle: bool = False
+
+    def clear(self) -> None:
+        self.event.clear()
+        self.rotate = self.bundle = False
+
+
 class SecretDiscovery:
     """Serves secrets to callers whose peer credentials entitle them.
 
     `peer_credentials` maps a gRPC peer to the process behind it (`PeerCredentialListener.credentials`);
-    a caller it does not know gets nothing. Clock, sleep and randomness can be replaced.
+    a caller it does not know gets nothing. `crl_pem` returns what goes with the roots, nothing by default.
+    Clock, sleep and randomness can be replaced.
     """
 
     def __init__(
         self,
-        authority: Authority,
+        issuer: RecordingIssuer,
         registrations: Sequence[Registration],
         *,
         peer_credentials: Callable[[str], PeerCredentials | None],
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         jitter: Callable[[], float] = random.random,
+        crl_pem: Callable[[], bytes] = bytes,
     ) -> None:
-        self._authority = authority
+        self._issuer = issuer
         self._registrations = tuple(registrations)
         self._peer_credentials = peer_credentials
         self._now = now
         self._sleep = sleep
         self._jitter = jitter
-        self._forced: set[asyncio.Event] = set()
+        self._crl_pem = crl_pem
+        self._signals: set[_Signal] = set()
         self._closed = False
         self.counters = SdsCounters()
 
@@ -126,8 +143,21 @@ class SecretDiscovery:
 
     def rotate(self) -> None:
         """Replace every key and SVID now, and push them."""
-        for event in self._forced:
-            event.set()
+        for signal in self._signals:
+            signal.rotate = True
+            signal.event.set()
+
+    def use_registrations(self, registrations: Sequence[Registration]) -> None:
+        """Give out these from now on; a stream that asks for what it may not have any more is ended."""
+        self._registrations = tuple(registrations)
+        for signal in self._signals:
+            signal.event.set()
+
+    def push_bundle(self) -> None:
+        """Send the trust bundle again to who subscribes to it: it or its CRL is new."""
+        for signal in self._signals:
+            signal.bundle = True
+            signal.event.set()
 
     def close(self) -> None:
         """End every stream, so that Envoys go to the server that takes over; they keep what they have."""
@@ -167,24 +197,24 @@ class SecretDiscovery:
         if not request.resource_names:
             raise RequestError("a request for secrets must name them")
         names = tuple(dict.fromkeys(request.resource_names))
-        cache = SvidCache(self._authority, random=self._jitter)
-        response = build_discovery_response(self._secrets(caller, cache, names), nonce="")
+        cache = self._cache(caller)
+        response = build_discovery_response(await self._secrets(caller, cache, names), nonce="")
         self.counters.responses += 1
         return response
 
     async def _run(self, subscription: Subscription, requests: AsyncIterator[Any], context: _Context) -> None:
         caller = self._attest(context)
-        cache = SvidCache(self._authority, random=self._jitter)
-        forced = asyncio.Event()
-        self._forced.add(forced)
+        cache = self._cache(caller)
+        signal = _Signal()
+        self._signals.add(signal)
         self.counters.streams += 1
         reading = asyncio.ensure_future(anext(requests))
-        rotation = asyncio.ensure_future(forced.wait())
+        told = asyncio.ensure_future(signal.event.wait())
         try:
             while not self._closed:
                 timer = asyncio.ensure_future(self._until_due(cache))
                 try:
-                    await asyncio.wait({reading, rotation, timer}, return_when=asyncio.FIRST_COMPLETED)
+                    await asyncio.wait({reading, told, timer}, return_when=asyncio.FIRST_COMPLETED)
                     if timer.done():
                         timer.result()
                 finally:
@@ -198,23 +228,32 @@ class SecretDiscovery:
                     except StopAsyncIteration:
                         return
                     reading = asyncio.ensure_future(anext(requests))
+                changed: set[str] = set()
+                rotate = signal.rotate
+                if signal.event.is_set():
+                    if signal.bundle:
+                        changed |= {ROOTCA, str(self._issuer.authority.trust_domain.spiffe_id)}
+                    # Before anything is awaited: what is told meanwhile counts the next time.
+                    signal.clear()
+                    told = asyncio.ensure_future(signal.event.wait())
+                    again = self._attest(context)
+                    if again.registrations != caller.registrations:
+                        caller, cache = again, self._cache(again)
+                        changed |= set(subscription.names)
                 # Also when a request came: a caller that keeps talking must not put renewal off.
-                changed = self._renew(caller, cache, all_of_them=forced.is_set())
-                if forced.is_set():
-                    forced.clear()
-                    rotation = asyncio.ensure_future(forced.wait())
+                changed |= await self._renew(caller, cache, all_of_them=rotate)
                 wanted = dict.fromkeys((*answer, *subscription.affected(changed)))
                 if wanted:
-                    secrets = self._secrets(caller, cache, tuple(wanted))
+                    secrets = await self._secrets(caller, cache, tuple(wanted))
                     self.counters.responses += 1
                     await context.write(subscription.respond(secrets))
         finally:
             # Before anything is awaited: the call may be cancelled again there.
-            self._forced.discard(forced)
+            self._signals.discard(signal)
             self.counters.streams -= 1
             reading.cancel()
-            rotation.cancel()
-            await asyncio.gather(reading, rotation, return_exceptions=True)
+            told.cancel()
+            await asyncio.gather(reading, told, return_exceptions=True)
 
     def _attest(self, context: _Context) -> _Caller:
         peer = context.peer()
@@ -269,7 +308,7 @@ class SecretDiscovery:
         """
         if name == DEFAULT:
             return caller.registrations[0]
-        if name in {ROOTCA, str(self._authority.trust_domain.spiffe_id)}:
+        if name in {ROOTCA, str(self._issuer.authority.trust_domain.spiffe_id)}:
             return None
         for registration in caller.registrations:
             if str(registration.spiffe_id) == name:
@@ -280,9 +319,9 @@ class SecretDiscovery:
             f"this caller ({_describe(caller.credentials)}) may not have `{name}`",
         )
 
-    def _renew(self, caller: _Caller, cache: SvidCache, *, all_of_them: bool) -> set[str]:
+    async def _renew(self, caller: _Caller, cache: SvidCache, *, all_of_them: bool) -> set[str]:
         """Renew what is due, and return the names whose secrets changed."""
-        renewed, refused = cache.renew(self._now(), all_of_them=all_of_them)
+        renewed, refused = await cache.renew(self._now(), all_of_them=all_of_them)
         for error in refused:
             self.counters.issue_failures += 1
             _log.error("sds renewal failed", pid=caller.credentials.pid, reason=str(error))
@@ -291,13 +330,17 @@ class SecretDiscovery:
             names.add(DEFAULT)
         return names
 
-    def _secrets(self, caller: _Caller, cache: SvidCache, names: Sequence[str]) -> list[NamedSecret]:
+    def _cache(self, caller: _Caller) -> SvidCache:
+        requester = Requester(f"{_describe(caller.credentials)}, pid {caller.credentials.pid}", "unix")
+        return SvidCache(self._issuer.for_registration(requester), random=self._jitter)
+
+    async def _secrets(self, caller: _Caller, cache: SvidCache, names: Sequence[str]) -> list[NamedSecret]:
         # All names first: one that is refused must not leave another one's certificate issued for nothing.
         identities = {name: self._identity(caller, name) for name in names}
         return [
-            _bundle_secret(name, self._authority)
+            _bundle_secret(name, self._issuer.authority, self._crl_pem())
             if registration is None
-            else _svid_secret(name, cache.get(registration, self._now()))
+            else _svid_secret(name, await cache.get(registration, self._now()))
             for name, registration in identities.items()
         ]
 
@@ -315,11 +358,15 @@ def _svid_secret(name: str, held: HeldSvid) -> NamedSecret:
     return NamedSecret(name, _digest(held.svid.leaf.public_bytes(Encoding.DER)), message)
 
 
-def _bundle_secret(name: str, authority: Authority) -> NamedSecret:
+def _bundle_secret(name: str, authority: Authority, crl_pem: bytes) -> NamedSecret:
     bundle = authority.bundle_pem()
     message = Secret(name=name)
     message.validation_context.trusted_ca.inline_bytes = bundle
-    return NamedSecret(name, _digest(bundle), message)
+    if crl_pem:
+        message.validation_context.crl.inline_bytes = crl_pem
+        # Without it Envoy wants a CRL of the root too, whose key is kept elsewhere, and refuses everybody.
+        message.validation_context.only_verify_leaf_cert_crl = True
+    return NamedSecret(name, _digest(bundle + crl_pem), message)
 
 
 def _digest(public: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Admin HTTP: `/healthz`, `/readyz`, `/metrics`, `/version`. A thread of its own, off the request path."""
+"""Admin HTTP: `/healthz`, `/readyz`, `/metrics`, `/version`, others' pages; a thread off the request path."""
 
 from __future__ import annotations
 
@@ -39,8 +39,12 @@ class AdminServer:
         ready: Callable[[], bool],
         version: Mapping[str, Any],
         details: Callable[[], Mapping[str, str]] = dict,
+        *,
+        pages: Callable[[str], tuple[str, bytes] | None] = lambda _: None,
     ) -> None:
         """Listen on `address` (port 0: any free one); `details` are lines for `/healthz`.
+
+        `pages` returns type and content of a further path, None if there is nothing. Threads call it.
 
         Raises:
             OSError: the address cannot be listened on.
@@ -50,6 +54,7 @@ class AdminServer:
         self._ready = ready
         self._version = version
         self._details = details
+        self._pages = pages
         self._server = make_server(address.host, address.port, self._answer, _Server, _Handler)
         self.address = Address(Scheme.TCP, host=address.host, port=self._server.server_port)
         self._thread = threading.Thread(
@@ -87,5 +92,7 @@ class AdminServer:
                 return "200 OK", CONTENT_TYPE_LATEST, generate_latest(self._registry)
             case "/version":
                 return "200 OK", "application/json", json.dumps(dict(self._version)).encode() + b"\n"
-            case _:
+            case path:
+                if (page := self._pages(path or "")) is not None:
+                    return "200 OK", *page
                 return "404 Not Found", "text/plain", b"/healthz /readyz /metrics /version\n"

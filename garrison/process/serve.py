@@ -39,6 +39,9 @@ from authz.snapshot import Snapshot, load_snapshot
 from ca.api.sds import SERVICE as SDS
 from ca.api.sds import SecretDiscovery
 from ca.authority import CERT_CHAIN, ROOT_CERT, Authority
+from ca.ledger import LedgerUnavailableError
+from ca.memory import CaMemory
+from ca.store.sqlite import LEDGER, SqliteLedger
 from garrison.distribution.bundle import BundleFile
 from garrison.distribution.cache import DiskCache
 from garrison.distribution.follower import Follower
@@ -181,6 +184,9 @@ class Server:
             settings.rate_limit.response_options(),
         )
         self._authority = _load_authority(settings) if settings.ca.dir else None
+        self._memory: CaMemory | None = None
+        if self._authority is not None and link is None:
+            self._memory = _open_memory(settings, self._authority)
         if self._bundle_files:
             self._trust.load()
 
@@ -196,10 +202,8 @@ class Server:
             self._settings.control.unix_mode,
         )
         handlers, services = [self.health.handler, *self._rlqs.handlers()], [HEALTH, RLQS]
-        if self._authority is not None:
-            self._sds = SecretDiscovery(
-                self._authority, self._settings.registrations(), peer_credentials=control.credentials
-            )
+        if self._memory is not None:
+            self._sds = self._secret_discovery(self._memory, control)
             handlers += self._sds.handlers()
             services.append(SDS)
         admin = self._admin()
@@ -211,7 +215,9 @@ class Server:
             await self._policies.prepare(self._policies.current)
         fetchers = (self._lists, self._keys) if self._children is None else ()
         fetching = asyncio.gather(*(fetcher.run() for fetcher in fetchers))
-        following = asyncio.create_task(self._follower.run() if self._follower else asyncio.sleep(0))
+        following = asyncio.gather(
+            self._follower.run() if self._follower else asyncio.sleep(0), self._follow_ledger()
+        )
         try:
             if self._follower is not None:
                 await self._follower.attempt()
@@ -246,10 +252,24 @@ class Server:
         for provider in self._providers.values():
             await provider.close()
         await self._authenticators.close()
+        if self._memory is not None:
+            await asyncio.to_thread(self._memory.close)
         if isinstance(self._store, GuardedStore):
             await self._store.close()
         if self._children is not None:
             await self._children.stop()
+
+    def _secret_discovery(self, memory: CaMemory, control: ControlServer) -> SecretDiscovery:
+        return SecretDiscovery(
+            memory.issuer,
+            memory.registrations,
+            peer_credentials=control.credentials,
+            crl_pem=memory.crl_pem if self._settings.ca.crl_in_sds else bytes,
+        )
+
+    async def _follow_ledger(self) -> None:
+        if self._memory is not None and self._sds is not None:
+            await self._memory.run(self._sds.use_registrations, self._sds.push_bundle)
 
     def _request_path(self) -> RequestServer | Workers:
         if self._children is not None:
@@ -273,7 +293,12 @@ class Server:
             control, registry = registry, CollectorRegistry()
             registry.register(SummedCollector(control, self._children.workers))
         return AdminServer(
-            self._settings.admin.listen, registry, lambda: self._ready, _version(), self._health_details
+            self._settings.admin.listen,
+            registry,
+            lambda: self._ready,
+            _version(),
+            self._health_details,
+            pages=self._memory.page if self._memory is not None else lambda _: None,
         )
 
     def _certificates(
@@ -492,6 +517,16 @@ def _load_authority(settings: Settings) -> Authority:
         where = Diagnostic(str(settings.ca.dir), Position(1, 1), ("trust_domain",), "trust_domain", message)
         raise ConfigError([where])
     return authority
+
+
+def _open_memory(settings: Settings, authority: Authority) -> CaMemory:
+    assert settings.ca.dir is not None  # noqa: S101 - there is an authority
+    path = settings.ca.ledger or settings.ca.dir / LEDGER
+    try:
+        return CaMemory(SqliteLedger(path), authority, settings.registrations())
+    except LedgerUnavailableError as error:
+        where = Diagnostic(str(path), Position(1, 1), (), "ledger", str(error))
+        raise ConfigError([where]) from error
 
 
 def _version() -> dict[str, Any]:

@@ -182,6 +182,12 @@ class CaSettings(BaseModel):
 
     model_config = _STRICT
     dir: FilePath | None = Field(default=None, description="folder that `ca init` wrote; none: no SDS")
+    ledger: FilePath | None = Field(
+        default=None, description="file of the CA's ledger; none: `ledger.sqlite3` in `ca.dir`"
+    )
+    crl_in_sds: bool = Field(
+        default=False, description="send the CRL with the trust bundle, so that Envoys refuse revoked peers"
+    )
 
 
 class KeysSettings(BaseModel):

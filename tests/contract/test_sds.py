@@ -28,7 +28,10 @@ from ca.api.sds import SERVICE, SecretDiscovery
 from ca.api.sds_subscription import TYPE_URL
 from ca.authority import Hierarchy
 from ca.inspection import check_leaf
+from ca.ledger import CertificateQuery
+from ca.recording import Recorder, RecordingIssuer
 from ca.registration import Registration
+from ca.store.sqlite import SqliteLedger
 from garrison.identity import TrustDomain
 from garrison.transport.unix_peer import PeerCredentialListener, PeerCredentials
 
@@ -76,6 +79,7 @@ class Lab:
     channel: grpc.aio.Channel
     inner_channel: grpc.aio.Channel
     socket: Path
+    ledger: SqliteLedger
 
     def stream(self, channel: grpc.aio.Channel | None = None) -> Any:
         """Open `StreamSecrets`."""
@@ -107,9 +111,11 @@ def registration(spiffe_id: str = WEB, *selectors: str, **options: Any) -> Regis
 async def lab(tmp_path: Path, *registrations: Registration) -> AsyncIterator[Lab]:
     """Run the server behind a peer-credential listener."""
     clock = Clock()
+    ledger = SqliteLedger.of(tmp_path)
+    recorder = Recorder(ledger)
     listener = PeerCredentialListener(tmp_path / "sds.sock")
     sds = SecretDiscovery(
-        AUTHORITY,
+        RecordingIssuer(lambda: AUTHORITY, recorder),
         registrations,
         peer_credentials=listener.credentials,
         now=lambda: clock.now,
@@ -126,9 +132,11 @@ async def lab(tmp_path: Path, *registrations: Registration) -> AsyncIterator[Lab
         grpc.aio.insecure_channel(listener.inner_target) as inner_channel,
     ):
         try:
-            yield Lab(sds, clock, channel, inner_channel, tmp_path / "sds.sock")
+            yield Lab(sds, clock, channel, inner_channel, tmp_path / "sds.sock", ledger)
         finally:
             await server.stop(0)
+            await asyncio.to_thread(recorder.close)
+            ledger.close()
 
 
 def run(scenario: Callable[[Lab], Awaitable[None]], tmp_path: Path, *registrations: Registration) -> None:
@@ -525,5 +533,77 @@ def test_a_stream_that_is_cancelled_twice_is_forgotten(tmp_path: Path) -> None:
         await asyncio.wait({call})
         assert call.cancelled()
         assert lab.sds.counters.streams == 0
+
+    run(scenario, tmp_path)
+
+
+def test_every_certificate_is_recorded_with_who_asked(tmp_path: Path) -> None:
+    """What arrives is in the ledger, and so is what takes its place."""
+
+    async def scenario(lab: Lab) -> None:
+        stream = lab.stream()
+        await stream.write(request("default"))
+        await stream.read()
+        lab.sds.rotate()
+        await stream.read()
+        found = lab.ledger.issued(CertificateQuery(), now=lab.clock.now).certificates
+        assert [(str(one.spiffe_id), one.attested_by) for one in found] == [(WEB, "unix")] * 2
+        assert f"uid {os.getuid()}" in found[0].requester
+        assert f"pid {os.getpid()}" in found[0].requester
+
+    run(scenario, tmp_path)
+
+
+def test_without_a_record_nothing_leaves(tmp_path: Path) -> None:
+    """A ledger that cannot be written is as good as no CA: new callers wait, streams keep what they have."""
+
+    async def scenario(lab: Lab) -> None:
+        stream = lab.stream()
+        await stream.write(request("default"))
+        await stream.read()
+        lab.ledger.close()
+        code, text = await status(lab.fetch("default"))
+        assert (code, "cannot be recorded" in text) == (grpc.StatusCode.UNAVAILABLE, True)
+        lab.clock.advance(timedelta(minutes=31))
+        async with asyncio.timeout(TIMEOUT):
+            while lab.sds.counters.issue_failures < 2:  # noqa: ASYNC110 - a count tells nobody
+                await asyncio.sleep(0.01)
+        assert lab.sds.counters.streams == 1
+
+    run(scenario, tmp_path)
+
+
+def test_registrations_change_while_streams_are_open(tmp_path: Path) -> None:
+    """A new default is pushed; who may have nothing any more is ended."""
+
+    async def scenario(lab: Lab) -> None:
+        stream = lab.stream()
+        await stream.write(request("default"))
+        await stream.read()
+        lab.sds.use_registrations([registration(API)])
+        (secret,) = unpack(await stream.read()).values()
+        assert str(check_leaf(leaf(secret))) == API
+        lab.sds.use_registrations([])
+        assert await stream.code() is grpc.StatusCode.PERMISSION_DENIED
+
+    run(scenario, tmp_path)
+
+
+def test_a_bundle_is_sent_again_when_it_is_told(tmp_path: Path) -> None:
+    """Only to who subscribes to it, and without new keys."""
+
+    async def scenario(lab: Lab) -> None:
+        stream = lab.stream()
+        await stream.write(request("ROOTCA"))
+        first = await stream.read()
+        lab.sds._crl_pem = lambda: b"a list"
+        lab.sds.push_bundle()
+        second = await stream.read()
+        assert first.version_info != second.version_info
+        context = unpack(second)["ROOTCA"].validation_context
+        assert context.crl.inline_bytes == b"a list"
+        assert context.only_verify_leaf_cert_crl
+        assert not unpack(first)["ROOTCA"].validation_context.HasField("crl")
+        assert lab.ledger.issued(CertificateQuery(), now=lab.clock.now).certificates == ()
 
     run(scenario, tmp_path)

@@ -23,9 +23,13 @@ from envoy.service.discovery.v3.discovery_pb2 import DiscoveryRequest, Discovery
 
 from ca.api.sds import SERVICE, SecretDiscovery
 from ca.authority import Authority, Hierarchy
+from ca.crl import crl_pem, renew_crl
 from ca.inspection import check_leaf
 from ca.keys import new_private_key, private_key_pem
+from ca.ledger import IssuedCertificate, RevocationReason
+from ca.recording import Recorder, RecordingIssuer
 from ca.registration import Registration
+from ca.store.sqlite import SqliteLedger
 from garrison.envoy_binary import find_envoy
 from garrison.identity import SpiffeId, TrustDomain
 from garrison.transport.unix_peer import PeerCredentialListener
@@ -181,9 +185,16 @@ async def running_envoy(directory: Path, api_type: str) -> AsyncIterator[Envoy]:
 async def running_sds(
     directory: Path, authority: Authority, *registrations: Registration
 ) -> AsyncIterator[SecretDiscovery]:
-    """Serve SDS at the socket in `directory`."""
+    """Serve SDS at the socket in `directory`, with the CRLs of the ledger that is there."""
     listener = PeerCredentialListener(directory / "sds.sock")
-    sds = SecretDiscovery(authority, registrations, peer_credentials=listener.credentials)
+    ledger = SqliteLedger.of(directory)
+    recorder = Recorder(ledger)
+    sds = SecretDiscovery(
+        RecordingIssuer(lambda: authority, recorder),
+        registrations,
+        peer_credentials=listener.credentials,
+        crl_pem=lambda: crl_pem(ledger.crls()),
+    )
     server = grpc.aio.server()
     server.add_generic_rpc_handlers(sds.handlers())
     server.add_insecure_port(listener.inner_target)
@@ -193,6 +204,8 @@ async def running_sds(
             yield sds
         finally:
             await server.stop(0)
+            await asyncio.to_thread(recorder.close)
+            ledger.close()
 
 
 def client_context(directory: Path, trusted: Authority, own: Authority | None) -> ssl.SSLContext:
@@ -298,5 +311,46 @@ def test_envoy_without_a_registration_serves_nobody(tmp_path: Path) -> None:
             with pytest.raises((*REFUSED, ConnectionRefusedError)):  # before or after it gave up waiting
                 await asyncio.to_thread(call, port, client_context(tmp_path, authority, authority))
             assert sds.counters.responses == 0
+
+    asyncio.run(scenario())
+
+
+def test_envoy_refuses_a_revoked_peer(tmp_path: Path) -> None:
+    """Once its certificate is on the CRL, a peer gets no new connection; another one of its kind does."""
+
+    async def scenario() -> None:
+        authority = Hierarchy.create(TrustDomain("cluster.local"), now=datetime.now(UTC)).authority()
+        me = Registration.parse(WEB, [f"unix:uid:{os.getuid()}", f"unix:path:{_ENVOY}"])
+        ledger = SqliteLedger.of(tmp_path)
+        # An empty list is enough to make Envoy look: without any it would take the absence for consent.
+        renew_crl(ledger, authority.issuer, now=datetime.now(UTC), by="test")
+        async with (
+            running_sds(tmp_path, authority, me) as sds,
+            running_envoy(tmp_path, "GRPC") as envoy,
+        ):
+            port = await eventually(envoy.port, "the listener")
+            revoked = client_context(tmp_path, authority, authority)
+            own = x509.load_pem_x509_certificate((tmp_path / "client.pem").read_bytes())
+            await eventually(lambda: call(port, revoked), "an answer")
+            now = datetime.now(UTC)
+            issued = IssuedCertificate.of(own, CLIENT, now=now, requester="test", attested_by="test")
+            ledger.record_issued([issued])
+            reason = RevocationReason.KEY_COMPROMISE
+            ledger.revoke(issued.issuer, issued.serial, reason, now=now, by="test")
+            renew_crl(ledger, authority.issuer, now=now, by="test")
+            sds.push_bundle()
+
+            def is_refused() -> bool | None:
+                try:
+                    call(port, revoked)
+                except REFUSED:
+                    return True
+                return None
+
+            await eventually(is_refused, "the revocation")
+            other = client_context(tmp_path, authority, authority)
+            assert str(check_leaf(await asyncio.to_thread(call, port, other))) == WEB
+            assert sds.counters.nacks == 0
+        ledger.close()
 
     asyncio.run(scenario())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import json
@@ -17,6 +18,7 @@ from envoy.extensions.transport_sockets.tls.v3.secret_pb2 import Secret
 from envoy.service.discovery.v3.discovery_pb2 import DiscoveryRequest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.ledgers import issued_by
 
 from ca.api.sds_subscription import NamedSecret, StateOfTheWorld
 from ca.attestation import entitled, selectors_of
@@ -198,20 +200,20 @@ def test_one_more_selector_never_entitles_more(
 def test_renewal_leaves_time_and_happens_once(ttl: timedelta, random: float, steps: list[timedelta]) -> None:
     """An SVID is due between 45 and 55 percent of its life; renewed then, it is valid and not due again."""
     registration = Registration.parse("spiffe://td/a", ["unix:uid:1"], ttl)
-    cache = SvidCache(AUTHORITY, random=lambda: random, new_key=lambda: KEY)
+    cache = SvidCache(issued_by(AUTHORITY), random=lambda: random, new_key=lambda: KEY)
     now = NOW
-    held = cache.get(registration, now)
+    held = asyncio.run(cache.get(registration, now))
     for step in [timedelta(0), *steps]:
         share = (held.renew_at - now) / (held.svid.not_after - now)
         assert 0.44 < share < 0.56
         now += step
         due = now >= held.renew_at
-        renewed, refused = cache.renew(now)
+        renewed, refused = asyncio.run(cache.renew(now))
         assert (bool(renewed), refused) == (due, [])
         if not due:
             now -= step
             continue
-        held = cache.get(registration, now)
+        held = asyncio.run(cache.get(registration, now))
         assert now + MIN_INTERVAL <= held.renew_at < held.svid.not_after
         assert cache.next_renewal == held.renew_at
 

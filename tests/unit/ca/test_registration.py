@@ -8,6 +8,7 @@ import pytest
 
 from ca.attestation import entitled, selectors_of
 from ca.registration import Registration, Selector, SelectorKind
+from garrison.identity import SpiffeId
 from garrison.transport.unix_peer import PeerCredentials
 
 WEB = "spiffe://td/web"
@@ -20,6 +21,13 @@ ENVOY = PeerCredentials(pid=7, uid=1000, gid=100, path="/usr/bin/envoy")
         ("unix:uid:0", SelectorKind.UNIX_UID, "0"),
         ("unix:gid:4294967294", SelectorKind.UNIX_GID, "4294967294"),
         ("unix:path:/usr/bin/a b:c", SelectorKind.UNIX_PATH, "/usr/bin/a b:c"),
+        ("k8s:ns:default", SelectorKind.K8S_NAMESPACE, "default"),
+        ("k8s:sa:web.v1", SelectorKind.K8S_SERVICE_ACCOUNT, "web.v1"),
+        ("jwt:iss:https://issuer.test/", SelectorKind.JWT_ISSUER, "https://issuer.test/"),
+        ("jwt:sub:repo:a/b", SelectorKind.JWT_SUBJECT, "repo:a/b"),
+        ("jwt:claim:email=a=b", SelectorKind.JWT_CLAIM, "email=a=b"),
+        ("x509:id:spiffe://td/node", SelectorKind.X509_ID, "spiffe://td/node"),
+        ("join_token:id:0123456789abcdef", SelectorKind.JOIN_TOKEN, "0123456789abcdef"),
     ],
 )
 def test_selectors_parse(text: str, kind: SelectorKind, value: str) -> None:
@@ -49,7 +57,20 @@ def test_selectors_parse(text: str, kind: SelectorKind, value: str) -> None:
         "unix:path:/bin/./envoy",
         "unix:path:/bin/envoy/",
         "unix:sha256:00",
-        "k8s:ns:default",
+        "k8s:ns:Default",
+        "k8s:ns:a.b",
+        f"k8s:ns:{'a' * 64}",
+        "k8s:sa:a..b",
+        f"k8s:sa:{'a.' * 127}a",
+        "k8s:pod:web",
+        "jwt:iss:",
+        "jwt:sub:a\n",
+        "jwt:claim:email",
+        "jwt:claim:=a",
+        "x509:id:spiffe://td",
+        "x509:id:td/node",
+        "join_token:id:0123456789ABCDEF",
+        f"jwt:sub:{'a' * 5000}",
     ],
 )
 def test_what_is_no_selector(text: str) -> None:
@@ -67,6 +88,12 @@ def test_what_is_no_selector(text: str) -> None:
         ({"svid_ttl": timedelta(hours=25)}, "the TTL"),
         ({"svid_ttl": timedelta(0)}, "the TTL"),
         ({"dns_names": ["*.web"]}, "DNS name"),
+        ({"parent_id": "spiffe://other/agent"}, "the parent"),
+        ({"parent_id": "spiffe://td"}, "the parent"),
+        ({"federates_with": ["partner.test", "td"]}, "its own trust domain"),
+        ({"federates_with": ["Partner"]}, "trust domain"),
+        ({"hint": "a\nb"}, "a hint"),
+        ({"hint": "a" * 1025}, "a hint"),
     ],
 )
 def test_what_cannot_be_registered(changed: dict[str, object], message: str) -> None:
@@ -110,3 +137,14 @@ def test_order_is_kept_and_the_first_of_an_identity_counts() -> None:
     again = Registration.parse(WEB, ["unix:gid:100"])
     assert entitled([first, second, again], selectors_of(ENVOY)) == (first, second)
     assert entitled([], selectors_of(ENVOY)) == ()
+
+
+def test_a_registration_of_an_agent_is_for_its_callers_only() -> None:
+    """User 1000 of another machine is not user 1000 of this one."""
+    agent = SpiffeId.parse("spiffe://td/agent")
+    here = Registration.parse(WEB, ["unix:uid:1000"])
+    there = Registration.parse("spiffe://td/api", ["unix:uid:1000"], parent_id=str(agent))
+    proven = selectors_of(ENVOY)
+    assert entitled([here, there], proven) == (here,)
+    assert entitled([here, there], proven, agent) == (there,)
+    assert entitled([here, there], proven, SpiffeId.parse("spiffe://td/other")) == ()

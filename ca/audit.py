@@ -1,0 +1,161 @@
+"""The audit log: each record holds the hash of the one before it, so that no record can be changed unseen.
+
+A record is one line, a JSON array in ASCII without spaces:
+
+    [sequence,"previous hash","time","event","actor",{details}]
+
+Time is UTC with microseconds (`2030-01-02T03:04:05.000006Z`), details have sorted keys, hashes are SHA-256 in
+lower-case hex. The hash of a record is that of its line without a newline; the first one's previous hash is
+64 zeros, and sequences count up from 1. So any language can check a log that was printed.
+
+The chain shows changes, not a missing end: who can write to the store can cut the log or make a whole new
+one. Write down a head (`AuditHead`) elsewhere from time to time; `verify_chain` finds it again or says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+FIRST_PREVIOUS = "0" * 64
+
+# What details hold: text, numbers and lists of text.
+Details = Mapping[str, str | int | tuple[str, ...] | None]
+
+_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
+
+
+class AuditEvent(StrEnum):
+    """What a record is about; names stay as they are, since they are in logs that cannot be changed."""
+
+    CERTIFICATE_ISSUED = "certificate_issued"
+    CERTIFICATE_REVOKED = "certificate_revoked"
+    ISSUANCE_DENIED = "issuance_denied"
+    ENTRY_CREATED = "entry_created"
+    ENTRY_DELETED = "entry_deleted"
+    TOKEN_CREATED = "token_created"
+    TOKEN_BURNED = "token_burned"
+    TOKEN_REFUSED = "token_refused"
+    TOKEN_DELETED = "token_deleted"
+    KEY_ADDED = "key_added"
+    KEY_STATE_CHANGED = "key_state_changed"
+    BUNDLE_CHANGED = "bundle_changed"
+    FEDERATION_SET = "federation_set"
+    FEDERATION_DELETED = "federation_deleted"
+    CRL_PUBLISHED = "crl_published"
+
+
+@dataclass(frozen=True, slots=True)
+class AuditHead:
+    """The last record of a log: what to write down elsewhere; sequence 0 is that of an empty log."""
+
+    sequence: int = 0
+    hash: str = FIRST_PREVIOUS
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRecord:
+    """One record as it is stored; `details` is JSON text."""
+
+    sequence: int
+    previous: str
+    time: str
+    event: str
+    actor: str
+    details: str
+    hash: str
+
+    @classmethod
+    def after(
+        cls, head: AuditHead, event: AuditEvent, *, actor: str, details: Details, now: datetime
+    ) -> AuditRecord:
+        """Return the record that follows `head`."""
+        time = now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        text = _encode(details)
+        sequence = head.sequence + 1
+        line = _line(sequence, text, head.hash, time, event, actor)
+        return cls(sequence, head.hash, time, event, actor, text, _digest(line))
+
+    @property
+    def head(self) -> AuditHead:
+        """This record as the end of a log."""
+        return AuditHead(self.sequence, self.hash)
+
+    @property
+    def line(self) -> str:
+        """What the hash is made of."""
+        return _line(self.sequence, self.details, self.previous, self.time, self.event, self.actor)
+
+    def fields(self) -> dict[str, Any]:
+        """Return the details as plain data.
+
+        Raises:
+            ValueError: they are no JSON object; only a record that was tampered with has such.
+
+        """
+        found = json.loads(self.details)
+        if not isinstance(found, dict):
+            raise ValueError("the details are no JSON object")  # noqa: TRY004 - the text is wrong
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class AuditVerdict:
+    """What walking a log has shown: how far it holds, and the first thing that is wrong, if any.
+
+    `broken_at` is the sequence at which it is wrong; `problem` says what, and is empty if nothing is.
+    """
+
+    head: AuditHead
+    broken_at: int | None = None
+    problem: str = ""
+
+    @property
+    def intact(self) -> bool:
+        """Whether nothing is wrong."""
+        return self.broken_at is None
+
+
+def verify_chain(records: Iterable[AuditRecord], anchor: AuditHead | None = None) -> AuditVerdict:
+    """Walk a log from its beginning, and stop at the first record that is not as it must be.
+
+    `anchor` is a head of this log that was written down before: it has to be found again.
+    """
+    head = AuditHead()
+    for record in records:
+        problem = _problem(record, head)
+        if not problem and anchor is not None and record.sequence == anchor.sequence:
+            problem = "" if record.hash == anchor.hash else "its hash is not the one that was written down"
+        if problem:
+            return AuditVerdict(head, head.sequence + 1, problem)
+        head = record.head
+    if anchor is not None and anchor.sequence > head.sequence:
+        return AuditVerdict(
+            head, head.sequence + 1, f"it is missing, as is what follows to {anchor.sequence}"
+        )
+    return AuditVerdict(head)
+
+
+def _problem(record: AuditRecord, head: AuditHead) -> str:
+    if record.sequence != head.sequence + 1:
+        return f"it is missing: record {record.sequence} follows record {head.sequence}"
+    if record.previous != head.hash:
+        return "it does not name the hash of the record before it"
+    if record.hash != _digest(record.line):
+        return "its content does not have its hash"
+    return ""
+
+
+def _line(sequence: int, details: str, *texts: str) -> str:
+    # Every text is encoded, so no value can be read as two, and details end the line.
+    return f"[{sequence},{','.join(map(_encode, texts))},{details}]"
+
+
+def _digest(line: str) -> str:
+    # A tampered record may hold a lone surrogate.
+    return hashlib.sha256(line.encode(errors="surrogatepass")).hexdigest()

@@ -1,0 +1,220 @@
+"""`ca list`, `ca revoke` and `ca crl`: what was issued, and what of it counts no more."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ca.atomic_files import write_file
+from ca.authority import Authority
+from ca.bundle import parse_certificates
+from ca.commands.base import (
+    EXIT_CODES,
+    EXIT_REFUSED,
+    EXIT_UNUSABLE,
+    FILE,
+    Failure,
+    Parsed,
+    dir_option,
+    json_option,
+    print_values,
+)
+from ca.commands.ledger import ledger_option, open_ledger, operator
+from ca.crl import crl_pem, renew_crl
+from ca.issuer import Issuer
+from ca.ledger import (
+    MAX_PAGE,
+    CertificateQuery,
+    CertificateStatus,
+    IssuedCertificate,
+    Ledger,
+    RevocationReason,
+    fingerprint_of,
+)
+from garrison.errors import GarrisonError
+from garrison.identity import SpiffeId
+
+_HEX = re.compile(r"[0-9a-f]+")
+_FINGERPRINT_DIGITS = 64
+_MAX_FILE_BYTES = 1 << 20
+
+
+@click.command("list", epilog=EXIT_CODES)
+@dir_option
+@click.option("--spiffe-id", type=Parsed("spiffe_id", SpiffeId.parse), help="Only those of this identity.")
+@click.option("--valid", "status", flag_value="valid", help="Only those that are valid now.")
+@click.option("--expired", "status", flag_value="expired", help="Only those that ended, not revoked.")
+@click.option("--revoked", "status", flag_value="revoked", help="Only those that were revoked.")
+@click.option(
+    "--limit",
+    type=click.IntRange(1, MAX_PAGE),
+    default=100,
+    show_default=True,
+    help="How many at most, newest first.",
+)
+@click.option("--cursor", default="", help="Where the page before ended: what it said under `cursor`.")
+@ledger_option
+@json_option
+def list_certificates(
+    directory: Path,
+    spiffe_id: SpiffeId | None,
+    status: str | None,
+    limit: int,
+    cursor: str,
+    *,
+    ledger: Path | None,
+    as_json: bool,
+) -> None:
+    """List the certificates that were issued, newest first.
+
+    \b
+    Example:
+      ca list --dir ./pki --valid --spiffe-id spiffe://cluster.local/ns/default/sa/web
+    """
+    wanted = None if status is None else CertificateStatus(status)
+    now = datetime.now(UTC)
+    with open_ledger(directory, ledger) as opened:
+        try:
+            page = opened.issued(CertificateQuery(spiffe_id, wanted, cursor, limit), now=now)
+        except ValueError as error:
+            raise Failure(f"--cursor: {error}", EXIT_UNUSABLE) from error
+    if as_json:
+        certificates = [_plain(one, now) for one in page.certificates]
+        click.echo(json.dumps({"certificates": certificates, "cursor": page.cursor}, indent=2))
+        return
+    for one in page.certificates:
+        click.echo(f"{one.serial_text:<32}  {_status(one, now):<7}  {one.not_after:%FT%TZ}  {one.spiffe_id}")
+    if page.cursor:
+        click.echo(f"there are more: --cursor {page.cursor}")
+
+
+@click.command(epilog=EXIT_CODES)
+@dir_option
+@click.argument("certificate")
+@click.option(
+    "--reason",
+    type=click.Choice([reason.value for reason in RevocationReason]),
+    default=RevocationReason.UNSPECIFIED.value,
+    show_default=True,
+    help="Why; it stands in the CRL.",
+)
+@ledger_option
+@json_option
+def revoke(directory: Path, certificate: str, reason: str, *, ledger: Path | None, as_json: bool) -> None:
+    """Revoke CERTIFICATE, which is a serial number, a SHA-256 fingerprint or a file, and publish a new CRL.
+
+    Revoking is final. Renewals are not affected: delete the registration to stop those.
+
+    \b
+    Example:
+      ca revoke --dir ./pki ./web/svid.pem --reason key_compromise
+    """
+    now, who = datetime.now(UTC), operator()
+    with open_ledger(directory, ledger) as opened:
+        found = _find(opened, certificate)
+        revoked = opened.revoke(found.issuer, found.serial, RevocationReason(reason), now=now, by=who)
+        shown = _plain(revoked, now)
+        try:
+            shown["crl_number"] = renew_crl(opened, _issuer(directory), now=now, by=who).number
+        except GarrisonError as error:
+            # It is revoked, whatever the key of the CA is good for; a server that has the key publishes it.
+            shown["crl_number"] = None
+            click.echo(f"Warning: it is revoked, but no CRL says so yet: {error}", err=True)
+    print_values(as_json, shown)
+
+
+@click.command(epilog=EXIT_CODES)
+@dir_option
+@click.option("--out", type=FILE, help="The file to write; without, it is printed.")
+@click.option("--format", "form", type=click.Choice(["pem", "der"]), default="pem", show_default=True)
+@ledger_option
+@json_option
+def crl(directory: Path, out: Path | None, form: str, *, ledger: Path | None, as_json: bool) -> None:
+    """Print or write the CRL, a new one if that is due.
+
+    \b
+    Example:
+      ca crl --dir ./pki --out ./crl.pem
+    """
+    if form == "der" and out is None:
+        raise Failure("--format der needs --out", EXIT_UNUSABLE)
+    now = datetime.now(UTC)
+    with open_ledger(directory, ledger) as opened:
+        current = renew_crl(opened, _issuer(directory), now=now, by=operator())
+        revoked = len(opened.revoked(current.issuer, unexpired_at=now))
+    content = current.der if form == "der" else crl_pem([current])
+    if out is not None:
+        write_file(out, content, mode=0o644, replace=True)
+    if out is None and not as_json:
+        click.echo(content.decode(), nl=False)
+        return
+    print_values(
+        as_json,
+        {
+            "number": current.number,
+            "issuer": current.issuer,
+            "this_update": f"{current.this_update:%FT%TZ}",
+            "next_update": f"{current.next_update:%FT%TZ}",
+            "revoked": revoked,
+            **({"file": str(out)} if out is not None else {"crl": content.decode()}),
+        },
+    )
+
+
+def _issuer(directory: Path) -> Issuer:
+    return Authority.load(directory).issuer
+
+
+def _find(ledger: Ledger, text: str) -> IssuedCertificate:
+    wanted = text.replace(":", "").lower()
+    if _HEX.fullmatch(wanted) and len(wanted) == _FINGERPRINT_DIGITS:
+        found = ledger.find(fingerprint=wanted)
+    elif _HEX.fullmatch(wanted) and len(wanted) < _FINGERPRINT_DIGITS:
+        found = ledger.find(serial=int(wanted, 16))
+    else:
+        found = ledger.find(fingerprint=_fingerprint(Path(text)))
+    if not found:
+        raise Failure(f"`{text}` is no certificate that this CA has recorded", EXIT_REFUSED)
+    if len(found) > 1:
+        raise Failure(f"`{text}` names {len(found)} certificates: give a fingerprint instead", EXIT_REFUSED)
+    return found[0]
+
+
+def _fingerprint(file: Path) -> str:
+    with file.open("rb") as opened:
+        content = opened.read(_MAX_FILE_BYTES)
+    try:
+        return fingerprint_of(parse_certificates(content)[0])
+    except ValueError as error:
+        raise Failure(f"{file}: {error}", EXIT_UNUSABLE) from error
+
+
+def _status(certificate: IssuedCertificate, now: datetime) -> CertificateStatus:
+    if certificate.revocation is not None:
+        return CertificateStatus.REVOKED
+    return CertificateStatus.VALID if now < certificate.not_after else CertificateStatus.EXPIRED
+
+
+def _plain(certificate: IssuedCertificate, now: datetime) -> dict[str, Any]:
+    revocation = certificate.revocation
+    return {
+        "serial": certificate.serial_text,
+        "status": _status(certificate, now),
+        "spiffe_id": str(certificate.spiffe_id),
+        "kind": certificate.kind,
+        "issuer": certificate.issuer,
+        "sha256": certificate.fingerprint,
+        "not_before": f"{certificate.not_before:%FT%TZ}",
+        "not_after": f"{certificate.not_after:%FT%TZ}",
+        "issued_at": f"{certificate.issued_at:%FT%TZ}",
+        "requester": certificate.requester,
+        "attested_by": certificate.attested_by,
+        "revoked_at": None if revocation is None else f"{revocation.at:%FT%TZ}",
+        "reason": None if revocation is None else revocation.reason,
+        "revoked_by": None if revocation is None else revocation.by,
+    }

@@ -1,0 +1,125 @@
+"""A real server and the `ca` command on one ledger, and a server whose ledger is unusable."""
+
+from __future__ import annotations
+
+import os
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from envoy.extensions.transport_sockets.tls.v3.secret_pb2 import Secret
+from envoy.service.discovery.v3.discovery_pb2 import DiscoveryRequest, DiscoveryResponse
+from support.asking import page
+from support.ledgers import entry
+from support.serving import PATIENCE_SECONDS, Serving, serving, write_settings
+
+from ca.api.sds import SERVICE
+from ca.authority import Authority, Hierarchy
+from ca.crl import renew_crl
+from ca.ledger import CertificateQuery, RevocationReason
+from ca.store.sqlite import LEDGER, SqliteLedger
+from garrison.identity import SpiffeId, TrustDomain
+
+WEB = SpiffeId.parse("spiffe://cluster.local/web")
+
+
+@pytest.fixture
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the directory of a new CA, with a name short enough for sockets beside it."""
+    directory = tmp_path_factory.mktemp("s") / "pki"
+    Hierarchy.create(TrustDomain("cluster.local"), now=datetime.now(UTC)).save(directory)
+    return directory
+
+
+@pytest.fixture
+def ledger(pki: Path) -> Iterator[SqliteLedger]:
+    """Return the ledger that the server uses too."""
+    opened = SqliteLedger.of(pki)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def server(pki: Path) -> Iterator[Serving]:
+    """Run a server that sends CRLs over SDS."""
+    file = write_settings(pki.parent, f"ca: {{dir: {pki}, crl_in_sds: true}}")
+    with serving("--config", str(file)) as running:
+        yield running
+
+
+def fetch(pki: Path, name: str) -> Any:
+    """Ask for a secret over the server's Unix socket."""
+    with grpc.insecure_channel(f"unix:{pki.parent}/c.sock") as channel:
+        answer = channel.unary_unary(
+            f"/{SERVICE}/FetchSecrets", DiscoveryRequest.SerializeToString, DiscoveryResponse.FromString
+        )(DiscoveryRequest(resource_names=[name]), timeout=10)
+    secret = Secret()
+    assert answer.resources[0].Unpack(secret)
+    return secret
+
+
+def crl(admin: str) -> x509.CertificateRevocationList:
+    """Return the CRL that the server serves."""
+    with urllib.request.urlopen(admin.replace("tcp://", "http://") + "/ca/crl", timeout=10) as answer:
+        assert answer.headers["content-type"] == "application/pkix-crl"
+        return x509.load_der_x509_crl(answer.read())
+
+
+def eventually(look: Callable[[], bool]) -> None:
+    """Wait until it is so."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not look():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_server_follows_its_ledger(pki: Path, server: Serving, ledger: SqliteLedger) -> None:
+    """Registered while it runs, issued and recorded, revoked by another process, on its CRL, deleted."""
+    ready = server.wait_for("ready")
+    with pytest.raises(grpc.RpcError, match="no registration matches"):
+        fetch(pki, "default")
+    ledger.add_entry(entry("1", WEB, f"unix:uid:{os.getuid()}"))
+    server.wait_for("registrations changed")
+    chain = fetch(pki, "default").tls_certificate.certificate_chain.inline_bytes
+    leaf = x509.load_pem_x509_certificate(chain)
+    (recorded,) = ledger.issued(CertificateQuery(), now=datetime.now(UTC)).certificates
+    assert (recorded.serial, recorded.attested_by) == (leaf.serial_number, "unix")
+
+    assert len(crl(ready["admin"])) == 0
+    reason, now = RevocationReason.SUPERSEDED, datetime.now(UTC)
+    ledger.revoke(recorded.issuer, recorded.serial, reason, now=now, by="test")
+    eventually(lambda: {one.serial_number for one in crl(ready["admin"])} == {leaf.serial_number})
+    published = ledger.crls()[0]
+    assert page(ready["admin"], "/ca/crl.pem")[1].startswith("-----BEGIN X509 CRL-----")
+    # Who makes it first, all serve the same.
+    issuer = Authority.load(pki).issuer
+    assert renew_crl(ledger, issuer, now=datetime.now(UTC), by="test") == published
+    eventually(lambda: published.der in _ders(fetch(pki, "ROOTCA").validation_context.crl.inline_bytes))
+
+    ledger.delete_entry("1", now=datetime.now(UTC), by="test")
+    server.wait_for("registrations changed")
+    with pytest.raises(grpc.RpcError, match="no registration matches"):
+        fetch(pki, "default")
+    assert ledger.verify_audit().intact
+
+
+def _ders(pem: bytes) -> list[bytes]:
+    return [x509.load_pem_x509_crl(pem).public_bytes(Encoding.DER)] if pem else []
+
+
+def test_a_server_does_not_start_without_its_ledger(pki: Path) -> None:
+    """One line says which file is wrong and why; nothing is served."""
+    (pki / LEDGER).write_bytes(b"x" * 1000)
+    (pki / LEDGER).chmod(0o600)
+    file = write_settings(pki.parent, f"ca: {{dir: {pki}}}")
+    with serving("--config", str(file)) as running:
+        assert running.process.wait(PATIENCE_SECONDS) == 2
+        event = running.wait_for("text", lambda event: LEDGER in event["text"])
+        assert "not a ledger" in event["text"]
