@@ -2,103 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import os
-import re
 import sys
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any
 
 import click
 
-from ca.atomic_files import write_file
-from ca.authority import Authority, Hierarchy
-from ca.bundle import format_spiffe_bundle
-from ca.describe import describe_certificate, describe_file, format_description
-from ca.issuer import DEFAULT_TTL
-from ca.keys import new_private_key, private_key_pem
-from garrison.errors import ConfigError, GarrisonError, IssuanceError
-from garrison.identity import SpiffeId, TrustDomain
-
-EXIT_UNUSABLE = 2
-EXIT_REFUSED = 3
-EXIT_CODES = """\b
-Exit codes:
-  0  done
-  2  a command line, file or directory that cannot be used
-  3  refused by the rules of the CA"""
-
-_UNITS = {"h": "hours", "m": "minutes", "s": "seconds"}
-_DURATION = re.compile(r"(?:[0-9]{1,6}[hms])+")
-
-
-class _Failure(click.ClickException):
-    """One line on stderr and an exit code, under whichever group the command hangs."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(" ".join(message.split()))
-        self.exit_code = exit_code  # type: ignore[misc]  # click reads it from the instance
-
-
-class _Commands(click.Group):
-    """A group whose commands end with a documented exit code for every foreseen failure."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; failures of ours become a message and an exit code."""
-        try:
-            return super().invoke(ctx)
-        except IssuanceError as error:
-            raise _Failure(str(error), EXIT_REFUSED) from error
-        except ConfigError as error:
-            text = "; ".join(f"{problem.file}: {problem.message}" for problem in error.diagnostics)
-            raise _Failure(text, EXIT_UNUSABLE) from error
-        except GarrisonError as error:
-            raise _Failure(str(error), EXIT_UNUSABLE) from error
-        except BrokenPipeError:
-            raise  # click ends quietly when the reader of our output went away
-        except OSError as error:
-            where = f"{error.filename}: " if error.filename is not None else ""
-            text = f"{where}{(error.strerror or str(error)).lower()}"
-            raise _Failure(text, EXIT_UNUSABLE) from error
-
-
-class _Parsed(click.ParamType[Any]):
-    """A parameter read by one of our parsers."""
-
-    def __init__(self, name: str, parse: Callable[[str], object]) -> None:
-        self.name = name
-        self._parse = parse
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the parsed value, or fail with the parser's reason."""
-        if not isinstance(value, str):
-            return value
-        try:
-            return self._parse(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
-def _parse_duration(text: str) -> timedelta:
-    if not _DURATION.fullmatch(text):
-        raise ValueError(f"`{text}` is not a duration such as `1h`, `90m` or `1h30m`")
-    total = timedelta(0)
-    for number, unit in re.findall(r"([0-9]+)([hms])", text):
-        total += timedelta(**{_UNITS[unit]: int(number)})
-    return total
-
-
-_DIRECTORY = click.Path(file_okay=False, path_type=Path)
-_dir_option = click.option(
-    "--dir", "directory", type=_DIRECTORY, required=True, help="The directory of the CA."
-)
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+from ca.commands.base import EXIT_CODES, Commands
+from ca.commands.init import init
+from ca.commands.keys import passphrase
+from ca.commands.look import bundle, show
+from ca.commands.svids import issue
 
 
 @click.group(
-    cls=_Commands,
+    cls=Commands,
     epilog="\b\nExample:\n  ca init --dir ./pki --trust-domain cluster.local\n\n" + EXIT_CODES,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
@@ -106,139 +22,10 @@ def ca() -> None:
     """Make a certificate authority for SPIFFE identities, issue from it, and look at certificates."""
 
 
-@ca.command(epilog=EXIT_CODES)
-@_dir_option
-@click.option(
-    "--trust-domain",
-    type=_Parsed("trust domain", TrustDomain.parse),
-    required=True,
-    help="Such as cluster.local.",
-)
-@_json_option
-def init(directory: Path, trust_domain: TrustDomain, as_json: bool) -> None:  # noqa: FBT001
-    """Make a root and an intermediate in a directory that has no CA yet.
-
-    The root key is needed again only for the next intermediate: move root-key.pem off this machine.
-
-    \b
-    Example:
-      ca init --dir ./pki --trust-domain cluster.local
-    """
-    hierarchy = Hierarchy.create(trust_domain, now=datetime.now(UTC))
-    hierarchy.save(directory)
-    root = describe_certificate(hierarchy.root)
-    _print(
-        as_json,
-        {
-            "directory": str(directory),
-            "trust_domain": str(trust_domain),
-            "root_sha256": root["sha256"],
-            "root_not_after": root["not_after"],
-            "ca_not_after": f"{hierarchy.issuer.certificate.not_valid_after_utc:%FT%TZ}",
-        },
-    )
-
-
-@ca.command(epilog=EXIT_CODES)
-@_dir_option
-@click.argument("spiffe_id", type=_Parsed("spiffe_id", SpiffeId.parse))
-@click.option("--out", type=_DIRECTORY, required=True, help="Where svid.pem, svid.key and bundle.pem go.")
-@click.option(
-    "--ttl",
-    type=_Parsed("duration", _parse_duration),
-    default=DEFAULT_TTL,
-    help="How long it is valid: 1h if not given, at most 24h.",
-)
-@click.option("--dns", "dns_names", multiple=True, metavar="NAME", help="A DNS name to add; repeatable.")
-@click.option("--force", is_flag=True, help="Replace files that exist.")
-@_json_option
-def issue(
-    directory: Path,
-    spiffe_id: SpiffeId,
-    out: Path,
-    ttl: timedelta,
-    dns_names: tuple[str, ...],
-    *,
-    force: bool,
-    as_json: bool,
-) -> None:
-    """Issue an X509-SVID with a new key: svid.pem (leaf, intermediate), svid.key, bundle.pem.
-
-    \b
-    Example:
-      ca issue --dir ./pki spiffe://cluster.local/ns/default/sa/web --out ./web
-    """
-    authority = Authority.load(directory)
-    key = new_private_key()
-    svid = authority.issue(spiffe_id, key.public_key(), now=datetime.now(UTC), ttl=ttl, dns_names=dns_names)
-    files = {
-        out / "bundle.pem": (authority.bundle_pem(), 0o644),
-        out / "svid.key": (private_key_pem(key), 0o600),
-        out / "svid.pem": (svid.chain_pem, 0o644),
-    }
-    taken = [str(path) for path in files if os.path.lexists(path)]
-    if taken and not force:
-        raise _Failure(f"{', '.join(taken)}: exists already (--force replaces)", EXIT_UNUSABLE)
-    out.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for path, (content, mode) in files.items():
-        write_file(path, content, mode=mode, replace=force)
-    description = describe_certificate(svid.leaf)
-    shown = ("spiffe_id", "names", "not_after", "serial", "sha256")
-    _print(as_json, {**{name: description[name] for name in shown}, "files": [str(path) for path in files]})
-
-
-@ca.command(epilog=EXIT_CODES)
-@click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
-@_json_option
-def show(file: Path, as_json: bool) -> None:  # noqa: FBT001
-    """Show every certificate in FILE (- reads stdin): PEM, DER, a signing request, or a SPIFFE bundle.
-
-    \b
-    Example:
-      ca show ./web/svid.pem
-    """
-    standard_input = str(file) == "-"
-    content = sys.stdin.buffer.read() if standard_input else file.read_bytes()
-    try:
-        descriptions = describe_file(content)
-    except ValueError as error:
-        name = "standard input" if standard_input else file
-        raise _Failure(f"{name}: {error}", EXIT_UNUSABLE) from error
-    if as_json:
-        click.echo(json.dumps(descriptions, indent=2))
-    else:
-        click.echo("\n\n".join(format_description(description) for description in descriptions))
-
-
-@ca.command(epilog=EXIT_CODES)
-@_dir_option
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["pem", "spiffe"]),
-    default="pem",
-    show_default=True,
-    help="PEM, or the SPIFFE bundle format (JSON).",
-)
-@_json_option
-def bundle(directory: Path, form: str, as_json: bool) -> None:  # noqa: FBT001
-    """Print the trust bundle: the roots that others verify our SVIDs with. --json is --format spiffe.
-
-    \b
-    Example:
-      ca bundle --dir ./pki > bundle.pem
-    """
-    authority = Authority.load(directory)
-    if as_json or form == "spiffe":
-        click.echo(format_spiffe_bundle(authority.roots))
-    else:
-        click.echo(authority.bundle_pem().decode(), nl=False)
+for _command in (init, passphrase, issue, show, bundle):
+    ca.add_command(_command)
 
 
 def main() -> None:
     """Run the `ca` command and exit."""
     sys.exit(ca(prog_name="ca"))
-
-
-def _print(as_json: bool, values: dict[str, Any]) -> None:  # noqa: FBT001
-    click.echo(json.dumps(values, indent=2) if as_json else format_description(values))

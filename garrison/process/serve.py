@@ -39,6 +39,7 @@ from authz.snapshot import Snapshot, load_snapshot
 from ca.api.sds import SERVICE as SDS
 from ca.api.sds import SecretDiscovery
 from ca.authority import CERT_CHAIN, ROOT_CERT, Authority
+from ca.passphrase import PassphraseSource
 from garrison.distribution.bundle import BundleFile
 from garrison.distribution.cache import DiskCache
 from garrison.distribution.follower import Follower
@@ -486,7 +487,8 @@ def _bundle_files(settings: Settings) -> list[TrustFile]:
 
 def _load_authority(settings: Settings) -> Authority:
     assert settings.ca.dir is not None  # noqa: S101 - the caller looked
-    authority = Authority.load(settings.ca.dir)
+    passphrase = PassphraseSource(settings.ca.passphrase_file, os.environ, option="ca.passphrase_file")
+    authority = Authority.load(settings.ca.dir, passphrase.to_read)
     if authority.trust_domain != settings.trust_domain:
         message = f"this CA is for `{authority.trust_domain}`, the settings say `{settings.trust_domain}`"
         where = Diagnostic(str(settings.ca.dir), Position(1, 1), ("trust_domain",), "trust_domain", message)

@@ -267,7 +267,7 @@ def test_unusable_paths_and_words_are_exit_code_2(
     assert "Error: " in result.stderr
 
 
-@pytest.mark.parametrize("command", ["init", "issue", "show", "bundle"])
+@pytest.mark.parametrize("command", list(ca.commands))
 def test_help_has_an_example_and_the_exit_codes(command: str) -> None:
     """Every command tells how it is used and how it ends."""
     text = run(command, "--help").output
@@ -293,3 +293,92 @@ def test_the_console_command_ends_with_the_exit_code(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("Error: ")
     assert "Traceback" not in done.stderr
+
+
+def secret(path: Path, text: str) -> Path:
+    """Write a passphrase file."""
+    path.write_text(text)
+    path.chmod(0o600)
+    return path
+
+
+@pytest.fixture
+def locked_pki(tmp_path: Path) -> Path:
+    """Return the directory of a new CA whose passphrase is in the file `pass`."""
+    file = secret(tmp_path / "pass", "correct horse\n")
+    where = ("--dir", tmp_path / "locked", "--trust-domain", "cluster.local")
+    assert run("init", *where, "--passphrase-file", file).exit_code == 0
+    return tmp_path / "locked"
+
+
+def test_init_with_a_passphrase_encrypts_both_keys(locked_pki: Path, tmp_path: Path) -> None:
+    """Nothing in the directory can be read as a key without it."""
+    for name in ("ca-key.pem", "root-key.pem"):
+        pem = (locked_pki / name).read_bytes()
+        assert pem.startswith(b"-----BEGIN ENCRYPTED PRIVATE KEY-----")
+        load_pem_private_key(pem, b"correct horse")
+        assert (locked_pki / name).stat().st_mode & 0o777 == 0o600
+
+
+def test_init_without_a_passphrase_says_so(tmp_path: Path) -> None:
+    """A warning goes to standard error unless it was meant; --json has it in a field."""
+    result = run("init", "--dir", tmp_path / "a", "--trust-domain", "td")
+    assert "keys are not encrypted" in result.stderr
+    quiet = run("init", "--dir", tmp_path / "b", "--trust-domain", "td", "--no-passphrase")
+    assert (quiet.exit_code, quiet.stderr) == (0, "")
+    as_json = run("init", "--dir", tmp_path / "c", "--trust-domain", "td", "--json")
+    assert json.loads(as_json.stdout)["keys_encrypted"] is False
+
+
+@pytest.mark.parametrize("way", ["file", "environment"])
+def test_issue_with_the_passphrase(
+    locked_pki: Path, tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes from a file or from the environment, and is needed."""
+    words: list[str | Path] = ["issue", "--dir", locked_pki, WEB, "--out", tmp_path / "web"]
+    result = run(*words)
+    assert (result.exit_code, "GARRISON_CA_PASSPHRASE" in result.stderr) == (4, True)
+    if way == "file":
+        words += ["--passphrase-file", tmp_path / "pass"]
+    else:
+        monkeypatch.setenv("GARRISON_CA_PASSPHRASE", "correct horse")
+    assert run(*words).exit_code == 0
+    # What a workload loads is never encrypted.
+    load_pem_private_key((tmp_path / "web" / "svid.key").read_bytes(), None)
+
+
+def test_a_wrong_passphrase_issues_nothing(locked_pki: Path, tmp_path: Path) -> None:
+    """It has an exit code of its own, and nothing is written."""
+    wrong = secret(tmp_path / "wrong", "incorrect horse")
+    result = run("issue", "--dir", locked_pki, WEB, "--out", tmp_path / "web", "--passphrase-file", wrong)
+    assert (result.exit_code, "passphrase is wrong" in result.stderr) == (4, True)
+    assert not (tmp_path / "web").exists()
+
+
+def test_bundle_needs_no_passphrase(locked_pki: Path) -> None:
+    """What is public can be had without a secret."""
+    assert run("bundle", "--dir", locked_pki).output.encode() == (locked_pki / "root-cert.pem").read_bytes()
+
+
+def test_passphrase_changes_adds_and_removes(pki: Path, tmp_path: Path) -> None:
+    """Plain to encrypted to another to plain: the keys stay the same."""
+    before = (pki / "ca-key.pem").read_bytes(), (pki / "root-key.pem").read_bytes()
+    one, two = secret(tmp_path / "one", "first passphrase"), secret(tmp_path / "two", "second passphrase")
+    assert run("passphrase", "--dir", pki, "--new-passphrase-file", one).exit_code == 0
+    load_pem_private_key((pki / "ca-key.pem").read_bytes(), b"first passphrase")
+    assert run("passphrase", "--dir", pki, "--new-passphrase-file", two).exit_code == 4
+    done = run("passphrase", "--dir", pki, "--passphrase-file", one, "--new-passphrase-file", two)
+    assert done.exit_code == 0, done.stderr
+    load_pem_private_key((pki / "root-key.pem").read_bytes(), b"second passphrase")
+    assert run("passphrase", "--dir", pki, "--passphrase-file", one, "--remove").exit_code == 4
+    assert run("passphrase", "--dir", pki, "--passphrase-file", two, "--remove").exit_code == 0
+    assert ((pki / "ca-key.pem").read_bytes(), (pki / "root-key.pem").read_bytes()) == before
+
+
+def test_passphrase_needs_a_new_one(pki: Path, tmp_path: Path) -> None:
+    """Neither silence nor a short one is taken for consent."""
+    assert run("passphrase", "--dir", pki).exit_code == 4
+    short = secret(tmp_path / "short", "1234567")
+    assert run("passphrase", "--dir", pki, "--new-passphrase-file", short).exit_code == 2
+    assert run("passphrase", "--dir", pki, "--new-passphrase-file", short, "--remove").exit_code == 2
+    assert (pki / "ca-key.pem").read_bytes().startswith(b"-----BEGIN PRIVATE KEY-----")
