@@ -152,7 +152,7 @@ class Authority:
                 message = f"the key is not that of a certificate in `{ROOT_CERT}`"
                 raise _problem(directory / ROOT_KEY, "wrong_key", message)
         authority = cls(issuer, public.chain, public.roots)
-        if not any(_verifies(authority, root) for root in public.roots):
+        if not any(verifies(authority, root) for root in public.roots):
             message = f"what `{CA_CERT}` signs does not verify under any root in `{ROOT_CERT}`"
             raise _problem(directory / CERT_CHAIN, "unverified_chain", message)
         return authority
@@ -319,7 +319,7 @@ def _check_roots(path: Path, roots: Sequence[x509.Certificate], trust_domain: Tr
             )
 
 
-def _verifies(authority: Authority, root: x509.Certificate) -> bool:
+def verifies(authority: Authority, root: x509.Certificate) -> bool:
     """Tell whether a throw-away SVID verifies under `root`, at a moment when all of the chain is valid."""
     links = (*authority.chain, root)
     moment = max(link.not_valid_before_utc for link in links)

@@ -19,6 +19,8 @@ from ca.keys import check_ca_public_key
 
 # How often a consumer should ask again; the SPIFFE default.
 REFRESH_HINT_SECONDS = 300
+# A few hundred certificates: more than any trust domain has roots.
+MAX_PEM_BYTES = 1024 * 1024
 
 _PEM_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 
