@@ -7,10 +7,12 @@ import sys
 import click
 
 from ca.commands.base import EXIT_CODES, Commands
+from ca.commands.health import lint, status
 from ca.commands.init import init
 from ca.commands.keys import passphrase
-from ca.commands.look import bundle, show
-from ca.commands.svids import issue
+from ca.commands.look import bundle, inspect, verify
+from ca.commands.renew import renew
+from ca.commands.svids import issue, sign
 
 
 @click.group(
@@ -22,7 +24,7 @@ def ca() -> None:
     """Make a certificate authority for SPIFFE identities, issue from it, and look at certificates."""
 
 
-for _command in (init, passphrase, issue, show, bundle):
+for _command in (init, status, issue, sign, renew, inspect, verify, lint, bundle, passphrase):
     ca.add_command(_command)
 
 

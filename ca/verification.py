@@ -15,9 +15,10 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.x509 import verification
 
-from ca.inspection import check_signing
+from ca.inspection import check_leaf, check_signing
 from ca.keys import check_ca_public_key
 from garrison.errors import IssuanceError
+from garrison.identity import SpiffeId
 
 # Root, two intermediates and a leaf are usual; more than these are only there to keep us busy.
 MAX_CERTIFICATES = 16
@@ -36,10 +37,13 @@ def verify_chain(
     intermediates: Sequence[x509.Certificate],
     roots: Sequence[x509.Certificate],
     at: datetime,
+    *,
+    any_leaf: bool = False,
 ) -> tuple[x509.Certificate, ...]:
     """Return the chain from `leaf` to the one of `roots` under which it verifies at the moment `at`.
 
-    Only `roots` are trusted, never those of the system. Whether the leaf is an SVID is not looked at.
+    With `any_leaf` it may be a CA itself. Only `roots` are trusted, never those of the system. Whether the
+    leaf is an SVID is not looked at.
 
     Raises:
         IssuanceError: it does not verify, or there are more than `MAX_CERTIFICATES`.
@@ -49,7 +53,7 @@ def verify_chain(
         raise IssuanceError(f"a chain has at most {MAX_CERTIFICATES} certificates")
     if not roots:
         raise IssuanceError("there is no root to verify with")
-    if any(_is_ed25519(one) for one in (*intermediates, *roots)):
+    if any_leaf or any(_is_ed25519(one) for one in (*intermediates, *roots)):
         return _walk(leaf, intermediates, roots, at)
     builder = verification.PolicyBuilder().store(verification.Store(list(roots))).time(at)
     try:
@@ -58,6 +62,32 @@ def verify_chain(
         _explain_validity((leaf, *intermediates), at)
         reason = str(error).removeprefix("validation failed: ")
         raise IssuanceError(f"the chain does not verify under these roots: {reason}") from error
+
+
+def verify_svid(
+    leaf: x509.Certificate,
+    intermediates: Sequence[x509.Certificate],
+    roots: Sequence[x509.Certificate],
+    at: datetime,
+) -> tuple[SpiffeId, tuple[x509.Certificate, ...]]:
+    """Return the identity of an X509-SVID and its chain to one of `roots` (X509-SVID, 5).
+
+    `roots` are the bundle of the identity's own trust domain. One that names another domain proves nothing
+    about this one.
+
+    Raises:
+        IssuanceError: a rule of the standard is broken, or the chain does not verify; the message says which.
+
+    """
+    spiffe_id = check_leaf(leaf)
+    for kind, signing in (("the chain", intermediates), ("the bundle", roots)):
+        for certificate in signing:
+            named = check_signing(certificate)
+            if named not in {None, spiffe_id.trust_domain}:
+                raise IssuanceError(
+                    f"{kind} holds a signing certificate of `{named}`, not of `{spiffe_id.trust_domain}`"
+                )
+    return spiffe_id, verify_chain(leaf, intermediates, roots, at)
 
 
 def _walk(

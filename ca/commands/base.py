@@ -35,7 +35,9 @@ class Failure(click.ClickException):
     """One line on stderr and an exit code, under whichever group the command hangs."""
 
     def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(" ".join(message.split()))
+        line = " ".join(message.split())
+        # A name in a hostile certificate cannot write lines or colours of its own.
+        super().__init__("".join(one if one.isprintable() else "?" for one in line))
         self.exit_code = exit_code  # type: ignore[misc]  # click reads it from the instance
 
 

@@ -1,4 +1,4 @@
-"""`ca issue`: identities for workloads, as files."""
+"""`ca issue` and `ca sign`: identities for workloads, as files."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ca.commands.base import (
     DURATION,
     EXIT_CODES,
     EXIT_UNUSABLE,
+    READABLE,
     Failure,
     Parsed,
     dir_option,
@@ -23,7 +24,9 @@ from ca.commands.base import (
     passphrase_option,
     passphrase_source,
     print_values,
+    read_input,
 )
+from ca.csr import MAX_CSR_BYTES, parse_csr
 from ca.describe import describe_certificate
 from ca.directory import NewFile, install, locked
 from ca.issuer import DEFAULT_TTL
@@ -82,6 +85,54 @@ def issue(
     shown = ("spiffe_id", "names", "not_after", "serial", "sha256")
     print_values(
         as_json, {**{name: description[name] for name in shown}, "files": [str(out / name) for name in files]}
+    )
+
+
+@click.command(epilog=EXIT_CODES)
+@dir_option
+@click.argument("request", type=READABLE)
+@click.argument("spiffe_id", type=SPIFFE_ID)
+@click.option("--out", type=DIRECTORY, required=True, help="Where svid.pem and bundle.pem go.")
+@ttl_option
+@dns_option
+@force_option
+@passphrase_option
+@json_option
+def sign(
+    directory: Path,
+    request: Path,
+    spiffe_id: SpiffeId,
+    *,
+    out: Path,
+    ttl: timedelta,
+    dns_names: tuple[str, ...],
+    passphrase_file: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Sign the request in REQUEST (PKCS#10 PEM, - is standard input) as an X509-SVID for SPIFFE_ID.
+
+    Of the request only the public key is used, once it is proven that its sender has the private one. Names
+    and extensions in it count for nothing: the identity is the one given here.
+
+    \b
+    Example:
+      ca sign --dir ./pki request.pem spiffe://cluster.local/ns/default/sa/web --out ./web
+    """
+    checked = parse_csr(read_input(request, MAX_CSR_BYTES))
+    authority = Authority.load(directory, passphrase_source(passphrase_file).to_read)
+    svid = authority.issue(spiffe_id, checked.public_key, now=datetime.now(UTC), ttl=ttl, dns_names=dns_names)
+    files = {SVID_BUNDLE: NewFile(authority.bundle_pem()), SVID_CERTIFICATE: NewFile(svid.chain_pem)}
+    write_files(out, files, force=force)
+    description = describe_certificate(svid.leaf)
+    shown = ("spiffe_id", "names", "key", "not_after", "serial", "sha256")
+    print_values(
+        as_json,
+        {
+            **{name: description[name] for name in shown},
+            "request_sha256": checked.fingerprint,
+            "files": [str(out / name) for name in files],
+        },
     )
 
 

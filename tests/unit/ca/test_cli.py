@@ -44,10 +44,10 @@ def names(directory: Path) -> set[str]:
 
 
 def test_init_makes_a_ca_and_says_what(tmp_path: Path) -> None:
-    """The output names the root by its fingerprint, and `ca show` agrees."""
+    """The output names the root by its fingerprint, and `ca inspect` agrees."""
     result = run("init", "--dir", tmp_path / "pki", "--trust-domain", "cluster.local", "--json")
     made = json.loads(result.output)
-    shown = json.loads(run("show", tmp_path / "pki" / "root-cert.pem", "--json").output)
+    shown = json.loads(run("inspect", tmp_path / "pki" / "root-cert.pem", "--json").output)
     assert made["root_sha256"] == shown[0]["sha256"]
     assert made["trust_domain"] == "cluster.local"
     assert names(tmp_path / "pki") == {
@@ -144,8 +144,8 @@ def test_what_issue_refuses(
 def test_show_tells_everything_in_both_forms(pki: Path, tmp_path: Path) -> None:
     """Every certificate of the file is described, as text and as JSON."""
     run("issue", "--dir", pki, WEB, "--out", tmp_path / "web")
-    text = run("show", tmp_path / "web" / "svid.pem").output
-    data = json.loads(run("show", tmp_path / "web" / "svid.pem", "--json").output)
+    text = run("inspect", tmp_path / "web" / "svid.pem").output
+    data = json.loads(run("inspect", tmp_path / "web" / "svid.pem", "--json").output)
     assert [entry["ca"] for entry in data] == [False, True]
     leaf = x509.load_pem_x509_certificate((tmp_path / "web" / "svid.pem").read_bytes())
     assert data[0]["spiffe_id"] == WEB
@@ -166,18 +166,18 @@ def test_show_tells_everything_in_both_forms(pki: Path, tmp_path: Path) -> None:
 def test_show_reads_der_requests_bundles_and_stdin(pki: Path) -> None:
     """Whatever a certificate comes in, it is shown."""
     pem = (pki / "root-cert.pem").read_bytes()
-    expected = json.loads(run("show", pki / "root-cert.pem", "--json").output)
+    expected = json.loads(run("inspect", pki / "root-cert.pem", "--json").output)
     der = x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER)
     bundle = run("bundle", "--dir", pki, "--format", "spiffe").output.encode()
     for form in (pem, der, bundle, b"a comment\n" + pem):
-        assert json.loads(run("show", "-", "--json", stdin=form).output) == expected
+        assert json.loads(run("inspect", "-", "--json", stdin=form).output) == expected
     request = (
         x509.CertificateSigningRequestBuilder()
         .subject_name(x509.Name([]))
         .sign(new_private_key(), hashes.SHA256())
     )
     for encoding in (Encoding.PEM, Encoding.DER):
-        shown = json.loads(run("show", "-", "--json", stdin=request.public_bytes(encoding)).output)
+        shown = json.loads(run("inspect", "-", "--json", stdin=request.public_bytes(encoding)).output)
         assert (shown[0]["type"], shown[0]["signature_valid"]) == ("certificate request", True)
 
 
@@ -201,7 +201,7 @@ def test_show_reads_der_requests_bundles_and_stdin(pki: Path) -> None:
 )
 def test_show_of_garbage_is_one_line(content: bytes) -> None:
     """Anything else ends with exit code 2 and one line."""
-    result = run("show", "-", stdin=content)
+    result = run("inspect", "-", stdin=content)
     assert result.exit_code == 2
     assert result.stdout == ""
     assert result.stderr.startswith("Error: standard input: ")
@@ -219,14 +219,14 @@ def test_a_hostile_name_cannot_write_to_the_terminal() -> None:
         .add_extension(x509.SubjectAlternativeName([hostile]), critical=True)
         .sign(key, hashes.SHA256())
     )
-    output = run("show", "-", stdin=request.public_bytes(Encoding.PEM)).output
+    output = run("inspect", "-", stdin=request.public_bytes(Encoding.PEM)).output
     assert "\x1b" not in output
     assert not any(line.startswith("ca:") for line in output.splitlines())
 
 
 def test_show_does_not_show_keys(pki: Path) -> None:
     """A key file is named for what it is, and nothing of it is printed."""
-    result = run("show", pki / "ca-key.pem")
+    result = run("inspect", pki / "ca-key.pem")
     assert (result.exit_code, "PRIVATE KEY" in result.stderr, result.stdout) == (2, True, "")
 
 
@@ -247,8 +247,8 @@ def test_bundle_comes_as_pem_and_as_spiffe(pki: Path) -> None:
     [
         lambda d: ["bundle", "--dir", d / "nowhere"],
         lambda d: ["issue", "--dir", d / "nowhere", WEB, "--out", d / "x"],
-        lambda d: ["show", d / "nowhere"],
-        lambda d: ["show", d],
+        lambda d: ["inspect", d / "nowhere"],
+        lambda d: ["inspect", d],
         lambda d: ["init", "--dir", d / "file", "--trust-domain", "td"],
         lambda d: ["init", "--dir", d / "file" / "pki", "--trust-domain", "td"],
         lambda d: ["init", "--dir", d / "new", "--trust-domain", "TD"],

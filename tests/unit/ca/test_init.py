@@ -35,12 +35,12 @@ def names(directory: Path) -> set[str]:
 
 @pytest.mark.parametrize("kind", KeyType)
 def test_every_type_of_key(tmp_path: Path, kind: KeyType) -> None:
-    """A CA of each type loads, issues, and `ca show` names the type."""
+    """A CA of each type loads, issues, and `ca inspect` names the type."""
     pki = tmp_path / "pki"
     done("init", "--dir", pki, *TRUST, "--key-type", kind)
     done("issue", "--dir", pki, WEB, "--out", tmp_path / "web")
     for name in ("root-cert.pem", "ca-cert.pem"):
-        (shown,) = json.loads(done("show", pki / name, "--json").stdout)
+        (shown,) = json.loads(done("inspect", pki / name, "--json").stdout)
         assert shown["key"] == KEYS[kind]
     assert json.loads(done("bundle", "--dir", pki, "--json").stdout)["keys"][0]["kty"] in {"EC", "RSA", "OKP"}
 
