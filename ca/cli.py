@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from ca.commands.archive import backup, restore
 from ca.commands.base import EXIT_CODES, Commands
 from ca.commands.health import lint, status
 from ca.commands.init import init
@@ -24,7 +25,20 @@ def ca() -> None:
     """Make a certificate authority for SPIFFE identities, issue from it, and look at certificates."""
 
 
-for _command in (init, status, issue, sign, renew, inspect, verify, lint, bundle, passphrase):
+for _command in (
+    init,
+    status,
+    issue,
+    sign,
+    renew,
+    inspect,
+    verify,
+    lint,
+    bundle,
+    passphrase,
+    backup,
+    restore,
+):
     ca.add_command(_command)
 
 
