@@ -7,6 +7,7 @@
 | `ca-cert.pem`    | the intermediate that signs                                  |
 | `ca-key.pem`     | its key                                                      |
 | `cert-chain.pem` | what a workload sends after its own certificate              |
+| `ca-csr.pem`     | the request to an outside root, where there is one           |
 
 The names are those of Istio's plug-in CA (`cacerts`). A CA made for Istio loads if its intermediate names
 the trust domain, which Istio does not ask for.
@@ -14,20 +15,31 @@ the trust domain, which Istio does not ask for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.x509 import verification
 
-from ca.atomic_files import write_file
 from ca.bundle import format_certificates, parse_certificates
+from ca.directory import NewFile, finish, install, locked
 from ca.inspection import check_key_pair, check_signing
 from ca.issuer import MIN_TTL, Issuer, self_sign
-from ca.keys import PrivateKey, PublicKey, new_private_key, new_serial, parse_private_key, private_key_pem
+from ca.key_encryption import PLAIN, KeyEncryption, describe_encryption
+from ca.keys import (
+    CaKey,
+    PublicKey,
+    WrongPassphraseError,
+    key_file,
+    new_private_key,
+    new_serial,
+    parse_private_key,
+)
+from ca.passphrase import WRONG_PASSPHRASE, no_passphrase
 from ca.template import INTERMEDIATE_PATH_LENGTH, ROOT_PATH_LENGTH, ca_template
+from ca.verification import verify_chain
 from garrison.documents import Diagnostic, Position
 from garrison.errors import ConfigError, IssuanceError
 from garrison.identity import SpiffeId, TrustDomain
@@ -37,10 +49,13 @@ ROOT_KEY = "root-key.pem"
 CA_CERT = "ca-cert.pem"
 CA_KEY = "ca-key.pem"
 CERT_CHAIN = "cert-chain.pem"
+REQUEST = "ca-csr.pem"
 
 ROOT_LIFETIME = timedelta(days=3650)
 # Half the root's life: one root outlives one change of its intermediate without hurry.
 INTERMEDIATE_LIFETIME = timedelta(days=1825)
+MIN_CA_LIFETIME = timedelta(hours=1)
+MAX_CA_LIFETIME = timedelta(days=36500)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,13 +128,58 @@ class Authority:
         return X509Svid(spiffe_id, (leaf, *self.chain))
 
     @classmethod
-    def load(cls, directory: Path) -> Authority:
+    def load(cls, directory: Path, passphrase: Callable[[Path], bytes] = no_passphrase) -> Authority:
         """Return the CA in `directory`, checked as a whole; its expiry is checked at each issue instead.
+
+        `passphrase` is called with the path of `ca-key.pem` if that is encrypted. An encrypted root key is
+        left alone: issuing does not need it.
 
         Raises:
             ConfigError: a file is missing or unusable, or the files do not fit together; it names the file.
 
         """
+        public = CaCertificates.load(directory)
+        key = load_key(directory / CA_KEY, passphrase)
+        try:
+            check_key_pair(public.certificate, key)
+        except IssuanceError as error:
+            message = f"the key is not that of `{CA_CERT}`"
+            raise _problem(directory / CA_KEY, "wrong_key", message) from error
+        issuer = Issuer.build(public.certificate, key)
+        if (directory / ROOT_KEY).exists() and not _is_encrypted(directory / ROOT_KEY):
+            root_key = load_key(directory / ROOT_KEY, passphrase)
+            if root_key.public_key() not in [root.public_key() for root in public.roots]:
+                message = f"the key is not that of a certificate in `{ROOT_CERT}`"
+                raise _problem(directory / ROOT_KEY, "wrong_key", message)
+        authority = cls(issuer, public.chain, public.roots)
+        if not any(verifies(authority, root) for root in public.roots):
+            message = f"what `{CA_CERT}` signs does not verify under any root in `{ROOT_CERT}`"
+            raise _problem(directory / CERT_CHAIN, "unverified_chain", message)
+        return authority
+
+
+@dataclass(frozen=True, slots=True)
+class CaCertificates:
+    """What is public of a CA: enough to verify what it issued, and to say what it is."""
+
+    certificate: x509.Certificate
+    chain: tuple[x509.Certificate, ...]
+    roots: tuple[x509.Certificate, ...]
+    trust_domain: TrustDomain
+
+    @classmethod
+    def load(cls, directory: Path) -> CaCertificates:
+        """Return the certificates in `directory`, without a look at keys; a crashed change is finished first.
+
+        Raises:
+            ConfigError: a file is missing or unusable, or names no or another trust domain.
+
+        """
+        try:
+            finish(directory)
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise _problem(directory, "unfinished", f"a change cannot be finished: {reason}") from error
         roots = _load_certificates(directory / ROOT_CERT)
         (certificate, *others) = _load_certificates(directory / CA_CERT)
         if others:
@@ -129,27 +189,24 @@ class Authority:
             raise _problem(
                 directory / CERT_CHAIN, "wrong_chain", f"its first certificate is not the one in `{CA_CERT}`"
             )
-        key = _load_key(directory / CA_KEY)
         try:
-            check_key_pair(certificate, key)
-        except IssuanceError as error:
-            message = f"the key is not that of `{CA_CERT}`"
-            raise _problem(directory / CA_KEY, "wrong_key", message) from error
-        try:
-            issuer = Issuer.build(certificate, key)
+            trust_domain = check_signing(certificate)
         except IssuanceError as error:
             raise _problem(directory / CA_CERT, "not_a_ca", str(error)) from error
-        _check_roots(directory / ROOT_CERT, roots, issuer.trust_domain)
-        if (directory / ROOT_KEY).exists():
-            root_key = _load_key(directory / ROOT_KEY)
-            if root_key.public_key() not in [root.public_key() for root in roots]:
-                message = f"the key is not that of a certificate in `{ROOT_CERT}`"
-                raise _problem(directory / ROOT_KEY, "wrong_key", message)
-        authority = cls(issuer, tuple(link for link in chain if link not in roots) or (certificate,), roots)
-        if not any(_verifies(authority, root) for root in roots):
-            message = f"what `{CA_CERT}` signs does not verify under any root in `{ROOT_CERT}`"
-            raise _problem(directory / CERT_CHAIN, "unverified_chain", message)
-        return authority
+        if trust_domain is None:
+            message = "the signing certificate names no trust domain (no `spiffe://` URI)"
+            raise _problem(directory / CA_CERT, "not_a_ca", message)
+        _check_roots(directory / ROOT_CERT, roots, trust_domain)
+        links = tuple(link for link in chain if link not in roots) or (certificate,)
+        return cls(certificate, links, roots, trust_domain)
+
+
+@dataclass(frozen=True, slots=True)
+class Lifetimes:
+    """How long the certificates of a new CA are valid."""
+
+    root: timedelta = ROOT_LIFETIME
+    intermediate: timedelta = INTERMEDIATE_LIFETIME
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +214,7 @@ class Hierarchy:
     """A new CA with its private keys, before it is written down."""
 
     root: x509.Certificate
-    root_key: PrivateKey
+    root_key: CaKey
     issuer: Issuer
 
     @classmethod
@@ -166,15 +223,26 @@ class Hierarchy:
         trust_domain: TrustDomain,
         *,
         now: datetime,
-        new_private_key: Callable[[], PrivateKey] = new_private_key,
+        new_private_key: Callable[[], CaKey] = new_private_key,
         new_serial: Callable[[], int] = new_serial,
+        lifetimes: Lifetimes = Lifetimes(),
     ) -> Hierarchy:
-        """Return a new root for `trust_domain` and an intermediate under it."""
+        """Return a new root for `trust_domain` and an intermediate under it.
+
+        Raises:
+            IssuanceError: a lifetime is not positive, or the root would end before the intermediate.
+
+        """
+        if not MIN_CA_LIFETIME <= lifetimes.intermediate <= lifetimes.root <= MAX_CA_LIFETIME:
+            raise IssuanceError(
+                f"lifetimes of CAs are {MIN_CA_LIFETIME // timedelta(hours=1)}h to "
+                f"{MAX_CA_LIFETIME // timedelta(days=1)}d, and the intermediate ends no later than the root"
+            )
         root_key, key = new_private_key(), new_private_key()
         template = ca_template(
             trust_domain, root_key.public_key(), name="Garrison root CA", path_length=ROOT_PATH_LENGTH
         )
-        root = self_sign(template, root_key, now=now, lifetime=ROOT_LIFETIME, serial=new_serial())
+        root = self_sign(template, root_key, now=now, lifetime=lifetimes.root, serial=new_serial())
         template = ca_template(
             trust_domain,
             key.public_key(),
@@ -182,7 +250,7 @@ class Hierarchy:
             path_length=INTERMEDIATE_PATH_LENGTH,
         )
         certificate = Issuer.build(root, root_key).sign(
-            template, now=now, lifetime=INTERMEDIATE_LIFETIME, serial=new_serial()
+            template, now=now, lifetime=lifetimes.intermediate, serial=new_serial()
         )
         return cls(root, root_key, Issuer.build(certificate, key))
 
@@ -190,36 +258,52 @@ class Hierarchy:
         """Return the CA for use in this process."""
         return Authority(self.issuer, (self.issuer.certificate,), (self.root,))
 
-    def save(self, directory: Path) -> None:
-        """Write the CA to `directory` (made if needed, and closed to others: 0700), keys first.
+    def save(self, directory: Path, passphrase: bytes | None = None, *, keep_root_key: bool = True) -> None:
+        """Write the CA to `directory` (made if needed, and closed to others: 0700): all of it or nothing.
 
-        No file is replaced. After a crash half way `Authority.load` names the file that is missing.
+        No file is replaced. With a passphrase the keys are encrypted.
 
         Raises:
             ConfigError: there is a CA, or a part of one, already.
             OSError: a file cannot be written.
 
         """
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        content = {
-            ROOT_KEY: (private_key_pem(self.root_key), 0o600),
-            CA_KEY: (private_key_pem(self.issuer.key), 0o600),
-            CERT_CHAIN: (format_certificates([self.issuer.certificate]), 0o644),
-            CA_CERT: (format_certificates([self.issuer.certificate]), 0o644),
-            ROOT_CERT: (format_certificates([self.root]), 0o644),
+        files = {
+            CA_KEY: NewFile(key_file(self.issuer.key, passphrase), 0o600),
+            CERT_CHAIN: NewFile(format_certificates([self.issuer.certificate])),
+            CA_CERT: NewFile(format_certificates([self.issuer.certificate])),
+            ROOT_CERT: NewFile(format_certificates([self.root])),
         }
-        for name in content:
-            if (directory / name).exists() or (directory / name).is_symlink():
-                raise _problem(
-                    directory / name, "exists", "there is a CA here already, which is never replaced"
-                )
+        if keep_root_key:
+            files[ROOT_KEY] = NewFile(key_file(self.root_key, passphrase), 0o600)
+        install_new(directory, files)
+
+
+def install_new(directory: Path, files: Mapping[str, NewFile]) -> None:
+    """Write the first files of a CA to `directory`, which is made if needed and closed to others (0700).
+
+    Raises:
+        ConfigError: there is a CA, or a part of one, already.
+        OSError: a file cannot be written; nothing is there then.
+
+    """
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with locked(directory):
+        refuse_existing(directory)
         directory.chmod(0o700)
-        for name, (data, mode) in content.items():
-            try:
-                write_file(directory / name, data, mode=mode, replace=False)
-            except FileExistsError as error:
-                message = "another `ca init` is at work here"
-                raise _problem(directory / name, "exists", message) from error
+        install(directory, files)
+
+
+def refuse_existing(directory: Path) -> None:
+    """Refuse a directory that holds any file of a CA.
+
+    Raises:
+        ConfigError: it does.
+
+    """
+    for name in (ROOT_KEY, CA_KEY, CERT_CHAIN, CA_CERT, ROOT_CERT, REQUEST):
+        if os.path.lexists(directory / name):
+            raise _problem(directory / name, "exists", "there is a CA here already, which is never replaced")
 
 
 def trust_domain_of(path: Path) -> TrustDomain:
@@ -252,18 +336,15 @@ def _check_roots(path: Path, roots: Sequence[x509.Certificate], trust_domain: Tr
             )
 
 
-def _verifies(authority: Authority, root: x509.Certificate) -> bool:
+def verifies(authority: Authority, root: x509.Certificate) -> bool:
     """Tell whether a throw-away SVID verifies under `root`, at a moment when all of the chain is valid."""
     links = (*authority.chain, root)
     moment = max(link.not_valid_before_utc for link in links)
     workload = SpiffeId(authority.trust_domain, ("self-check",))
-    verifier = (
-        verification.PolicyBuilder().store(verification.Store([root])).time(moment).build_client_verifier()
-    )
     try:
         svid = authority.issue(workload, new_private_key().public_key(), now=moment, ttl=MIN_TTL)
-        verifier.verify(svid.leaf, list(authority.chain))
-    except (IssuanceError, verification.VerificationError, ValueError):
+        verify_chain(svid.leaf, authority.chain, [root], moment)
+    except IssuanceError:
         return False
     return True
 
@@ -275,11 +356,36 @@ def _load_certificates(path: Path) -> tuple[x509.Certificate, ...]:
         raise _problem(path, "bad_certificate", str(error)) from error
 
 
-def _load_key(path: Path) -> PrivateKey:
+def load_key(path: Path, passphrase: Callable[[Path], bytes] = no_passphrase) -> CaKey:
+    """Return the private key in the file; `passphrase` is called with `path` if it is encrypted.
+
+    Raises:
+        ConfigError: it cannot be read; the code is `wrong_passphrase` if that is why.
+
+    """
     try:
-        return parse_private_key(_read(path))
+        return parse_private_key(_read(path), lambda: passphrase(path))
+    except WrongPassphraseError as error:
+        raise _problem(path, WRONG_PASSPHRASE, str(error)) from error
     except ValueError as error:
         raise _problem(path, "bad_key", str(error)) from error
+
+
+def load_encryption(path: Path) -> KeyEncryption:
+    """Return how the key in the file is protected.
+
+    Raises:
+        ConfigError: it cannot be read, or holds no key.
+
+    """
+    try:
+        return describe_encryption(_read(path))
+    except ValueError as error:
+        raise _problem(path, "bad_key", str(error)) from error
+
+
+def _is_encrypted(path: Path) -> bool:
+    return load_encryption(path) != PLAIN
 
 
 def _read(path: Path) -> bytes:

@@ -11,14 +11,16 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.utils import CryptographyDeprecationWarning
 
-from ca.keys import check_public_key
+from ca.keys import check_ca_public_key
 
 # How often a consumer should ask again; the SPIFFE default.
 REFRESH_HINT_SECONDS = 300
+# A few hundred certificates: more than any trust domain has roots.
+MAX_PEM_BYTES = 1024 * 1024
 
 _PEM_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 
@@ -101,7 +103,7 @@ def _strictly() -> Iterator[None]:
 
 
 def _jwk(certificate: x509.Certificate) -> dict[str, Any]:
-    key = check_public_key(certificate.public_key())
+    key = check_ca_public_key(certificate.public_key())
     match key:
         case ec.EllipticCurvePublicKey():
             numbers, size = key.public_numbers(), (key.key_size + 7) // 8
@@ -114,6 +116,9 @@ def _jwk(certificate: x509.Certificate) -> dict[str, Any]:
                 "n": _b64(modulus, (modulus.bit_length() + 7) // 8),
                 "e": _b64(exponent, (exponent.bit_length() + 7) // 8),
             }
+        case ed25519.Ed25519PublicKey():
+            # RFC 8037, 2.
+            return {"kty": "OKP", "crv": "Ed25519", "x": _b64(int.from_bytes(key.public_bytes_raw()), 32)}
 
 
 def _b64(number: int, size: int) -> str:

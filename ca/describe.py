@@ -1,6 +1,6 @@
 """Certificates, requests and bundles as plain data for people and scripts to read.
 
-Nothing here is checked against the profile: `ca show` must also show what is wrong.
+What is wrong is shown as well: `spiffe_check` says of a certificate which rule of the profile it breaks.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import hashlib
 import json
 import re
 import warnings
+from collections.abc import Iterable
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 from cryptography import x509
@@ -18,7 +20,9 @@ from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ca.bundle import parse_spiffe_bundle
+from ca.inspection import check_leaf, check_signing
 from ca.keys import describe_key
+from garrison.errors import IssuanceError
 from garrison.identity import SpiffeId
 
 _BLOCK = re.compile(rb"-----BEGIN (?P<label>[A-Z0-9 ]+)-----.*?-----END (?P=label)-----", re.DOTALL)
@@ -46,10 +50,11 @@ _Kind = TypeVar("_Kind", bound=x509.ExtensionType)
 Description = dict[str, Any]
 
 
-def describe_file(content: bytes) -> list[Description]:
+def describe_file(content: bytes, now: datetime | None = None) -> list[Description]:
     """Return a description of every certificate and request in `content`: PEM, DER or a SPIFFE bundle.
 
-    Private keys are skipped, unless there is nothing else.
+    With `now` it is also said how long certificates have left. Private keys are skipped, unless there is
+    nothing else.
 
     Raises:
         ValueError: there is nothing to describe, or it is malformed.
@@ -59,7 +64,7 @@ def describe_file(content: bytes) -> list[Description]:
         with warnings.catch_warnings():
             # A doubtful certificate is shown as it is, without remarks of the library in between.
             warnings.simplefilter("ignore", CryptographyDeprecationWarning)
-            return _describe_file(content)
+            return _describe_file(content, now)
     except (
         x509.DuplicateExtension,
         x509.InvalidVersion,
@@ -69,7 +74,20 @@ def describe_file(content: bytes) -> list[Description]:
         raise ValueError("it holds a certificate that cannot be read") from error
 
 
-def describe_certificate(certificate: x509.Certificate) -> Description:
+def describe_chain(
+    certificates: Iterable[x509.Certificate], now: datetime | None = None
+) -> list[Description]:
+    """Return a description of each of `certificates`.
+
+    Raises:
+        ValueError: one cannot be read.
+
+    """
+    found = b"".join(certificate.public_bytes(Encoding.PEM) for certificate in certificates)
+    return describe_file(found, now)
+
+
+def describe_certificate(certificate: x509.Certificate, now: datetime | None = None) -> Description:
     """Return what `certificate` says: names, validity, serial number, key, usages, fingerprint."""
     basic = _extension(certificate, x509.BasicConstraints)
     return {
@@ -79,11 +97,13 @@ def describe_certificate(certificate: x509.Certificate) -> Description:
         **_names(certificate),
         "not_before": f"{certificate.not_valid_before_utc:%FT%TZ}",
         "not_after": f"{certificate.not_valid_after_utc:%FT%TZ}",
+        **_time_left(certificate, now),
         "serial": f"{certificate.serial_number:x}",
         "key": describe_key(certificate.public_key()),
         "ca": basic is not None and basic.ca,
         "path_length": basic.path_length if basic else None,
         **_usages(certificate),
+        "spiffe_check": _spiffe_check(certificate, is_ca=basic is not None and basic.ca),
         "sha256": hashlib.sha256(certificate.public_bytes(Encoding.DER)).hexdigest(),
     }
 
@@ -114,16 +134,44 @@ def format_description(description: Description) -> str:
     return "\n".join(lines)
 
 
-def _describe_file(content: bytes) -> list[Description]:
+def format_time_left(left: timedelta) -> str:
+    """Return a remaining time in words; what is over is `expired … ago`."""
+    if left < timedelta(0):
+        return f"expired {format_time_left(-left)} ago"
+    for unit, length in (("days", timedelta(days=1)), ("hours", timedelta(hours=1))):
+        if left >= 2 * length:
+            return f"{left // length} {unit}"
+    return f"{left // timedelta(minutes=1)} minutes"
+
+
+def _time_left(certificate: x509.Certificate, now: datetime | None) -> Description:
+    if now is None:
+        return {}
+    left = certificate.not_valid_after_utc - now
+    return {"time_left": format_time_left(left), "seconds_left": int(left.total_seconds())}
+
+
+def _spiffe_check(certificate: x509.Certificate, *, is_ca: bool) -> str:
+    try:
+        if not is_ca:
+            check_leaf(certificate)
+            return "a leaf X509-SVID"
+        named = check_signing(certificate)
+    except IssuanceError as error:
+        return f"no X509-SVID: {_one_line(error)}"
+    return "a signing X509-SVID" if named else "a signing certificate without a trust domain"
+
+
+def _describe_file(content: bytes, now: datetime | None) -> list[Description]:
     if content.lstrip()[:1] == b"{":
-        return [describe_certificate(certificate) for certificate in parse_spiffe_bundle(content)]
+        return [describe_certificate(certificate, now) for certificate in parse_spiffe_bundle(content)]
     blocks = [(match["label"].decode(), match[0]) for match in _BLOCK.finditer(content)]
     if not blocks:
-        return [_describe_der(content)]
+        return [_describe_der(content, now)]
     found = []
     for label, block in blocks:
         if label in {"CERTIFICATE", "X509 CERTIFICATE", "TRUSTED CERTIFICATE"}:
-            found.append(describe_certificate(x509.load_pem_x509_certificate(block)))
+            found.append(describe_certificate(x509.load_pem_x509_certificate(block), now))
         elif label.endswith("CERTIFICATE REQUEST"):
             found.append(describe_request(x509.load_pem_x509_csr(block)))
     if not found:
@@ -131,9 +179,9 @@ def _describe_file(content: bytes) -> list[Description]:
     return found
 
 
-def _describe_der(content: bytes) -> Description:
+def _describe_der(content: bytes, now: datetime | None) -> Description:
     try:
-        return describe_certificate(x509.load_der_x509_certificate(content))
+        return describe_certificate(x509.load_der_x509_certificate(content), now)
     except ValueError:
         pass
     try:

@@ -12,7 +12,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from ca.keys import PrivateKey
+from ca.keys import CaKey
 from ca.template import Stamp, Template
 from garrison.errors import IssuanceError
 from garrison.identity import SpiffeId, TrustDomain
@@ -96,7 +96,7 @@ def check_signed(
     return certificate
 
 
-def check_key_pair(certificate: x509.Certificate, key: PrivateKey) -> None:
+def check_key_pair(certificate: x509.Certificate, key: CaKey) -> None:
     """Refuse a certificate that is not `key`'s.
 
     Raises:

@@ -13,7 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from ca.inspection import check_key_pair, check_leaf, check_signed, check_signing
-from ca.keys import SERIAL_BITS, PrivateKey, PublicKey, signature_hash
+from ca.keys import SERIAL_BITS, CaKey, CaPublicKey, PublicKey, signature_hash
 from ca.template import Stamp, Template, leaf_template
 from garrison.errors import IssuanceError
 from garrison.identity import SpiffeId, TrustDomain
@@ -34,11 +34,11 @@ class Issuer:
     """
 
     certificate: x509.Certificate
-    key: PrivateKey
+    key: CaKey
     trust_domain: TrustDomain
 
     @classmethod
-    def build(cls, certificate: x509.Certificate, key: PrivateKey) -> Issuer:
+    def build(cls, certificate: x509.Certificate, key: CaKey) -> Issuer:
         """Return the issuer of the trust domain that `certificate` names in its URI.
 
         Raises:
@@ -100,7 +100,7 @@ class Issuer:
 
 
 def self_sign(
-    template: Template, key: PrivateKey, *, now: datetime, lifetime: timedelta, serial: int
+    template: Template, key: CaKey, *, now: datetime, lifetime: timedelta, serial: int
 ) -> x509.Certificate:
     """Return a root: `template` signed with its own key.
 
@@ -136,9 +136,7 @@ def _seconds(moment: datetime) -> datetime:
     return moment.replace(microsecond=0)
 
 
-def _sign(
-    template: Template, key: PrivateKey, issuer: x509.Certificate | None, stamp: Stamp
-) -> x509.Certificate:
+def _sign(template: Template, key: CaKey, issuer: x509.Certificate | None, stamp: Stamp) -> x509.Certificate:
     if not 0 < stamp.serial < 2**SERIAL_BITS:
         raise IssuanceError(f"a serial number is positive and has at most {SERIAL_BITS} bits")
     builder = (
@@ -157,7 +155,9 @@ def _sign(
     return check_signed(x509.load_der_x509_certificate(signed), template, stamp, issuer)
 
 
-def _authority_key_identifier(issuer: x509.Certificate | None, key: PublicKey) -> x509.AuthorityKeyIdentifier:
+def _authority_key_identifier(
+    issuer: x509.Certificate | None, key: CaPublicKey
+) -> x509.AuthorityKeyIdentifier:
     # RFC 5280, 4.2.1.1: the value of the issuer's subject key identifier, however that was made.
     if issuer is not None:
         try:

@@ -13,7 +13,7 @@ from datetime import datetime
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from ca.keys import PublicKey, check_public_key
+from ca.keys import CaPublicKey, PublicKey, check_ca_public_key, check_public_key
 from garrison.errors import IssuanceError
 from garrison.identity import SpiffeId, TrustDomain
 
@@ -33,7 +33,7 @@ class Template:
     """Subject, key and extensions of a certificate to be signed; `extensions` pairs value and critical."""
 
     subject: x509.Name
-    public_key: PublicKey
+    public_key: CaPublicKey
     extensions: tuple[tuple[x509.ExtensionType, bool], ...]
 
 
@@ -83,7 +83,9 @@ def leaf_template(spiffe_id: SpiffeId, public_key: PublicKey, dns_names: Iterabl
     )
 
 
-def ca_template(trust_domain: TrustDomain, public_key: PublicKey, *, name: str, path_length: int) -> Template:
+def ca_template(
+    trust_domain: TrustDomain, public_key: CaPublicKey, *, name: str, path_length: int
+) -> Template:
     """Return the template of a signing certificate for `trust_domain`.
 
     Its subject holds the key's identifier: verifiers look issuers up by subject, and two CAs of one name
@@ -99,7 +101,7 @@ def ca_template(trust_domain: TrustDomain, public_key: PublicKey, *, name: str, 
     )
     return Template(
         subject=subject,
-        public_key=check_public_key(public_key),
+        public_key=check_ca_public_key(public_key),
         extensions=(
             (x509.BasicConstraints(ca=True, path_length=path_length), True),
             (_key_usage(key_cert_sign=True, crl_sign=True), True),

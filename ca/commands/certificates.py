@@ -22,6 +22,8 @@ from ca.commands.base import (
     Parsed,
     dir_option,
     json_option,
+    passphrase_option,
+    passphrase_source,
     print_values,
 )
 from ca.commands.ledger import ledger_option, open_ledger, operator
@@ -103,9 +105,18 @@ def list_certificates(
     show_default=True,
     help="Why; it stands in the CRL.",
 )
+@passphrase_option
 @ledger_option
 @json_option
-def revoke(directory: Path, certificate: str, reason: str, *, ledger: Path | None, as_json: bool) -> None:
+def revoke(
+    directory: Path,
+    certificate: str,
+    reason: str,
+    *,
+    passphrase_file: Path | None,
+    ledger: Path | None,
+    as_json: bool,
+) -> None:
     """Revoke CERTIFICATE, which is a serial number, a SHA-256 fingerprint or a file, and publish a new CRL.
 
     Revoking is final. Renewals are not affected: delete the registration to stop those.
@@ -120,7 +131,9 @@ def revoke(directory: Path, certificate: str, reason: str, *, ledger: Path | Non
         revoked = opened.revoke(found.issuer, found.serial, RevocationReason(reason), now=now, by=who)
         shown = _plain(revoked, now)
         try:
-            shown["crl_number"] = renew_crl(opened, _issuer(directory), now=now, by=who).number
+            shown["crl_number"] = renew_crl(
+                opened, _issuer(directory, passphrase_file), now=now, by=who
+            ).number
         except GarrisonError as error:
             # It is revoked, whatever the key of the CA is good for; a server that has the key publishes it.
             shown["crl_number"] = None
@@ -132,9 +145,18 @@ def revoke(directory: Path, certificate: str, reason: str, *, ledger: Path | Non
 @dir_option
 @click.option("--out", type=FILE, help="The file to write; without, it is printed.")
 @click.option("--format", "form", type=click.Choice(["pem", "der"]), default="pem", show_default=True)
+@passphrase_option
 @ledger_option
 @json_option
-def crl(directory: Path, out: Path | None, form: str, *, ledger: Path | None, as_json: bool) -> None:
+def crl(
+    directory: Path,
+    out: Path | None,
+    form: str,
+    *,
+    passphrase_file: Path | None,
+    ledger: Path | None,
+    as_json: bool,
+) -> None:
     """Print or write the CRL, a new one if that is due.
 
     \b
@@ -145,7 +167,7 @@ def crl(directory: Path, out: Path | None, form: str, *, ledger: Path | None, as
         raise Failure("--format der needs --out", EXIT_UNUSABLE)
     now = datetime.now(UTC)
     with open_ledger(directory, ledger) as opened:
-        current = renew_crl(opened, _issuer(directory), now=now, by=operator())
+        current = renew_crl(opened, _issuer(directory, passphrase_file), now=now, by=operator())
         revoked = len(opened.revoked(current.issuer, unexpired_at=now))
     content = current.der if form == "der" else crl_pem([current])
     if out is not None:
@@ -166,8 +188,8 @@ def crl(directory: Path, out: Path | None, form: str, *, ledger: Path | None, as
     )
 
 
-def _issuer(directory: Path) -> Issuer:
-    return Authority.load(directory).issuer
+def _issuer(directory: Path, passphrase_file: Path | None) -> Issuer:
+    return Authority.load(directory, passphrase_source(passphrase_file).to_read).issuer
 
 
 def _find(ledger: Ledger, text: str) -> IssuedCertificate:

@@ -203,7 +203,8 @@ class Mesh:
         self._say(f"==> {what}: ready in {time.monotonic() - started:.1f} s")
 
     def _init_ca(self) -> None:
-        self._garrison_once("ca", "init", "--dir", str(self.run / "ca"), "--trust-domain", str(TRUST_DOMAIN))
+        where = ("--dir", str(self.run / "ca"), "--trust-domain", str(TRUST_DOMAIN))
+        self._garrison_once("ca", "init", *where, "--no-passphrase")
 
     def _garrison_once(self, *words: str) -> None:
         log = self.run / "logs" / f"{words[0]}-{words[1]}.log"

@@ -41,6 +41,7 @@ from ca.api.sds import SecretDiscovery
 from ca.authority import CERT_CHAIN, ROOT_CERT, Authority
 from ca.ledger import LedgerUnavailableError
 from ca.memory import CaMemory
+from ca.passphrase import PassphraseSource
 from ca.store.sqlite import LEDGER, SqliteLedger
 from garrison.distribution.bundle import BundleFile
 from garrison.distribution.cache import DiskCache
@@ -511,7 +512,8 @@ def _bundle_files(settings: Settings) -> list[TrustFile]:
 
 def _load_authority(settings: Settings) -> Authority:
     assert settings.ca.dir is not None  # noqa: S101 - the caller looked
-    authority = Authority.load(settings.ca.dir)
+    passphrase = PassphraseSource(settings.ca.passphrase_file, os.environ, option="ca.passphrase_file")
+    authority = Authority.load(settings.ca.dir, passphrase.to_read)
     if authority.trust_domain != settings.trust_domain:
         message = f"this CA is for `{authority.trust_domain}`, the settings say `{settings.trust_domain}`"
         where = Diagnostic(str(settings.ca.dir), Position(1, 1), ("trust_domain",), "trust_domain", message)

@@ -62,8 +62,11 @@ from ratelimit.quotas import QuotaOptions
 from ratelimit.response import HeaderNames, ResponseOptions
 
 ENVIRONMENT_PREFIX = "GARRISON_"
-# Kubernetes gives these to containers when a Service is called `garrison`; GARRISON_ENVOY is the demo's.
-_NOT_OURS = re.compile(r"GARRISON_(SERVICE_(HOST|PORT.*)|PORT(_.*)?|ENVOY|CONFIG)")
+# Kubernetes gives these to containers when a Service is called `garrison`; GARRISON_ENVOY is the demo's, and
+# the passphrases are no settings, so that nothing prints them.
+_NOT_OURS = re.compile(
+    r"GARRISON_(SERVICE_(HOST|PORT.*)|PORT(_.*)?|ENVOY|CONFIG|CA_PASSPHRASE|CA_NEW_PASSPHRASE)"
+)
 
 # Envoy's largest header block (60 KiB by default) stands twice in a CheckRequest, and the body next to it;
 # 64 MiB leaves room for every `max_request_bytes` in use.
@@ -187,6 +190,10 @@ class CaSettings(BaseModel):
     )
     crl_in_sds: bool = Field(
         default=False, description="send the CRL with the trust bundle, so that Envoys refuse revoked peers"
+    )
+    passphrase_file: FilePath | None = Field(
+        default=None,
+        description="file with the passphrase of an encrypted CA key; none: `GARRISON_CA_PASSPHRASE`",
     )
 
 

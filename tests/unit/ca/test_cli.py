@@ -6,10 +6,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 from cryptography import x509
@@ -44,10 +45,10 @@ def names(directory: Path) -> set[str]:
 
 
 def test_init_makes_a_ca_and_says_what(tmp_path: Path) -> None:
-    """The output names the root by its fingerprint, and `ca show` agrees."""
+    """The output names the root by its fingerprint, and `ca inspect` agrees."""
     result = run("init", "--dir", tmp_path / "pki", "--trust-domain", "cluster.local", "--json")
     made = json.loads(result.output)
-    shown = json.loads(run("show", tmp_path / "pki" / "root-cert.pem", "--json").output)
+    shown = json.loads(run("inspect", tmp_path / "pki" / "root-cert.pem", "--json").output)
     assert made["root_sha256"] == shown[0]["sha256"]
     assert made["trust_domain"] == "cluster.local"
     assert names(tmp_path / "pki") == {
@@ -144,8 +145,8 @@ def test_what_issue_refuses(
 def test_show_tells_everything_in_both_forms(pki: Path, tmp_path: Path) -> None:
     """Every certificate of the file is described, as text and as JSON."""
     run("issue", "--dir", pki, WEB, "--out", tmp_path / "web")
-    text = run("show", tmp_path / "web" / "svid.pem").output
-    data = json.loads(run("show", tmp_path / "web" / "svid.pem", "--json").output)
+    text = run("inspect", tmp_path / "web" / "svid.pem").output
+    data = json.loads(run("inspect", tmp_path / "web" / "svid.pem", "--json").output)
     assert [entry["ca"] for entry in data] == [False, True]
     leaf = x509.load_pem_x509_certificate((tmp_path / "web" / "svid.pem").read_bytes())
     assert data[0]["spiffe_id"] == WEB
@@ -166,18 +167,18 @@ def test_show_tells_everything_in_both_forms(pki: Path, tmp_path: Path) -> None:
 def test_show_reads_der_requests_bundles_and_stdin(pki: Path) -> None:
     """Whatever a certificate comes in, it is shown."""
     pem = (pki / "root-cert.pem").read_bytes()
-    expected = json.loads(run("show", pki / "root-cert.pem", "--json").output)
+    expected = json.loads(run("inspect", pki / "root-cert.pem", "--json").output)
     der = x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER)
     bundle = run("bundle", "--dir", pki, "--format", "spiffe").output.encode()
     for form in (pem, der, bundle, b"a comment\n" + pem):
-        assert json.loads(run("show", "-", "--json", stdin=form).output) == expected
+        assert json.loads(run("inspect", "-", "--json", stdin=form).output) == expected
     request = (
         x509.CertificateSigningRequestBuilder()
         .subject_name(x509.Name([]))
         .sign(new_private_key(), hashes.SHA256())
     )
     for encoding in (Encoding.PEM, Encoding.DER):
-        shown = json.loads(run("show", "-", "--json", stdin=request.public_bytes(encoding)).output)
+        shown = json.loads(run("inspect", "-", "--json", stdin=request.public_bytes(encoding)).output)
         assert (shown[0]["type"], shown[0]["signature_valid"]) == ("certificate request", True)
 
 
@@ -201,7 +202,7 @@ def test_show_reads_der_requests_bundles_and_stdin(pki: Path) -> None:
 )
 def test_show_of_garbage_is_one_line(content: bytes) -> None:
     """Anything else ends with exit code 2 and one line."""
-    result = run("show", "-", stdin=content)
+    result = run("inspect", "-", stdin=content)
     assert result.exit_code == 2
     assert result.stdout == ""
     assert result.stderr.startswith("Error: standard input: ")
@@ -219,14 +220,14 @@ def test_a_hostile_name_cannot_write_to_the_terminal() -> None:
         .add_extension(x509.SubjectAlternativeName([hostile]), critical=True)
         .sign(key, hashes.SHA256())
     )
-    output = run("show", "-", stdin=request.public_bytes(Encoding.PEM)).output
+    output = run("inspect", "-", stdin=request.public_bytes(Encoding.PEM)).output
     assert "\x1b" not in output
     assert not any(line.startswith("ca:") for line in output.splitlines())
 
 
 def test_show_does_not_show_keys(pki: Path) -> None:
     """A key file is named for what it is, and nothing of it is printed."""
-    result = run("show", pki / "ca-key.pem")
+    result = run("inspect", pki / "ca-key.pem")
     assert (result.exit_code, "PRIVATE KEY" in result.stderr, result.stdout) == (2, True, "")
 
 
@@ -247,8 +248,8 @@ def test_bundle_comes_as_pem_and_as_spiffe(pki: Path) -> None:
     [
         lambda d: ["bundle", "--dir", d / "nowhere"],
         lambda d: ["issue", "--dir", d / "nowhere", WEB, "--out", d / "x"],
-        lambda d: ["show", d / "nowhere"],
-        lambda d: ["show", d],
+        lambda d: ["inspect", d / "nowhere"],
+        lambda d: ["inspect", d],
         lambda d: ["init", "--dir", d / "file", "--trust-domain", "td"],
         lambda d: ["init", "--dir", d / "file" / "pki", "--trust-domain", "td"],
         lambda d: ["init", "--dir", d / "new", "--trust-domain", "TD"],
@@ -267,11 +268,19 @@ def test_unusable_paths_and_words_are_exit_code_2(
     assert "Error: " in result.stderr
 
 
-@pytest.mark.parametrize("command", ["init", "issue", "show", "bundle"])
-def test_help_has_an_example_and_the_exit_codes(command: str) -> None:
+def _commands(group: click.Group, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from _commands(command, (*above, name))
+        else:
+            yield (*above, name)
+
+
+@pytest.mark.parametrize("command", list(_commands(ca)), ids=" ".join)
+def test_help_has_an_example_and_the_exit_codes(command: tuple[str, ...]) -> None:
     """Every command tells how it is used and how it ends."""
-    text = run(command, "--help").output
-    assert f"ca {command} " in text
+    text = run(*command, "--help").output
+    assert f"ca {' '.join(command)} " in text
     assert "Example:" in text
     assert "Exit codes:" in text
     assert "--json" in text
@@ -293,3 +302,92 @@ def test_the_console_command_ends_with_the_exit_code(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("Error: ")
     assert "Traceback" not in done.stderr
+
+
+def secret(path: Path, text: str) -> Path:
+    """Write a passphrase file."""
+    path.write_text(text)
+    path.chmod(0o600)
+    return path
+
+
+@pytest.fixture
+def locked_pki(tmp_path: Path) -> Path:
+    """Return the directory of a new CA whose passphrase is in the file `pass`."""
+    file = secret(tmp_path / "pass", "correct horse\n")
+    where = ("--dir", tmp_path / "locked", "--trust-domain", "cluster.local")
+    assert run("init", *where, "--passphrase-file", file).exit_code == 0
+    return tmp_path / "locked"
+
+
+def test_init_with_a_passphrase_encrypts_both_keys(locked_pki: Path, tmp_path: Path) -> None:
+    """Nothing in the directory can be read as a key without it."""
+    for name in ("ca-key.pem", "root-key.pem"):
+        pem = (locked_pki / name).read_bytes()
+        assert pem.startswith(b"-----BEGIN ENCRYPTED PRIVATE KEY-----")
+        load_pem_private_key(pem, b"correct horse")
+        assert (locked_pki / name).stat().st_mode & 0o777 == 0o600
+
+
+def test_init_without_a_passphrase_says_so(tmp_path: Path) -> None:
+    """A warning goes to standard error unless it was meant; --json has it in a field."""
+    result = run("init", "--dir", tmp_path / "a", "--trust-domain", "td")
+    assert "keys are not encrypted" in result.stderr
+    quiet = run("init", "--dir", tmp_path / "b", "--trust-domain", "td", "--no-passphrase")
+    assert (quiet.exit_code, quiet.stderr) == (0, "")
+    as_json = run("init", "--dir", tmp_path / "c", "--trust-domain", "td", "--json")
+    assert json.loads(as_json.stdout)["keys_encrypted"] is False
+
+
+@pytest.mark.parametrize("way", ["file", "environment"])
+def test_issue_with_the_passphrase(
+    locked_pki: Path, tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes from a file or from the environment, and is needed."""
+    words: list[str | Path] = ["issue", "--dir", locked_pki, WEB, "--out", tmp_path / "web"]
+    result = run(*words)
+    assert (result.exit_code, "GARRISON_CA_PASSPHRASE" in result.stderr) == (4, True)
+    if way == "file":
+        words += ["--passphrase-file", tmp_path / "pass"]
+    else:
+        monkeypatch.setenv("GARRISON_CA_PASSPHRASE", "correct horse")
+    assert run(*words).exit_code == 0
+    # What a workload loads is never encrypted.
+    load_pem_private_key((tmp_path / "web" / "svid.key").read_bytes(), None)
+
+
+def test_a_wrong_passphrase_issues_nothing(locked_pki: Path, tmp_path: Path) -> None:
+    """It has an exit code of its own, and nothing is written."""
+    wrong = secret(tmp_path / "wrong", "incorrect horse")
+    result = run("issue", "--dir", locked_pki, WEB, "--out", tmp_path / "web", "--passphrase-file", wrong)
+    assert (result.exit_code, "passphrase is wrong" in result.stderr) == (4, True)
+    assert not (tmp_path / "web").exists()
+
+
+def test_bundle_needs_no_passphrase(locked_pki: Path) -> None:
+    """What is public can be had without a secret."""
+    assert run("bundle", "--dir", locked_pki).output.encode() == (locked_pki / "root-cert.pem").read_bytes()
+
+
+def test_passphrase_changes_adds_and_removes(pki: Path, tmp_path: Path) -> None:
+    """Plain to encrypted to another to plain: the keys stay the same."""
+    before = (pki / "ca-key.pem").read_bytes(), (pki / "root-key.pem").read_bytes()
+    one, two = secret(tmp_path / "one", "first passphrase"), secret(tmp_path / "two", "second passphrase")
+    assert run("passphrase", "--dir", pki, "--new-passphrase-file", one).exit_code == 0
+    load_pem_private_key((pki / "ca-key.pem").read_bytes(), b"first passphrase")
+    assert run("passphrase", "--dir", pki, "--new-passphrase-file", two).exit_code == 4
+    done = run("passphrase", "--dir", pki, "--passphrase-file", one, "--new-passphrase-file", two)
+    assert done.exit_code == 0, done.stderr
+    load_pem_private_key((pki / "root-key.pem").read_bytes(), b"second passphrase")
+    assert run("passphrase", "--dir", pki, "--passphrase-file", one, "--remove").exit_code == 4
+    assert run("passphrase", "--dir", pki, "--passphrase-file", two, "--remove").exit_code == 0
+    assert ((pki / "ca-key.pem").read_bytes(), (pki / "root-key.pem").read_bytes()) == before
+
+
+def test_passphrase_needs_a_new_one(pki: Path, tmp_path: Path) -> None:
+    """Neither silence nor a short one is taken for consent."""
+    assert run("passphrase", "--dir", pki).exit_code == 4
+    short = secret(tmp_path / "short", "1234567")
+    assert run("passphrase", "--dir", pki, "--new-passphrase-file", short).exit_code == 2
+    assert run("passphrase", "--dir", pki, "--new-passphrase-file", short, "--remove").exit_code == 2
+    assert (pki / "ca-key.pem").read_bytes().startswith(b"-----BEGIN PRIVATE KEY-----")

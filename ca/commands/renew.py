@@ -1,0 +1,282 @@
+"""`ca renew`: new certificates for identities that this CA issued, once or for as long as it runs."""
+
+from __future__ import annotations
+
+import random
+import shlex
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+from cryptography import x509
+
+from ca.authority import Authority, X509Svid
+from ca.bundle import MAX_PEM_BYTES, parse_certificates
+from ca.commands.base import (
+    DURATION,
+    EXIT_CODES,
+    EXIT_UNUSABLE,
+    FILE,
+    Failure,
+    dir_option,
+    json_option,
+    name_of,
+    passphrase_option,
+    passphrase_source,
+    print_values,
+    read_input,
+    warn,
+)
+from ca.commands.ledger import ledger_option, open_ledger, record_issue
+from ca.commands.svids import SVID_BUNDLE, SVID_CERTIFICATE, SVID_KEY
+from ca.describe import format_time_left
+from ca.directory import NewFile, install, locked
+from ca.inspection import check_leaf
+from ca.issuer import BACKDATE, MAX_TTL, MIN_TTL
+from ca.keys import new_private_key, private_key_pem
+from ca.renewal import is_due, renewal_time, retry_time
+from ca.verification import verify_svid
+from garrison.errors import GarrisonError, IssuanceError
+
+# How long the command of --exec may take.
+EXEC_SECONDS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class _Renewer:
+    """What it takes to renew; the CA is read anew each time, since it may have been replaced."""
+
+    load: Callable[[], Authority]
+    record: Callable[[X509Svid, datetime], None]
+    ttl: timedelta | None
+    command: tuple[str, ...]
+
+    def renew(self, directory: Path, now: datetime) -> X509Svid:
+        """Replace key, certificate and bundle in `directory`, then run the command.
+
+        Raises:
+            GarrisonError, OSError: nothing was replaced.
+
+        """
+        authority = self.load()
+        leaf, *chain = _held(directory)
+        # Whoever can write to the directory must not name an identity for us to sign.
+        spiffe_id, _ = verify_svid(leaf, chain, authority.roots, leaf.not_valid_before_utc)
+        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        key = new_private_key()
+        svid = authority.issue(
+            spiffe_id,
+            key.public_key(),
+            now=now,
+            ttl=self.ttl or _life(leaf),
+            dns_names=names.get_values_for_type(x509.DNSName),
+        )
+        self.record(svid, now)
+        files = {
+            SVID_BUNDLE: NewFile(authority.bundle_pem()),
+            SVID_KEY: NewFile(private_key_pem(key), 0o600),
+            SVID_CERTIFICATE: NewFile(svid.chain_pem),
+        }
+        with locked(directory):
+            install(directory, files)
+        return svid
+
+    def notify(self) -> str | None:
+        """Run the command, without a shell; return what went wrong."""
+        if not self.command:
+            return None
+        try:
+            done = subprocess.run(self.command, timeout=EXEC_SECONDS, check=False, stdin=subprocess.DEVNULL)  # noqa: S603 - the operator's own
+        except subprocess.TimeoutExpired:
+            return f"`{self.command[0]}` did not end within {EXEC_SECONDS} s"
+        except OSError as error:
+            return f"`{self.command[0]}` cannot be run: {(error.strerror or str(error)).lower()}"
+        return f"`{self.command[0]}` ended with exit code {done.returncode}" if done.returncode else None
+
+
+def _held(directory: Path) -> tuple[x509.Certificate, ...]:
+    file = directory / SVID_CERTIFICATE
+    try:
+        return parse_certificates(read_input(file, MAX_PEM_BYTES))
+    except ValueError as error:
+        raise Failure(f"{file}: {error}", EXIT_UNUSABLE) from error
+
+
+def _life(leaf: x509.Certificate) -> timedelta:
+    """Return the TTL that `leaf` was asked for."""
+    life = leaf.not_valid_after_utc - leaf.not_valid_before_utc - BACKDATE
+    return min(max(life, MIN_TTL), MAX_TTL)
+
+
+def _parse_command(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
+    del ctx, param
+    try:
+        return tuple(shlex.split(value or ""))
+    except ValueError as error:
+        raise click.BadParameter(str(error).lower()) from error
+
+
+@click.command(epilog=EXIT_CODES)
+@dir_option
+@click.argument("directories", nargs=-1, required=True, type=FILE, metavar="SVID...")
+@click.option(
+    "--expires-in", type=DURATION, help="Renew when less than this is left; after 2/3 if not given."
+)
+@click.option("--ttl", type=DURATION, help="How long the new one is valid; as the old one if not given.")
+@click.option("--force", is_flag=True, help="Renew now, due or not.")
+@click.option("--daemon", is_flag=True, help="Go on until SIGTERM; SIGHUP renews at once.")
+@click.option(
+    "--exec", "command", callback=_parse_command, help="A command to run after a renewal, without a shell."
+)
+@passphrase_option
+@ledger_option
+@json_option
+def renew(
+    directory: Path,
+    *,
+    directories: tuple[Path, ...],
+    expires_in: timedelta | None,
+    ttl: timedelta | None,
+    force: bool,
+    daemon: bool,
+    command: tuple[str, ...],
+    passphrase_file: Path | None,
+    ledger: Path | None,
+    as_json: bool,
+) -> None:
+    """Renew SVIDs that this CA issued: directories of `ca issue`, or the svid.pem in them.
+
+    Key and certificate are new, identity, DNS names and lifetime stay. What is not due is left alone, which
+    is exit code 0 as well. As a daemon, failures are told and tried again, and the old files stay.
+
+    \b
+    Example:
+      ca renew --dir ./pki ./web
+      ca renew --dir ./pki ./web --daemon --exec "systemctl reload web"
+    """
+    held = [_directory_of(path) for path in directories]
+
+    def record(svid: X509Svid, now: datetime) -> None:
+        with open_ledger(directory, ledger) as opened:
+            record_issue(opened, svid, now=now)
+
+    renewer = _Renewer(_loader(directory, passphrase_file), record, ttl, command)
+    for one in held:
+        check_leaf(_held(one)[0])
+    if daemon:
+        _run(renewer, held, expires_in, as_json=as_json, force=force)
+        return
+    troubles = []
+    for one in held:
+        leaf, now = _held(one)[0], datetime.now(UTC)
+        starts, ends = leaf.not_valid_before_utc, leaf.not_valid_after_utc
+        if not force and not is_due(now, starts, ends, expires_in):
+            values = {"svid": str(one), "renewed": False, "expires_in": format_time_left(ends - now)}
+        else:
+            svid = renewer.renew(one, now)
+            values = _renewed(one, svid)
+            troubles.append(renewer.notify())
+        print_values(as_json, values)
+    for trouble in filter(None, troubles):
+        raise Failure(f"renewed, but {trouble}", EXIT_UNUSABLE)
+
+
+def _directory_of(path: Path) -> Path:
+    if path.name == SVID_CERTIFICATE and not path.is_dir():
+        return path.parent
+    if not path.is_dir():
+        raise Failure(f"{name_of(path)}: neither a directory of `ca issue` nor its {SVID_CERTIFICATE}", 2)
+    return path
+
+
+def _loader(directory: Path, passphrase_file: Path | None) -> Callable[[], Authority]:
+    source = passphrase_source(passphrase_file)
+    typed: list[bytes] = []
+
+    def passphrase(path: Path) -> bytes:
+        # What a person typed is remembered, what is in a file is read again.
+        if typed:
+            return typed[0]
+        found = source.to_read(path)
+        if source.given() is None:
+            typed.append(found)
+        return found
+
+    return lambda: Authority.load(directory, passphrase)
+
+
+def _renewed(directory: Path, svid: X509Svid) -> dict[str, Any]:
+    return {
+        "svid": str(directory),
+        "renewed": True,
+        "spiffe_id": str(svid.spiffe_id),
+        "not_after": f"{svid.not_after:%FT%TZ}",
+        "serial": f"{svid.leaf.serial_number:x}",
+    }
+
+
+def _run(
+    renewer: _Renewer, held: Sequence[Path], expires_in: timedelta | None, *, as_json: bool, force: bool
+) -> None:
+    """Renew what is due, wait for what is due next, until told to end."""
+    wake, stopped, at_once = threading.Event(), threading.Event(), threading.Event()
+    if force:
+        at_once.set()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        del frame
+        (at_once if number == signal.SIGHUP else stopped).set()
+        wake.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, on_signal)
+    due: dict[Path, datetime] = {}
+    for one in held:
+        leaf, now = _held(one)[0], datetime.now(UTC)
+        if is_due(now, leaf.not_valid_before_utc, leaf.not_valid_after_utc, expires_in):
+            due[one] = now
+        else:
+            due[one] = renewal_time(now, leaf.not_valid_after_utc, expires_in, random.random())  # noqa: S311 - spreads load
+    print_values(as_json, {"renewing": [str(one) for one in held], "next": f"{min(due.values()):%FT%TZ}"})
+    while not stopped.is_set():
+        wake.clear()
+        everything = at_once.is_set()
+        at_once.clear()
+        for one in held:
+            now = datetime.now(UTC)
+            if everything or now >= due[one]:
+                due[one] = _renew_one(renewer, one, now, expires_in, as_json=as_json)
+        pause = (min(due.values()) - datetime.now(UTC)).total_seconds()
+        # At most a minute, so that a clock that was set is noticed.
+        wake.wait(min(max(pause, 0.0), 60.0))
+
+
+def _renew_one(
+    renewer: _Renewer, one: Path, now: datetime, expires_in: timedelta | None, *, as_json: bool
+) -> datetime:
+    chance = random.random()  # noqa: S311 - spreads load
+    try:
+        svid = renewer.renew(one, now)
+    except (GarrisonError, click.ClickException, OSError) as error:
+        message = error.message if isinstance(error, click.ClickException) else str(error)
+        warn(f"{one}: not renewed: {message}")
+        return retry_time(now, _end_of(one, now), chance)
+    print_values(as_json, _renewed(one, svid))
+    trouble = renewer.notify()
+    if trouble is not None:
+        warn(f"{one}: renewed, but {trouble}")
+    return renewal_time(now, svid.not_after, expires_in, chance)
+
+
+def _end_of(directory: Path, now: datetime) -> datetime:
+    try:
+        return _held(directory)[0].not_valid_after_utc
+    except (Failure, OSError, IssuanceError):
+        return now
