@@ -300,6 +300,8 @@ class Server:
 
     def _use_policies(self, snapshot: Snapshot) -> None:
         self._authorization.use(snapshot)
+        if self._limits.current is not None:
+            self._tell_unknown_domains(snapshot, self._limits.current)
         self._lists.retain(snapshot.policies.mixer.sources)
         self._keys.retain(snapshot.policies.key_sources)
         if self._listening and not self._ready:
@@ -331,6 +333,14 @@ class Server:
     def _use_limits(self, limits: RateLimits) -> None:
         self._limits_in_force = limits
         self._rlqs.use(limits)
+        if self._authorization.snapshot is not None:
+            self._tell_unknown_domains(self._authorization.snapshot, limits)
+
+    def _tell_unknown_domains(self, snapshot: Snapshot, limits: RateLimits) -> None:
+        """Log which policies charge what nothing limits: as for Envoy's own calls, that is no error."""
+        for policy in snapshot.policies.limits:
+            if policy.rules.domain not in limits.domains:
+                log.warning("rate_limit_domain_unknown", domain=policy.rules.domain, policy=policy.title)
 
     def _set_ready(self, *, ready: bool) -> None:
         self._listening = ready

@@ -123,3 +123,15 @@ def test_replicas_share_a_valkey(folder: Path, valkey: Valkey) -> None:
         assert check(second, 9, extensions=labels) == [200] * 9
         labels["destination.labels[app]"] = "local"
         assert check(second, 3, extensions=labels) == [200, 200, 429]
+
+
+def test_a_server_says_which_policies_limit_nothing(folder: Path) -> None:
+    """When it starts, and when that changes with the limits."""
+    policies = rate_limit(BY_IDENTITY, domain="typo") + rate_limit(BY_IDENTITY, name="good")
+    with serving("--config", written(folder, policies=policies)) as server:
+        ready(server)
+        told = [event for event in server.seen if event["event"] == "rate_limit_domain_unknown"]
+        assert [(one["domain"], one["policy"]) for one in told] == [("typo", "RateLimitPolicy default/r")]
+        (folder / "limits" / "l.yaml").write_text(LIMITS.replace("domain: d", "domain: other"))
+        event = server.wait_for("rate_limit_domain_unknown", lambda one: one["domain"] == "d")
+        assert event["policy"] == "RateLimitPolicy default/good"

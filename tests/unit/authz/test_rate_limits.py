@@ -17,13 +17,15 @@ from support.tokens import forge
 
 from authz.decision import ReasonCode
 from authz.environment import OFFLINE
+from authz.lint import lint_policies
 from authz.pipeline import Charge
-from authz.policy.compile import MeshSettings
+from authz.policy.compile import MeshSettings, compile_policies
 from authz.rate_limits import LimitAnswer, LimitRequest
 from authz.tools.lint import find_problems
 from authz.tools.requests import answer as offline
 from authz.tools.requests import explained
 from garrison.cli import main
+from garrison.documents import Field, parse
 from garrison.errors import DependencyError
 from ratelimit.algorithm import Outcome
 from ratelimit.charge import Spend
@@ -627,3 +629,45 @@ def test_lint_finds_a_domain_without_limits(tmp_path: Path) -> None:
     (tmp_path / "limits.yaml").write_text(THREE)
     found = find_problems([tmp_path], MESH)
     assert [(one.code, one.position.line) for one in found] == [("unknown_limit_domain", 5)]
+
+
+def test_lint_finds_claims_where_no_token_is_verified() -> None:
+    """Such a policy denies every call; said where tokens of other namespaces are verified."""
+    text = rate_limit(entry("value: a"), BY_SUBJECT, namespace="shop")
+    assert lint(text) == []
+    assert lint(text + tokens("shop")) == []
+    assert lint(text + tokens("istio-system")) == []
+    assert lint(text + tokens()) == [
+        ("claims_without_tokens", ("spec", "descriptors", 1, "entries", 0, "attribute"))
+    ]
+
+
+def lint(text: str) -> list[tuple[str, Field]]:
+    """Return code and place of the warnings about policies."""
+    documents, _ = parse(text.encode(), "p.yaml")
+    policies, problems = compile_policies(documents, MESH)
+    assert policies is not None
+    assert problems == []
+    return [(one.code, one.field) for one in lint_policies(documents, MESH, policies)]
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text("ab ", max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("ab"), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@given(values)
+def test_whatever_a_claim_is_the_call_is_charged_or_denied(claim: Any) -> None:
+    """No value of a claim makes a call that is allowed and not charged; and it is charged to a string of it."""
+    call = with_token({"c": claim})
+    if not isinstance(result_on(CLAIM, call), Charge):
+        assert decide_on(CLAIM, call).code is ReasonCode.RATE_LIMIT_UNDETERMINED
+        return
+    ((((_, value),), _),) = charges_on(CLAIM, call)
+    strings = {one for one in (claim if isinstance(claim, list) else [claim]) if one and isinstance(one, str)}
+    assert strings == {value}
+
+
+CLAIM = snapshot(BASE + rate_limit(entry('attribute: "request.auth.claims[c]"')))
