@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from typing import Any
 
 from envoy.service.auth.v3.external_auth_pb2 import CheckResponse
 
+from authz.authn.credentials import Authenticator
 from authz.environment import Environment
 from authz.mixer.quotas import Quotas
+from authz.policy.compile import MeshSettings
+from authz.providers import Provider
 from authz.service import Authorization, DecisionLog, DestinationResolver
 from garrison.process.check_limits import CheckLimits
 from garrison.process.mixer_quotas import StoreQuotas
@@ -57,6 +60,9 @@ class Charged:
         headers: HeaderNames | None = None,
         shadow_mode: bool = False,
         quotas: Quotas | None = None,
+        mesh: MeshSettings | None = None,
+        providers: Mapping[str, Provider] | None = None,
+        authenticators: Mapping[str, Authenticator] | None = None,
     ) -> None:
         self.at = 0.0
         compiled = limits_of(limits)
@@ -65,11 +71,16 @@ class Charged:
         environment = Environment(
             quotas=quotas or StoreQuotas(MemoryStore(), self.nanoseconds, OnStoreFailure.DENY),
             limits=CheckLimits(self.limiter, headers),
+            authenticators=authenticators or {},
         )
         self.service = Authorization(
-            DestinationResolver(), lambda: NOW + self.at, DecisionLog.NONE, environment=environment
+            DestinationResolver(),
+            lambda: NOW + self.at,
+            DecisionLog.NONE,
+            environment=environment,
+            providers=providers,
         )
-        self.service.use(snapshot(policies))
+        self.service.use(snapshot(policies, mesh))
 
     def nanoseconds(self) -> int:
         """Return the time."""

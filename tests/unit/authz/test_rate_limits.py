@@ -10,16 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.checks import check_request, decide_on, principal, result_on, snapshot
+from support.credentials import MESH as MESH_OF_CREDENTIALS
+from support.credentials import OPEN, Fixed, authentication, good
 from support.policies import connection, policy, problems_of, tokens, with_token
 from support.quotas import ALLOWED, quotas
 from support.rate_limits import BY_IDENTITY, BY_SUBJECT, THREE, Charged, rate_limit
 from support.tokens import forge
 
+from authz.authn.credentials import Answer
 from authz.decision import ReasonCode
 from authz.environment import OFFLINE
 from authz.lint import lint_policies
 from authz.pipeline import Charge
 from authz.policy.compile import MeshSettings, compile_policies
+from authz.providers import ProviderAnswer
 from authz.rate_limits import LimitAnswer, LimitRequest
 from authz.tools.lint import find_problems
 from authz.tools.requests import answer as offline
@@ -428,6 +432,50 @@ def test_a_cost_above_the_limit_names_no_time_to_come_again() -> None:
     response = served.answer(check_request(source=principal("a")))
     assert response.denied_response.status.code == 429
     assert "retry-after" not in {one.header.key for one in response.denied_response.headers}
+
+
+class Slow(Fixed):
+    """An authenticator that has to be asked about everything."""
+
+    def known(self, credential: str, now: float) -> Answer | None:
+        """Return that it does not know."""
+        del credential
+        return super().known("", now)
+
+
+def test_what_a_credential_establishes_is_charged() -> None:
+    """Also where its authenticator has to be asked first; who is refused costs nothing."""
+    text = OPEN + authentication("[{authenticator: keys}]") + rate_limit(BY_SUBJECT)
+    asked = {"keys": Slow({"alices": good("alice"), "bobs": good("bob")})}
+    served = Charged(text, mesh=MESH_OF_CREDENTIALS, authenticators=asked)
+    keys = {name: check_request(headers={"x-api-key": name}) for name in ("alices", "bobs", "none")}
+    assert served.statuses(4, keys["alices"]) == [200] * 3 + [429]
+    assert served.statuses(1, keys["none"]) == [401]
+    assert served.statuses(1, keys["bobs"]) == [200]
+
+
+class Says:
+    """A CUSTOM provider that says the same of every call."""
+
+    def __init__(self, denial: str | None) -> None:
+        self._answer = ProviderAnswer(denial)
+
+    async def ask(self, message: bytes) -> ProviderAnswer:
+        """Answer."""
+        del message
+        return self._answer
+
+
+def test_calls_that_a_provider_allows_are_charged() -> None:
+    """And those that it denies are not."""
+    text = policy("[{}]", "CUSTOM", name="c", spec="provider: {name: ext}") + WORKLOADS
+    mesh = MeshSettings(providers=frozenset({"ext"}))
+    call = check_request(source=principal("a"))
+    served = Charged(text, mesh=mesh, providers={"ext": Says(None)})
+    assert served.statuses(4, call) == [200] * 3 + [429]
+    denied = Charged(text, mesh=mesh, providers={"ext": Says("does not like it")})
+    assert denied.statuses(4, call) == [403] * 4
+    assert denied.limiter.counters().get("d") is None
 
 
 # ------------------------------------------------------------------------------------------- without the store
