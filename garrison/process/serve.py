@@ -48,6 +48,7 @@ from garrison.errors import ConfigError
 from garrison.fetching import Fetcher
 from garrison.process.admin import AdminServer
 from garrison.process.authenticators import Authenticators
+from garrison.process.check_limits import CheckLimits
 from garrison.process.control import ControlServer
 from garrison.process.link import WorkerLink
 from garrison.process.mixer_quotas import DOMAIN, StoreQuotas
@@ -132,6 +133,13 @@ class Server:
         self._stop = asyncio.Event()
         self._ready = self._listening = False
         self.health = Health([AUTHORIZATION, RATE_LIMIT])
+        self._limits_in_force: RateLimits
+        self._rate_limit = RateLimitService(
+            lambda: self._limits_in_force,
+            self._store,
+            time.time_ns,
+            settings.rate_limit.response_options(),
+        )
         self._authorization = Authorization(
             DestinationResolver(settings.destinations(), settings.destination_from_host),
             time.time,
@@ -145,6 +153,7 @@ class Server:
                 self._bundles,
                 self._authenticators.by_name,
                 StoreQuotas(self._store, time.time_ns, settings.rate_limit.on_store_failure),
+                CheckLimits(self._rate_limit, settings.rate_limit.response_options().headers),
             ),
             askers=settings.askers(),
         )
@@ -164,7 +173,6 @@ class Server:
             monotonic=time.monotonic_ns,
             options=settings.rlqs.options(shadow_mode=settings.rate_limit.shadow_mode),
         )
-        self._limits_in_force: RateLimits
         limits_options = settings.rate_limit.limits_options()
         self._limits: Reloader[RateLimits] = Reloader(
             "limits", settings.limits, lambda paths: load_limits(paths, limits_options), self._use_limits
@@ -174,12 +182,6 @@ class Server:
             self._policies.load()
         self._limits.load()
         self._authenticators.load()
-        self._rate_limit = RateLimitService(
-            lambda: self._limits_in_force,
-            self._store,
-            time.time_ns,
-            settings.rate_limit.response_options(),
-        )
         self._authority = _load_authority(settings) if settings.ca.dir else None
         if self._bundle_files:
             self._trust.load()
@@ -298,6 +300,8 @@ class Server:
 
     def _use_policies(self, snapshot: Snapshot) -> None:
         self._authorization.use(snapshot)
+        if self._limits.current is not None:
+            self._tell_unknown_domains(snapshot, self._limits.current)
         self._lists.retain(snapshot.policies.mixer.sources)
         self._keys.retain(snapshot.policies.key_sources)
         if self._listening and not self._ready:
@@ -329,6 +333,14 @@ class Server:
     def _use_limits(self, limits: RateLimits) -> None:
         self._limits_in_force = limits
         self._rlqs.use(limits)
+        if self._authorization.snapshot is not None:
+            self._tell_unknown_domains(self._authorization.snapshot, limits)
+
+    def _tell_unknown_domains(self, snapshot: Snapshot, limits: RateLimits) -> None:
+        """Log which policies charge what nothing limits: as for Envoy's own calls, that is no error."""
+        for policy in snapshot.policies.limits:
+            if policy.rules.domain not in limits.domains:
+                log.warning("rate_limit_domain_unknown", domain=policy.rules.domain, policy=policy.title)
 
     def _set_ready(self, *, ready: bool) -> None:
         self._listening = ready

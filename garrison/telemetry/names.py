@@ -7,7 +7,7 @@ DECISIONS_HELP = "Check calls answered, by verdict and reason code"
 DECISIONS_LABELS = ("verdict", "code")
 
 RATE_LIMIT_HITS = "garrison_rate_limit_answers"
-RATE_LIMIT_HITS_HELP = "ShouldRateLimit calls answered, by domain and outcome"
+RATE_LIMIT_HITS_HELP = "ShouldRateLimit calls answered and Check calls charged, by domain and outcome"
 RATE_LIMIT_HITS_LABELS = ("domain", "outcome")
 
 RATE_LIMIT_RULE_HITS = "garrison_rate_limit_hits"

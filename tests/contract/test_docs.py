@@ -376,6 +376,7 @@ _ENVOY_KEYS = {
     "grpc_service",
     "http_filters",
     "name",
+    "rate_limits",
     "typed_per_filter_config",
 }
 # The authenticators of the examples.
