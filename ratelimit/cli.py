@@ -1,4 +1,4 @@
-"""`garrison ratelimit`: limits without any server."""
+"""`garrison ratelimit`: limits without any server; with one, see `remote.py`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from ratelimit.algorithm import UNITS, Limit
 from ratelimit.compile import Options, compile_limits, load_limits
 from ratelimit.counters import why_not_limited
 from ratelimit.protos import rls_pb2
+from ratelimit.remote import reset, show
 from ratelimit.response import ResponseOptions
 from ratelimit.service import FAULT_HEADER, RateLimitService
 from ratelimit.store.memory import MemoryStore
@@ -85,7 +86,11 @@ class RequestLine(_Line):
 
 @click.group()
 def ratelimit() -> None:
-    """Look into rate-limit files: mistakes, which limit counts, what a sequence of requests comes to."""
+    """Look into rate limits: mistakes, which limit counts, what requests come to, what a server counts."""
+
+
+ratelimit.add_command(show)
+ratelimit.add_command(reset)
 
 
 @ratelimit.command(
