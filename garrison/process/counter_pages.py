@@ -31,6 +31,8 @@ log = structlog.get_logger()
 
 PREFIX = "/ratelimit/"
 MAX_BODY_BYTES = 64 * 1024
+# `int` refuses thousands of them.
+_MAX_LENGTH_DIGITS = 18
 # An operator's look or reset takes two or three seconds at most, unless the event loop stands still.
 _PATIENCE_SECONDS = 10.0
 _PROXY_HEADERS = ("HTTP_FORWARDED", "HTTP_X_FORWARDED_FOR", "HTTP_VIA")
@@ -216,7 +218,7 @@ def _read_body(environ: WSGIEnvironment) -> bytes:
     length = environ.get("CONTENT_LENGTH", "")
     if not length.isdecimal():
         raise _RefusedError("411 Length Required", "there is no content-length")
-    if int(length) > MAX_BODY_BYTES:
+    if len(length) > _MAX_LENGTH_DIGITS or int(length) > MAX_BODY_BYTES:
         raise _RefusedError("413 Content Too Large", f"more than {MAX_BODY_BYTES} bytes")
     try:
         body: bytes = environ["wsgi.input"].read(int(length))

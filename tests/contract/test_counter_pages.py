@@ -289,6 +289,7 @@ def test_a_body_that_does_not_come(admin: Admin) -> None:
         ("content-length: -1\r\n\r\n", b" 411 "),
         ("content-length: 9\r\n\r\n{}", b" 400 "),
         (too_much, b" 413 "),
+        (f"content-length: {'9' * 5000}\r\n\r\n", b" 413 "),
     ):
         with socket.create_connection(("127.0.0.1", admin.port), timeout=20) as connection:
             connection.sendall((head + rest).encode())
