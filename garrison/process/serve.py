@@ -50,6 +50,8 @@ from garrison.process.admin import AdminServer
 from garrison.process.authenticators import Authenticators
 from garrison.process.check_limits import CheckLimits
 from garrison.process.control import ControlServer
+from garrison.process.counter_pages import CounterPages
+from garrison.process.counters import CounterOperator
 from garrison.process.link import WorkerLink
 from garrison.process.mixer_quotas import DOMAIN, StoreQuotas
 from garrison.process.quota import build_store
@@ -173,6 +175,14 @@ class Server:
             monotonic=time.monotonic_ns,
             options=settings.rlqs.options(shadow_mode=settings.rate_limit.shadow_mode),
         )
+        self._limits_since = 0
+        self._operator = CounterOperator(
+            lambda: (self._limits_in_force, self._limits_since),
+            self._store,
+            time.time_ns,
+            forget=self._have_forgotten,
+            shadow_mode=settings.rate_limit.shadow_mode,
+        )
         limits_options = settings.rate_limit.limits_options()
         self._limits: Reloader[RateLimits] = Reloader(
             "limits", settings.limits, lambda paths: load_limits(paths, limits_options), self._use_limits
@@ -267,16 +277,31 @@ class Server:
 
     def _admin(self) -> AdminServer | WorkerLink:
         """Return what shows metrics and health: pages, or the link to who has pages."""
-        registry = self._registry()
+        registry, loop = self._registry(), asyncio.get_running_loop()
         if self._link is not None:
             self._link.serve_metrics(lambda: generate_latest(registry).decode())
+            self._link.serve_forget(lambda keys: asyncio.run_coroutine_threadsafe(self._forget(keys), loop))
             return self._link
         if self._children is not None:
             control, registry = registry, CollectorRegistry()
             registry.register(SummedCollector(control, self._children.workers))
+        listen = self._settings.admin.listen
+        counters = CounterPages(self._operator, loop, listen.host)
         return AdminServer(
-            self._settings.admin.listen, registry, lambda: self._ready, _version(), self._health_details
+            listen,
+            registry,
+            lambda: self._ready,
+            _version(),
+            details=self._health_details,
+            counters=counters,
         )
+
+    async def _forget(self, keys: Sequence[str]) -> None:
+        self._store.forget(keys)
+
+    async def _have_forgotten(self, keys: Sequence[str]) -> None:
+        if self._children is not None:
+            await self._children.workers.forget(keys)
 
     def _certificates(
         self, request: RequestServer | Workers, control: ControlServer
@@ -331,7 +356,7 @@ class Server:
         )
 
     def _use_limits(self, limits: RateLimits) -> None:
-        self._limits_in_force = limits
+        self._limits_in_force, self._limits_since = limits, time.time_ns()
         self._rlqs.use(limits)
         if self._authorization.snapshot is not None:
             self._tell_unknown_domains(self._authorization.snapshot, limits)
@@ -395,6 +420,7 @@ class Server:
                 },
                 sds=self._sds_counts,
                 refused_buckets=lambda: self._store.refused,
+                resets=lambda: {(result,): count for result, count in self._operator.resets.items()},
                 ready=lambda: self._ready,
             )
         )

@@ -38,6 +38,10 @@ SDS_LABELS = ("event",)
 RATE_LIMIT_REFUSED = "garrison_rate_limit_buckets_refused"
 RATE_LIMIT_REFUSED_HELP = "New rate-limit counters refused because the store was full"
 
+RATE_LIMIT_RESETS = "garrison_rate_limit_resets"
+RATE_LIMIT_RESETS_HELP = "Resets of rate-limit counters that operators asked for, by what became of them"
+RATE_LIMIT_RESETS_LABELS = ("result",)
+
 KEYS_AVAILABLE = "garrison_keys_available"
 KEYS_AVAILABLE_HELP = (
     "1 when there are keys to verify this issuer's tokens with, 0 when all of them are refused"

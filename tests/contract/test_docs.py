@@ -230,6 +230,7 @@ def metrics_table() -> str:
         left_out=nothing,
         sds=nothing,
         refused_buckets=lambda: 0,
+        resets=nothing,
         snapshots=nothing,
         ready=lambda: True,
     )

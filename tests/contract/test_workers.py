@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from envoy.service.ratelimit.v3 import rls_pb2
 from support.asking import HEALTH, LIMIT, call, check, page
 from support.checks import role
 from support.envoys import eventually
 from support.serving import Serving, serving, write_settings
+
+from garrison.cli import main
 
 OK, OVER = rls_pb2.RateLimitResponse.OK, rls_pb2.RateLimitResponse.OVER_LIMIT
 
@@ -177,6 +182,94 @@ def test_a_silent_worker_does_not_stop_a_scrape(server: Serving) -> None:
         assert figure(admin, 'garrison_worker_silent_scrapes_total{worker="0"}') >= 1
     finally:
         os.kill(stopped, signal.SIGCONT)
+
+
+def command(admin: str, *words: str) -> tuple[int, dict[str, Any]]:
+    """Return exit code and answer of `garrison ratelimit`."""
+    url = admin.replace("tcp://", "http://")
+    result = CliRunner().invoke(main, ["ratelimit", words[0], "--admin", url, "--json", *words[1:]])
+    return result.exit_code, json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("lease", ["", ", lease: 2"], ids=["asked", "leased"])
+def test_a_counter_that_is_reset_is_admitted_by_every_worker(folder: Path, lease: str) -> None:
+    """Exhausted over gRPC, shown, reset, and counted from nothing again; who did it is on the log."""
+    (folder / "limits" / "d.yaml").write_text(
+        f"domain: d\ndescriptors: [{{key: k, rate_limit: {{unit: year, requests_per_unit: 3{lease}}}}}]\n"
+    )
+    sockets = [f"unix://{folder}/r.{number}.sock" for number in (0, 1)]
+    with serving("--config", str(folder / "garrison.yaml")) as server:
+        admin = server.wait_for("ready")["admin"]
+        assert command(admin, "show", "d", "k=v")[1]["limits"][0]["used"] == 0
+        for _ in range(2):
+            # The second denial of each is one that the worker remembers.
+            answers = [ask(one) for one in (*sockets, *sockets, *sockets, *sockets)]
+            assert answers.count(OK) in ({3} if not lease else {2, 3})
+            assert answers[-2:] == [OVER, OVER]
+            code, shown = command(admin, "show", "d", "k=v")
+            (limit,) = shown["limits"]
+            assert (code, limit["remaining"], limit["over_limit"]) == (0, 0, True)
+            assert command(admin, "show", "d", "k=v")[1]["limits"][0]["stored"] == limit["stored"]
+            code, reset = command(admin, "reset", "d", "k=v")
+            assert (code, reset["before"][0]["used"] >= 3) == (0, True)
+            event = server.wait_for("rate_limit_reset")
+            assert (event["domain"], event["descriptor"]) == ("d", [["k", "v"]])
+            assert event["before"][0]["used"] == reset["before"][0]["used"]
+            assert event["peer"].startswith("127.0.0.1:")
+        # Nothing is taken in advance just after a reset, and so nothing of the old counter is left.
+        assert [ask(one) for one in (sockets[0], sockets[1], sockets[0], sockets[1])] == [OK, OK, OK, OVER]
+        assert figure(admin, 'garrison_rate_limit_resets_total{result="done"}') == 2
+        config = json.loads(page(admin, "/ratelimit/config")[1])
+        assert config["domains"][0]["descriptors"][0]["limits"][0]["requests_per_unit"] == 3
+        assert f'version="{config["version"]}"' in page(admin, "/metrics")[1]
+
+
+def test_a_worker_that_does_not_answer_keeps_a_counter_from_being_reset(
+    server: Serving, folder: Path
+) -> None:
+    """It might go on denying, or allowing from what it took in advance; looking needs no worker."""
+    admin = server.wait_for("ready")["admin"]
+    addresses = [f"unix://{folder}/r.{number}.sock" for number in (0, 1)]
+    assert [ask(address) for address in addresses] == [OK, OK]
+    stopped = both(admin)[1]
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        assert command(admin, "reset", "d", "k=v") == (
+            3,
+            {"error": "worker 1 does not answer; nothing was reset"},
+        )
+        assert server.wait_for("rate_limit_reset_failed")["descriptor"] == [["k", "v"]]
+        assert command(admin, "show", "d", "k=v")[1]["limits"][0]["used"] == 2
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+    assert command(admin, "reset", "d", "k=v")[0] == 0
+
+
+def test_a_killed_worker_does_not_keep_a_counter_from_being_reset(server: Serving, folder: Path) -> None:
+    """It knows nothing any more, and starts again knowing nothing."""
+    admin = server.wait_for("ready")["admin"]
+    assert [ask(f"unix://{folder}/r.0.sock") for _ in range(4)] == [OK, OK, OK, OVER]
+    os.kill(both(admin)[0], signal.SIGKILL)
+    server.wait_for("worker_ended")
+    assert command(admin, "reset", "d", "k=v")[0] == 0
+    assert ask(f"unix://{folder}/r.1.sock") == OK
+    server.wait_for("worker_ready", lambda event: event["worker"] == 0)
+    assert [ask(f"unix://{folder}/r.0.sock") for _ in range(3)] == [OK, OK, OVER]
+
+
+def test_without_the_store_nothing_is_shown_or_reset(server: Serving) -> None:
+    """Neither while it is away nor from what is remembered; the limits in force are shown."""
+    ready = server.wait_for("ready")
+    admin = ready["admin"]
+    valkey = eventually(lambda: valkey_of(ready["pid"]), "Valkey")
+    os.kill(valkey, signal.SIGSTOP)
+    try:
+        for words in (("show", "d", "k=v"), ("reset", "d", "k=v")):
+            code, answer = command(admin, *words)
+            assert (code, "rate-limit store" in answer["error"]) == (3, True)
+        assert page(admin, "/ratelimit/config")[0] == 200
+    finally:
+        os.kill(valkey, signal.SIGCONT)
 
 
 def test_two_of_them_take_turns(server: Serving, folder: Path) -> None:

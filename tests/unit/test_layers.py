@@ -73,6 +73,7 @@ PURE = [
     "ratelimit/algorithm.py",
     "ratelimit/bucket_ids.py",
     "ratelimit/charge.py",
+    "ratelimit/counters.py",
     "ratelimit/descriptors.py",
     "ratelimit/patterns.py",
     "ratelimit/quota_shares.py",
