@@ -19,6 +19,7 @@ from pathlib import Path
 from benchmarks import (
     bench_check,
     bench_envoy,
+    bench_failures,
     bench_load,
     bench_ratelimit,
     bench_rlqs,
@@ -37,7 +38,7 @@ _RESULTS = Path(__file__).parent / "results"
 _CPU_INFO = Path("/proc/cpuinfo")
 _TARGET_SECONDS = 10.0
 # What `--quick` leaves out unless it is asked for by name.
-_NOT_QUICK = {"log", "rlqs"}
+_NOT_QUICK = {"log", "rlqs", "failures"}
 BENCHMARKS = {
     "check": bench_check.transports,
     "log": bench_check.decision_log,
@@ -46,6 +47,7 @@ BENCHMARKS = {
     "load": bench_load.load,
     "envoy": bench_envoy.envoy,
     "ratelimit": bench_ratelimit.rate_limit,
+    "failures": bench_failures.failures,
     "rlqs": bench_rlqs.rlqs,
 }
 

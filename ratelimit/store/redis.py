@@ -33,6 +33,8 @@ _LATE_SECONDS = 0.002
 # How often a call may be sent on to another node of a Cluster.
 _MAX_REDIRECTIONS = 3
 _PROBE = Limit(1, UNITS["second"])
+# What a server that fails, or says what makes no sense, ends in here.
+_FAILURES = (AnswerError, OSError, TypeError, ValueError, LookupError)
 
 
 class StoreError(DependencyError):
@@ -148,7 +150,7 @@ class RedisStore(Store):
         """
         try:
             await self._servers.renew(self.slot(domain))
-        except (AnswerError, OSError) as error:
+        except _FAILURES as error:
             raise StoreError(_reason(error)) from error
 
     async def close(self) -> None:
@@ -223,7 +225,7 @@ class RedisStore(Store):
         try:
             answer = await self._send_script(slot, len(keys), *keys, argument)
             return decode(calls, answer)
-        except (AnswerError, OSError, TypeError, ValueError) as error:
+        except _FAILURES as error:
             raise StoreError(_reason(error)) from error
 
     async def _send_script(self, slot: int, *arguments: str | bytes | int) -> bytes:
