@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -25,8 +27,8 @@ _CALLS_PER_SECOND = 1_000
 _CONNECTIONS, _STREAMS = 4, 64
 # Of the calls that are due, so many have to be made, or the figures say nothing about this rate.
 _LEAST_OFFERED = 0.9
-# Answers of the store in a row, after which it has healed: a second of them.
-_HEALED_ANSWERS = _CALLS_PER_SECOND
+# How long the load goes on after the store has answered again.
+_AFTER_SECONDS = 1.0
 # So many before a fault, so that the fault is what the figures tell of.
 _WELL_ANSWERS = 500
 _PATIENCE_SECONDS = 60.0
@@ -51,30 +53,36 @@ _HEADINGS = (
 
 @dataclass(slots=True)
 class _Answers:
-    """Who answered, and when first and last somebody did without the store, by `perf_counter`."""
+    """Who answered; when first somebody did without the store, and when first the store did again.
+
+    Times are of `perf_counter`; `ended` is when the fault is over, as far as anybody can end it.
+    """
 
     store: int = 0
     fallback: int = 0
     first: float = 0.0
-    last: float = 0.0
+    back: float = 0.0
+    ended: float = math.inf
     in_a_row: int = 0
 
-    async def wait_for(self, in_a_row: int, loading: asyncio.Task[LoadResult]) -> bool:
-        """Wait for so many answers of the store in a row; return whether they came while there was a load."""
-        while self.in_a_row < in_a_row and not loading.done():  # noqa: ASYNC110 - a thousand answers set no event
+    async def wait_until(self, holds: Callable[[], bool], loading: asyncio.Task[LoadResult]) -> bool:
+        """Wait until something holds of the answers; return whether it did while there was a load."""
+        while not holds() and not loading.done():  # noqa: ASYNC110 - a thousand answers set no event
             await asyncio.sleep(_LOOK_SECONDS)
-        return self.in_a_row >= in_a_row
+        return holds()
 
     def take(self, answer: bytes) -> None:
         """Note one answer."""
-        if RateLimitResponse.FromString(answer).statuses[0].HasField("current_limit"):
-            self.store += 1
-            self.in_a_row += 1
+        now = perf_counter()
+        if not RateLimitResponse.FromString(answer).statuses[0].HasField("current_limit"):
+            self.fallback += 1
+            self.in_a_row = 0
+            self.first = self.first or now
             return
-        self.fallback += 1
-        self.in_a_row = 0
-        self.last = perf_counter()
-        self.first = self.first or self.last
+        self.store += 1
+        self.in_a_row += 1
+        if self.first and now > self.ended:
+            self.back = self.back or now
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +118,7 @@ def failures(run: Run) -> Section:
         "ShouldRateLimit while Valkey fails",
         f"`garrison serve` with ngh2 and a deadline of {_DEADLINE_MILLISECONDS} ms; {_CALLS_PER_SECOND:,} "
         "calls a second, evenly. Latencies are of all calls from half a second before the fault to a second "
-        "after the last answer without the store; `longest` is the longest of all rounds, the rest are "
+        "after the store has answered again; `longest` is the longest of all rounds, the rest are "
         f"medians of {rounds}. A fault that does not end by itself is ended after {hold_seconds:g} s, and "
         "the time until healed counts from then, else from its begin. No call failed.",
         requirements=tuple(
@@ -169,16 +177,19 @@ async def _watch(address: Address, fault: Fault, hold_seconds: float) -> _Failur
             stop=stop,
         )
     )
-    if not await answers.wait_for(_WELL_ANSWERS, loading):
+    if not await answers.wait_until(lambda: answers.in_a_row >= _WELL_ANSWERS, loading):
         raise BenchmarkError("the store did not answer before its failure")
     answers.fallback, answers.first = 0, 0.0
     begin = perf_counter()
     await fault.cause()
     await asyncio.sleep(hold_seconds)
-    ended = perf_counter() if hold_seconds else begin
+    answers.ended = perf_counter() if hold_seconds else begin
     await fault.end()
-    answers.in_a_row = 0
-    healed = await answers.wait_for(_HEALED_ANSWERS, loading)
+    # A fault that nobody noticed needs no healing.
+    healed = await answers.wait_until(
+        lambda: bool(answers.back) or (not answers.first and perf_counter() - begin > _AFTER_SECONDS), loading
+    )
+    await asyncio.sleep(_AFTER_SECONDS)
     stop.set()
     result = await loading
     if not healed:
@@ -187,6 +198,6 @@ async def _watch(address: Address, fault: Fault, hold_seconds: float) -> _Failur
         raise BenchmarkError(f"{result.errors} calls failed while the store did")
     if result.calls < _LEAST_OFFERED * _CALLS_PER_SECOND * result.seconds:
         raise BenchmarkError(f"only {result.calls_per_second:.0f} calls a second were made")
-    if not answers.fallback:
+    if not answers.back:
         return _Failure(result, answers, 0.0, 0.0)
-    return _Failure(result, answers, answers.first - begin, max(0.0, answers.last - ended))
+    return _Failure(result, answers, answers.first - begin, answers.back - answers.ended)

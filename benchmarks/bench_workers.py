@@ -77,8 +77,9 @@ def workers(run: Run) -> Section:
         f"ngh2, loopback TCP; {_CONNECTIONS} connections with {_STREAMS} calls in flight each, spread over "
         "the workers; the demo's policies, and a limit that nobody exceeds, counted in Valkey: with two "
         "workers the embedded one, with one worker one that the settings name. CPU: of all processes of "
-        "Garrison, without Valkey's. The load client, Valkey and the workers share the cores, so that with two cores "
-        "calls a second say what is left for the workers, and only CPU a call says what a worker costs.",
+        "Garrison, without Valkey's. The load client, Valkey and the workers share the cores, so that with "
+        "two cores calls a second say what is left for the workers, and only CPU a call says what a worker "
+        "costs.",
         tuple(
             row
             for name in ("Check", "ShouldRateLimit")

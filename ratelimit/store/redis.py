@@ -197,6 +197,12 @@ class RedisStore(Store):
             for turn in turns:
                 turn.batch = batch
             batch.task = asyncio.create_task(self._send(slot, batch))
+            # Not at the end of `_send`: a task that is cancelled before its first step never gets there.
+            batch.task.add_done_callback(lambda _: self._sent(slot))
+
+    def _sent(self, slot: _Slot) -> None:
+        slot.in_flight -= 1
+        self._flush(slot)
 
     async def _send(self, slot: _Slot, batch: _Batch) -> None:
         turns = batch.turns
@@ -209,9 +215,6 @@ class RedisStore(Store):
         except Exception:  # noqa: BLE001 - a bug here; those who wait are to hear of it all the same
             _log.exception("rate_limit_store_failed")
             result = StoreError("bug")
-        finally:
-            slot.in_flight -= 1
-            asyncio.get_running_loop().call_soon(self._flush, slot)
         at = 0
         for turn in turns:
             end = at + len(turn.calls)

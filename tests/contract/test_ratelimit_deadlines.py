@@ -325,6 +325,40 @@ def test_password_refused(tmp_path_factory: pytest.TempPathFactory, kind: str) -
         valkey.kill()
 
 
+def test_calls_that_expire_as_they_are_sent(valkey: Valkey) -> None:
+    """A script whose calls expire before it is on its way takes no later script's place.
+
+    The third call waits behind two scripts, and its time is over just when they give their places up.
+    """
+
+    async def scenario(scene: Scene) -> None:
+        for turns in [*range(8), *range(8)]:
+            valkey.pause()
+            try:
+                calls = [waiting(scene)]
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+                calls.append(waiting(scene))
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+                scene.loop.now += 0.001
+                calls.append(waiting(scene))
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+                scene.loop.now += DEADLINE_SECONDS - 0.001
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                scene.loop.now += 0.001
+                await until(lambda calls=calls: all(call.done() for call in calls), "all calls")  # type: ignore[misc]
+            finally:
+                valkey.resume()
+            await scene.heals()
+            scene.loop.now += 60.0
+            assert (await scene.answer()).is_known
+
+    play(valkey, scenario)
+
+
 async def passes_over(servers: Servers, slot: int) -> int:
     """Look for the server of a slot while somebody who is asked says nothing; return the port that is found."""
     loop = asyncio.get_running_loop()
