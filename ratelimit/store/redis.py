@@ -34,6 +34,8 @@ _LATE_SECONDS = 0.002
 # How often a call may be sent on to another node of a Cluster.
 _MAX_REDIRECTIONS = 3
 _PROBE = Limit(1, UNITS["second"])
+# What a server that fails, or says what makes no sense, ends in here.
+_FAILURES = (AnswerError, OSError, TypeError, ValueError, LookupError)
 
 
 class StoreError(DependencyError):
@@ -192,7 +194,7 @@ class RedisStore(CounterStore):
         """
         try:
             await self._servers.renew(self.slot(domain))
-        except (AnswerError, OSError) as error:
+        except _FAILURES as error:
             raise StoreError(_reason(error)) from error
 
     async def close(self) -> None:
@@ -239,6 +241,12 @@ class RedisStore(CounterStore):
             for turn in turns:
                 turn.batch = batch
             batch.task = asyncio.create_task(self._send(slot, batch))
+            # Not at the end of `_send`: a task that is cancelled before its first step never gets there.
+            batch.task.add_done_callback(lambda _: self._sent(slot))
+
+    def _sent(self, slot: _Slot) -> None:
+        slot.in_flight -= 1
+        self._flush(slot)
 
     async def _send(self, slot: _Slot, batch: _Batch) -> None:
         turns = batch.turns
@@ -251,9 +259,6 @@ class RedisStore(CounterStore):
         except Exception:  # noqa: BLE001 - a bug here; those who wait are to hear of it all the same
             _log.exception("rate_limit_store_failed")
             result = StoreError("bug")
-        finally:
-            slot.in_flight -= 1
-            asyncio.get_running_loop().call_soon(self._flush, slot)
         at = 0
         for turn in turns:
             end = at + len(turn.calls)
@@ -267,7 +272,7 @@ class RedisStore(CounterStore):
         try:
             answer = await self._send_script(slot, _CHARGE, len(keys), *keys, argument)
             return decode(calls, answer)
-        except (AnswerError, OSError, TypeError, ValueError) as error:
+        except _FAILURES as error:
             raise StoreError(_reason(error)) from error
 
     async def _send_script(self, slot: int, script: _Script, *arguments: str | bytes | int) -> Any:

@@ -12,11 +12,14 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from envoy.service.ratelimit.v3 import rls_pb2
 from support.asking import HEALTH, LIMIT, call, check, page
 from support.checks import role
 from support.envoys import eventually
 from support.serving import Serving, serving, write_settings
+from support.store_certificates import certificate
 
 from garrison.cli import main
 
@@ -42,12 +45,12 @@ def server(folder: Path) -> Iterator[Serving]:
         yield running
 
 
-def ask(address: str) -> int:
-    """Return what a worker says of the only limit."""
+def ask(address: str, roots: bytes | None = None) -> int:
+    """Return what a worker says of the only limit; `roots` as `call`."""
     request = rls_pb2.RateLimitRequest(domain="d")
     entry = request.descriptors.add().entries.add()
     entry.key, entry.value = "k", "v"
-    answer = call(address, LIMIT, request.SerializeToString())
+    answer = call(address, LIMIT, request.SerializeToString(), roots)
     return int(rls_pb2.RateLimitResponse.FromString(answer).overall_code)
 
 
@@ -300,3 +303,42 @@ def test_a_worker_that_cannot_listen_ends_the_start(folder: Path) -> None:
         assert server.wait() == 2
     assert (folder / "r.1.sock").read_text() == "precious"
     assert not (folder / "r.0.sock").exists()
+
+
+@pytest.mark.parametrize("transport", ["ngh2", "grpcio"])
+def test_workers_with_tls(folder: Path, transport: str) -> None:
+    """Each worker shows the certificate at an address of its own, on both transports; they count together."""
+    pem = certificate(folder, "own")
+    roots = x509.load_pem_x509_certificates(pem.read_bytes())[0].public_bytes(Encoding.PEM)
+    text = (folder / "garrison.yaml").read_text()
+    request = f"""request:
+  listen: ["tls://127.0.0.1:0"]
+  transport: {transport}
+  tls: {{certificate: own.pem, private_key: own.pem}}
+"""
+    (folder / "garrison.yaml").write_text(re.sub(r"request: .*\n", request, text))
+    with serving("--config", str(folder / "garrison.yaml")) as server:
+        addresses = server.wait_for("ready")["request"]
+        assert len(set(addresses)) == 2
+        assert all(address.startswith("tls://") for address in addresses)
+        for address in addresses:
+            assert (check(address, "a", roots), check(address, "b", roots)) == (200, 403)
+        assert [ask(addresses[number % 2], roots) for number in range(4)] == [OK, OK, OK, OVER]
+        assert server.stop() == 0
+
+
+def test_workers_over_grpcio(folder: Path) -> None:
+    """Workers that are served by grpcio have addresses of their own and count together as well."""
+    text = (folder / "garrison.yaml").read_text()
+    (folder / "garrison.yaml").write_text(text.replace("request: {", "request: {transport: grpcio, "))
+    with serving("--config", str(folder / "garrison.yaml")) as server:
+        ready = server.wait_for("ready")
+        for address in ready["request"]:
+            assert (check(address, "a"), check(address, "b")) == (200, 403)
+            assert call(address, HEALTH, b"")
+        sockets = [one for one in ready["request"] if one.startswith("unix")]
+        assert [ask(sockets[number % 2]) for number in range(4)] == [OK, OK, OK, OVER]
+        os.kill(both(ready["admin"])[1], signal.SIGKILL)
+        server.wait_for("worker_ready", lambda event: event["worker"] == 1)
+        assert [check(address, "a") for address in ready["request"]] == [200] * 4
+        assert server.stop() == 0
