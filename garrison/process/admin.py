@@ -1,4 +1,4 @@
-"""Admin HTTP: `/healthz`, `/readyz`, `/metrics`, `/version`, others' pages; a thread off the request path."""
+"""Admin HTTP: health, metrics, version, rate limits, others' pages. A thread of its own, off the request path."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
+from garrison.process.counter_pages import PREFIX, CounterPages
 from garrison.transport.address import Address, Scheme
 
 
@@ -24,6 +25,10 @@ class _Server(ThreadingMixIn, WSGIServer):
 class _Handler(WSGIRequestHandler):
     # Seconds without a byte after which a connection is dropped.
     timeout = 10
+
+    def get_environ(self) -> WSGIEnvironment:
+        """Return what WSGI says of a request, and the caller's port."""
+        return {**super().get_environ(), "REMOTE_PORT": str(self.client_address[1])}
 
     def log_message(self, *_: Any) -> None:
         """Scrapes and probes are not worth a line each."""
@@ -38,13 +43,15 @@ class AdminServer:
         registry: CollectorRegistry,
         ready: Callable[[], bool],
         version: Mapping[str, Any],
-        details: Callable[[], Mapping[str, str]] = dict,
         *,
+        details: Callable[[], Mapping[str, str]] = dict,
+        counters: CounterPages | None = None,
         pages: Callable[[str], tuple[str, bytes] | None] = lambda _: None,
     ) -> None:
         """Listen on `address` (port 0: any free one); `details` are lines for `/healthz`.
 
-        `pages` returns type and content of a further path, None if there is nothing. Threads call it.
+        `counters` answers what is below `/ratelimit/`. `pages` returns type and content of a further path,
+        None if there is nothing; threads call it.
 
         Raises:
             OSError: the address cannot be listened on.
@@ -54,6 +61,7 @@ class AdminServer:
         self._ready = ready
         self._version = version
         self._details = details
+        self._counters = counters
         self._pages = pages
         self._server = make_server(address.host, address.port, self._answer, _Server, _Handler)
         self.address = Address(Scheme.TCP, host=address.host, port=self._server.server_port)
@@ -74,6 +82,9 @@ class AdminServer:
         return [body if environ.get("REQUEST_METHOD") != "HEAD" else b""]
 
     def _page(self, environ: WSGIEnvironment) -> tuple[str, str, bytes]:
+        if self._counters is not None and environ.get("PATH_INFO", "").startswith(PREFIX):
+            page = self._counters.answer(environ)
+            return page.status, "application/json", json.dumps(page.content, default=str).encode() + b"\n"
         if environ.get("REQUEST_METHOD") not in {"GET", "HEAD"}:
             return "405 Method Not Allowed", "text/plain", b"only GET\n"
         match environ.get("PATH_INFO"):
@@ -95,4 +106,7 @@ class AdminServer:
             case path:
                 if (page := self._pages(path or "")) is not None:
                     return "200 OK", *page
-                return "404 Not Found", "text/plain", b"/healthz /readyz /metrics /version\n"
+                known = "/healthz /readyz /metrics /version"
+                if self._counters is not None:
+                    known += f" {PREFIX}config {PREFIX}counters {PREFIX}reset"
+                return "404 Not Found", "text/plain", f"{known}\n".encode()

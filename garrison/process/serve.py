@@ -52,7 +52,10 @@ from garrison.errors import ConfigError
 from garrison.fetching import Fetcher
 from garrison.process.admin import AdminServer
 from garrison.process.authenticators import Authenticators
+from garrison.process.check_limits import CheckLimits
 from garrison.process.control import ControlServer
+from garrison.process.counter_pages import CounterPages
+from garrison.process.counters import CounterOperator
 from garrison.process.link import WorkerLink
 from garrison.process.mixer_quotas import DOMAIN, StoreQuotas
 from garrison.process.quota import build_store
@@ -136,6 +139,13 @@ class Server:
         self._stop = asyncio.Event()
         self._ready = self._listening = False
         self.health = Health([AUTHORIZATION, RATE_LIMIT])
+        self._limits_in_force: RateLimits
+        self._rate_limit = RateLimitService(
+            lambda: self._limits_in_force,
+            self._store,
+            time.time_ns,
+            settings.rate_limit.response_options(),
+        )
         self._authorization = Authorization(
             DestinationResolver(settings.destinations(), settings.destination_from_host),
             time.time,
@@ -149,6 +159,7 @@ class Server:
                 self._bundles,
                 self._authenticators.by_name,
                 StoreQuotas(self._store, time.time_ns, settings.rate_limit.on_store_failure),
+                CheckLimits(self._rate_limit, settings.rate_limit.response_options().headers),
             ),
             askers=settings.askers(),
         )
@@ -168,7 +179,14 @@ class Server:
             monotonic=time.monotonic_ns,
             options=settings.rlqs.options(shadow_mode=settings.rate_limit.shadow_mode),
         )
-        self._limits_in_force: RateLimits
+        self._limits_since = 0
+        self._operator = CounterOperator(
+            lambda: (self._limits_in_force, self._limits_since),
+            self._store,
+            time.time_ns,
+            forget=self._have_forgotten,
+            shadow_mode=settings.rate_limit.shadow_mode,
+        )
         limits_options = settings.rate_limit.limits_options()
         self._limits: Reloader[RateLimits] = Reloader(
             "limits", settings.limits, lambda paths: load_limits(paths, limits_options), self._use_limits
@@ -178,12 +196,6 @@ class Server:
             self._policies.load()
         self._limits.load()
         self._authenticators.load()
-        self._rate_limit = RateLimitService(
-            lambda: self._limits_in_force,
-            self._store,
-            time.time_ns,
-            settings.rate_limit.response_options(),
-        )
         self._authority = _load_authority(settings) if settings.ca.dir else None
         self._memory: CaMemory | None = None
         if self._authority is not None and link is None:
@@ -286,21 +298,32 @@ class Server:
 
     def _admin(self) -> AdminServer | WorkerLink:
         """Return what shows metrics and health: pages, or the link to who has pages."""
-        registry = self._registry()
+        registry, loop = self._registry(), asyncio.get_running_loop()
         if self._link is not None:
             self._link.serve_metrics(lambda: generate_latest(registry).decode())
+            self._link.serve_forget(lambda keys: asyncio.run_coroutine_threadsafe(self._forget(keys), loop))
             return self._link
         if self._children is not None:
             control, registry = registry, CollectorRegistry()
             registry.register(SummedCollector(control, self._children.workers))
+        listen = self._settings.admin.listen
+        counters = CounterPages(self._operator, loop, listen.host)
         return AdminServer(
-            self._settings.admin.listen,
+            listen,
             registry,
             lambda: self._ready,
             _version(),
-            self._health_details,
+            details=self._health_details,
+            counters=counters,
             pages=self._memory.page if self._memory is not None else lambda _: None,
         )
+
+    async def _forget(self, keys: Sequence[str]) -> None:
+        self._store.forget(keys)
+
+    async def _have_forgotten(self, keys: Sequence[str]) -> None:
+        if self._children is not None:
+            await self._children.workers.forget(keys)
 
     def _certificates(
         self, request: RequestServer | Workers, control: ControlServer
@@ -324,6 +347,8 @@ class Server:
 
     def _use_policies(self, snapshot: Snapshot) -> None:
         self._authorization.use(snapshot)
+        if self._limits.current is not None:
+            self._tell_unknown_domains(snapshot, self._limits.current)
         self._lists.retain(snapshot.policies.mixer.sources)
         self._keys.retain(snapshot.policies.key_sources)
         if self._listening and not self._ready:
@@ -353,8 +378,16 @@ class Server:
         )
 
     def _use_limits(self, limits: RateLimits) -> None:
-        self._limits_in_force = limits
+        self._limits_in_force, self._limits_since = limits, time.time_ns()
         self._rlqs.use(limits)
+        if self._authorization.snapshot is not None:
+            self._tell_unknown_domains(self._authorization.snapshot, limits)
+
+    def _tell_unknown_domains(self, snapshot: Snapshot, limits: RateLimits) -> None:
+        """Log which policies charge what nothing limits: as for Envoy's own calls, that is no error."""
+        for policy in snapshot.policies.limits:
+            if policy.rules.domain not in limits.domains:
+                log.warning("rate_limit_domain_unknown", domain=policy.rules.domain, policy=policy.title)
 
     def _set_ready(self, *, ready: bool) -> None:
         self._listening = ready
@@ -409,6 +442,7 @@ class Server:
                 },
                 sds=self._sds_counts,
                 refused_buckets=lambda: self._store.refused,
+                resets=lambda: {(result,): count for result, count in self._operator.resets.items()},
                 ready=lambda: self._ready,
             )
         )

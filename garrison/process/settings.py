@@ -165,7 +165,7 @@ class ControlSettings(BaseModel):
 
 
 class AdminSettings(BaseModel):
-    """Admin HTTP: /healthz, /readyz, /metrics, /version."""
+    """Admin HTTP: /healthz, /readyz, /metrics, /version, /ratelimit/…"""
 
     model_config = _STRICT
     listen: ListenAddress = Field(

@@ -27,12 +27,14 @@ class ServerCollector(Collector):
         left_out: Callable[[], Counts],
         sds: Callable[[], Counts],
         refused_buckets: Callable[[], int],
+        resets: Callable[[], Counts],
         snapshots: Callable[[], Mapping[str, str]],
         ready: Callable[[], bool],
     ) -> None:
         self._left_out = left_out
         self._sds = sds
         self._refused_buckets = refused_buckets
+        self._resets = resets
         self._decisions = decisions
         self._rate_limits = rate_limits
         self._rule_hits = rule_hits
@@ -65,6 +67,12 @@ class ServerCollector(Collector):
         yield _counter(names.SDS, names.SDS_HELP, names.SDS_LABELS, self._sds())
         yield CounterMetricFamily(
             names.RATE_LIMIT_REFUSED, names.RATE_LIMIT_REFUSED_HELP, value=self._refused_buckets()
+        )
+        yield _counter(
+            names.RATE_LIMIT_RESETS,
+            names.RATE_LIMIT_RESETS_HELP,
+            names.RATE_LIMIT_RESETS_LABELS,
+            self._resets(),
         )
         snapshots = GaugeMetricFamily(names.SNAPSHOT, names.SNAPSHOT_HELP, labels=names.SNAPSHOT_LABELS)
         for kind, version in self._snapshots().items():

@@ -230,6 +230,7 @@ def metrics_table() -> str:
         left_out=nothing,
         sds=nothing,
         refused_buckets=lambda: 0,
+        resets=nothing,
         snapshots=nothing,
         ready=lambda: True,
     )
@@ -376,6 +377,7 @@ _ENVOY_KEYS = {
     "grpc_service",
     "http_filters",
     "name",
+    "rate_limits",
     "typed_per_filter_config",
 }
 # The authenticators of the examples.
