@@ -63,6 +63,8 @@ PURE = [
     "authz/policy",
     "authz/response.py",
     "ca/inspection.py",
+    "ca/key_encryption.py",
+    "ca/renewal.py",
     "ca/template.py",
     "garrison/distribution/announcement.py",
     "garrison/distribution/bundle.py",
