@@ -36,7 +36,7 @@ from ca.commands.base import (
 )
 from ca.commands.svids import SVID_BUNDLE, SVID_CERTIFICATE, SVID_KEY
 from ca.describe import format_time_left
-from ca.directory import NewFile, install, locked
+from ca.directory import NewFile, finish, install, locked
 from ca.inspection import check_leaf
 from ca.issuer import BACKDATE, MAX_TTL, MIN_TTL
 from ca.keys import new_private_key, private_key_pem
@@ -159,6 +159,8 @@ def renew(
     held = [_directory_of(path) for path in directories]
     renewer = _Renewer(_loader(directory, passphrase_file), ttl, command)
     for one in held:
+        # A crash may have left a new key beside the old certificate.
+        finish(one)
         check_leaf(_held(one)[0])
     if daemon:
         _run(renewer, held, expires_in, as_json=as_json, force=force)
