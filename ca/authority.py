@@ -225,9 +225,10 @@ class Hierarchy:
         now: datetime,
         new_private_key: Callable[[], CaKey] = new_private_key,
         new_serial: Callable[[], int] = new_serial,
+        key: CaKey | None = None,
         lifetimes: Lifetimes = Lifetimes(),
     ) -> Hierarchy:
-        """Return a new root for `trust_domain` and an intermediate under it.
+        """Return a new root for `trust_domain` and an intermediate under it, whose key is new or `key`.
 
         Raises:
             IssuanceError: a lifetime is not positive, or the root would end before the intermediate.
@@ -238,7 +239,7 @@ class Hierarchy:
                 f"lifetimes of CAs are {MIN_CA_LIFETIME // timedelta(hours=1)}h to "
                 f"{MAX_CA_LIFETIME // timedelta(days=1)}d, and the intermediate ends no later than the root"
             )
-        root_key, key = new_private_key(), new_private_key()
+        root_key, key = new_private_key(), key or new_private_key()
         template = ca_template(
             trust_domain, root_key.public_key(), name="Garrison root CA", path_length=ROOT_PATH_LENGTH
         )

@@ -10,12 +10,14 @@ from datetime import datetime
 from pathlib import Path
 
 import click
+from cryptography import x509
 
 from ca.authority import CA_CERT, X509Svid
 from ca.commands.base import EXIT_UNUSABLE, FILE, Failure
-from ca.ledger import IssuedCertificate, Ledger
+from ca.ledger import IssuedCertificate, Ledger, fingerprint_of
 from ca.recording import record
 from ca.store.sqlite import LEDGER, SqliteLedger
+from garrison.errors import IssuanceError
 
 ledger_option = click.option(
     "--ledger", type=FILE, help=f"The file of the CA's ledger: {LEDGER} in its directory if not given."
@@ -59,3 +61,18 @@ def record_issue(ledger: Ledger, svid: X509Svid, *, now: datetime) -> None:
     """
     issued = IssuedCertificate.of(svid.leaf, svid.spiffe_id, now=now, requester=operator(), attested_by="cli")
     record(ledger, [issued])
+
+
+def refuse_revoked(ledger: Ledger, certificate: x509.Certificate) -> None:
+    """Refuse to go on with a certificate that was revoked; one from before there was a ledger is not known.
+
+    Raises:
+        IssuanceError: it was revoked.
+
+    """
+    for found in ledger.find(fingerprint=fingerprint_of(certificate)):
+        if found.revocation is not None:
+            raise IssuanceError(
+                f"serial {found.serial_text} was revoked ({found.revocation.reason.value}): "
+                "issue a new one if its workload may have it"
+            )

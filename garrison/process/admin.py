@@ -1,4 +1,4 @@
-"""Admin HTTP: health, metrics, version, rate limits, others' pages. A thread of its own, off the request path."""
+"""Admin HTTP: health, metrics, version, rate limits, others' pages. In a thread off the request path."""
 
 from __future__ import annotations
 
@@ -104,8 +104,8 @@ class AdminServer:
             case "/version":
                 return "200 OK", "application/json", json.dumps(dict(self._version)).encode() + b"\n"
             case path:
-                if (page := self._pages(path or "")) is not None:
-                    return "200 OK", *page
+                if (found := self._pages(path or "")) is not None:
+                    return "200 OK", *found
                 known = "/healthz /readyz /metrics /version"
                 if self._counters is not None:
                     known += f" {PREFIX}config {PREFIX}counters {PREFIX}reset"

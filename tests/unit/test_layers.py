@@ -67,6 +67,8 @@ PURE = [
     "ca/inspection.py",
     "ca/ledger.py",
     "ca/registration.py",
+    "ca/key_encryption.py",
+    "ca/renewal.py",
     "ca/template.py",
     "garrison/distribution/announcement.py",
     "garrison/distribution/bundle.py",
