@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks import (
+    bench_ca,
     bench_check,
     bench_envoy,
     bench_load,
@@ -37,7 +38,7 @@ _RESULTS = Path(__file__).parent / "results"
 _CPU_INFO = Path("/proc/cpuinfo")
 _TARGET_SECONDS = 10.0
 # What `--quick` leaves out unless it is asked for by name.
-_NOT_QUICK = {"log", "rlqs"}
+_NOT_QUICK = {"ca", "log", "rlqs"}
 BENCHMARKS = {
     "check": bench_check.transports,
     "log": bench_check.decision_log,
@@ -47,6 +48,7 @@ BENCHMARKS = {
     "envoy": bench_envoy.envoy,
     "ratelimit": bench_ratelimit.rate_limit,
     "rlqs": bench_rlqs.rlqs,
+    "ca": bench_ca.ca,
 }
 
 
