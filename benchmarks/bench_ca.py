@@ -49,8 +49,8 @@ def ca(run: Run) -> Section:
         "One process. A signing request in PEM is parsed and verified, its key gets the SVID of a "
         "registration, which leaves as PEM: without a record, and with one on disk before it leaves, "
         f"{_CALLERS} callers at a time, {_TURNS} turns each in every round. Then a ledger with "
-        f"{_RECORDS:,} certificates, all revoked: opening it until it can issue, and a new CRL of all of them, read, built, "
-        "signed, checked and stored.",
+        f"{_RECORDS:,} certificates, all revoked: opening it until it can issue, and a new CRL of all of "
+        "them, read, built, signed, checked and stored.",
         (
             Row("issued without a record", plain, "per CPU-second"),
             Row("issued with a record", recorded, "per CPU-second"),

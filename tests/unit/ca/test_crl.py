@@ -39,9 +39,7 @@ def ledger(tmp_path: Path) -> Iterator[SqliteLedger]:
 
 def revoke(ledger: SqliteLedger, authority: Authority, now: datetime) -> int:
     """Record a certificate of `authority`, revoke it, and return its serial number."""
-    issued = certificate(
-        issuer=key_identifier(authority.issuer), not_after=now + timedelta(hours=1), **changes
-    )
+    issued = certificate(issuer=key_identifier(authority.issuer), not_after=now + timedelta(hours=1))
     ledger.record_issued([issued])
     ledger.revoke(issued.issuer, issued.serial, UNSPECIFIED, now=now, by="root")
     return issued.serial
