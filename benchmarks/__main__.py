@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks import (
+    bench_ca,
     bench_check,
     bench_envoy,
     bench_failures,
@@ -39,7 +40,7 @@ _RESULTS = Path(__file__).parent / "results"
 _CPU_INFO = Path("/proc/cpuinfo")
 _TARGET_SECONDS = 10.0
 # What `--quick` leaves out unless it is asked for by name.
-_NOT_QUICK = {"log", "rlqs", "failures", "workers"}
+_NOT_QUICK = {"ca", "log", "rlqs", "failures", "workers"}
 BENCHMARKS = {
     "check": bench_check.transports,
     "log": bench_check.decision_log,
@@ -51,6 +52,7 @@ BENCHMARKS = {
     "failures": bench_failures.failures,
     "workers": bench_workers.workers,
     "rlqs": bench_rlqs.rlqs,
+    "ca": bench_ca.ca,
 }
 
 
