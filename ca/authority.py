@@ -16,7 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 
 from cryptography import x509
@@ -220,6 +221,15 @@ class Hierarchy:
             except FileExistsError as error:
                 message = "another `ca init` is at work here"
                 raise _problem(directory / name, "exists", message) from error
+
+
+@cache
+def root_of_nobody() -> x509.Certificate:
+    """Return a root that has signed nothing and never will: its key is gone. Who trusts it trusts nobody."""
+    key = new_private_key()
+    now = datetime.now(UTC)
+    template = ca_template(TrustDomain("invalid"), key.public_key(), name="Nobody", path_length=0)
+    return self_sign(template, key, now=now, lifetime=ROOT_LIFETIME, serial=new_serial())
 
 
 def _check_roots(path: Path, roots: Sequence[x509.Certificate], trust_domain: TrustDomain) -> None:

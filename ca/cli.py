@@ -16,6 +16,7 @@ import click
 from ca.atomic_files import write_file
 from ca.authority import Authority, Hierarchy
 from ca.bundle import format_spiffe_bundle
+from ca.bundle_sequence import published_bundle
 from ca.describe import describe_certificate, describe_file, format_description
 from ca.issuer import DEFAULT_TTL
 from ca.keys import new_private_key, private_key_pem
@@ -230,7 +231,7 @@ def bundle(directory: Path, form: str, as_json: bool) -> None:  # noqa: FBT001
     """
     authority = Authority.load(directory)
     if as_json or form == "spiffe":
-        click.echo(format_spiffe_bundle(authority.roots))
+        click.echo(format_spiffe_bundle(published_bundle(directory, authority.roots, datetime.now(UTC))))
     else:
         click.echo(authority.bundle_pem().decode(), nl=False)
 

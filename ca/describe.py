@@ -116,7 +116,9 @@ def format_description(description: Description) -> str:
 
 def _describe_file(content: bytes) -> list[Description]:
     if content.lstrip()[:1] == b"{":
-        return [describe_certificate(certificate) for certificate in parse_spiffe_bundle(content)]
+        return [
+            describe_certificate(certificate) for certificate in parse_spiffe_bundle(content).x509_authorities
+        ]
     blocks = [(match["label"].decode(), match[0]) for match in _BLOCK.finditer(content)]
     if not blocks:
         return [_describe_der(content)]

@@ -14,6 +14,12 @@ from ca.template import check_dns_name
 from garrison.errors import IssuanceError
 from garrison.identity import SpiffeId
 
+DEFAULT_JWT_TTL = timedelta(minutes=5)
+# A token works for whoever holds it, so an hour is a lot. Keys are kept this long after their last use.
+MAX_JWT_TTL = timedelta(hours=1)
+# SPIFFE Workload API, section 5.2.1.
+MAX_HINT_BYTES = 1024
+
 # uid_t and gid_t; the greatest value means "none" to the kernel (chown(2)).
 _MAX_NUMBER = 2**32 - 2
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,9}")
@@ -66,10 +72,12 @@ class Selector:
 class Registration:
     """An identity, and the selectors that a caller must all meet to get it.
 
-    Without selectors it is nobody's, so such a registration cannot be made.
+    Without selectors it is nobody's, so such a registration cannot be made. `hint` tells a workload with
+    several identities what this one is for.
 
     Raises:
-        ValueError: no selector, an ID without path, or a TTL or DNS name that the CA would refuse.
+        ValueError: no selector, an ID without path, a hint that is too long, or a TTL or DNS name that the CA
+            would refuse.
 
     """
 
@@ -77,6 +85,8 @@ class Registration:
     selectors: tuple[Selector, ...]
     svid_ttl: timedelta = DEFAULT_TTL
     dns_names: tuple[str, ...] = ()
+    jwt_ttl: timedelta = DEFAULT_JWT_TTL
+    hint: str = ""
 
     def __post_init__(self) -> None:
         if not self.selectors:
@@ -85,6 +95,12 @@ class Registration:
             raise ValueError(f"`{self.spiffe_id}` has no path, so it cannot be registered")
         if not MIN_TTL <= self.svid_ttl <= MAX_TTL:
             raise ValueError(f"the TTL of `{self.spiffe_id}` is {self.svid_ttl}, not {MIN_TTL} to {MAX_TTL}")
+        if not MIN_TTL <= self.jwt_ttl <= MAX_JWT_TTL:
+            raise ValueError(
+                f"the token TTL of `{self.spiffe_id}` is {self.jwt_ttl}, not {MIN_TTL} to {MAX_JWT_TTL}"
+            )
+        if len(self.hint.encode()) > MAX_HINT_BYTES:
+            raise ValueError(f"the hint of `{self.spiffe_id}` has more than {MAX_HINT_BYTES} bytes")
         for name in self.dns_names:
             try:
                 check_dns_name(name)

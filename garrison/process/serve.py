@@ -18,6 +18,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
+import grpc
 import structlog
 from prometheus_client import (
     CollectorRegistry,
@@ -36,9 +37,16 @@ from authz.mixer.lists import MAX_LIST_BYTES
 from authz.mixer.refresher import ListRefresher, list_fetch
 from authz.service import Authorization, DestinationResolver
 from authz.snapshot import Snapshot, load_snapshot
+from ca.api.sds import AGGREGATED as ADS
 from ca.api.sds import SERVICE as SDS
-from ca.api.sds import SecretDiscovery
+from ca.api.sds import SdsCounters, SecretDiscovery
+from ca.api.sds_files import FileSecrets
+from ca.api.workload import SERVICE as WORKLOAD
+from ca.api.workload import WorkloadApi, WorkloadCounters
 from ca.authority import CERT_CHAIN, ROOT_CERT, Authority
+from ca.federated import FederatedBundles, load_federated
+from ca.jwt_key_store import JwtKeyStore
+from ca.local_identities import LocalIdentities
 from garrison.distribution.bundle import BundleFile
 from garrison.distribution.cache import DiskCache
 from garrison.distribution.follower import Follower
@@ -109,6 +117,15 @@ class Server:
         if children is not None:
             children.workers.changed = lambda: self._set_ready(ready=self._listening)
         self._sds: SecretDiscovery | None = None
+        self._workload: WorkloadApi | None = None
+        self._identities: LocalIdentities | None = None
+        federated = [(one.trust_domain, one.file) for one in settings.federated_bundles]
+        self._federated: Reloader[FederatedBundles] = Reloader(
+            "federated_bundles",
+            [path for _, path in federated],
+            lambda _: load_federated(federated),
+            self._use_federated,
+        )
         self._providers = settings.providers()
         self._authenticators = Authenticators(settings.authenticators)
         fetcher = settings.keys.fetcher()
@@ -183,6 +200,8 @@ class Server:
         self._authority = _load_authority(settings) if settings.ca.dir else None
         if self._bundle_files:
             self._trust.load()
+        if settings.federated_bundles:
+            self._federated.load()
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT, then drain."""
@@ -197,11 +216,8 @@ class Server:
         )
         handlers, services = [self.health.handler, *self._rlqs.handlers()], [HEALTH, RLQS]
         if self._authority is not None:
-            self._sds = SecretDiscovery(
-                self._authority, self._settings.registrations(), peer_credentials=control.credentials
-            )
-            handlers += self._sds.handlers()
-            services.append(SDS)
+            handlers += self._identity_handlers(self._local_identities(self._authority, control))
+            services += [SDS, ADS, WORKLOAD]
         admin = self._admin()
         reloaders = [*self._reloaders(), *self._certificates(request, control)]
         watching = asyncio.create_task(watch(reloaders, self._stop))
@@ -229,8 +245,9 @@ class Server:
             self._set_ready(ready=False)
             self.health.close()
             self._rlqs.close()
-            if self._sds is not None:
-                self._sds.close()
+            for service in (self._sds, self._workload):
+                if service is not None:
+                    service.close()
             grace = self._settings.drain_grace.total_seconds()
             await asyncio.gather(request.drain(grace), control.drain(grace))
         finally:
@@ -275,6 +292,32 @@ class Server:
         return AdminServer(
             self._settings.admin.listen, registry, lambda: self._ready, _version(), self._health_details
         )
+
+    def _local_identities(self, authority: Authority, control: ControlServer) -> LocalIdentities:
+        settings = self._settings.ca
+        assert settings.dir is not None  # noqa: S101 - there is a CA
+        identities = LocalIdentities(
+            authority,
+            self._settings.registrations(),
+            settings.dir,
+            peer_credentials=control.credentials,
+            jwt_keys=JwtKeyStore(settings.dir, lifetime=settings.jwt_key_lifetime),
+            token_issuer=settings.oidc.issuer,
+        )
+        if self._federated.current is not None:
+            identities.use_federated(self._federated.current.bundles)
+        self._identities = identities
+        return identities
+
+    def _identity_handlers(self, identities: LocalIdentities) -> list[grpc.GenericRpcHandler]:
+        files = FileSecrets(self._settings.ca.sds_file_folders)
+        self._sds = SecretDiscovery(identities, files=files)
+        self._workload = WorkloadApi(identities)
+        return [*self._sds.handlers(), *self._workload.handlers()]
+
+    def _use_federated(self, federated: FederatedBundles) -> None:
+        if self._identities is not None:
+            self._identities.use_federated(federated.bundles)
 
     def _certificates(
         self, request: RequestServer | Workers, control: ControlServer
@@ -382,6 +425,7 @@ class Server:
                     ("nobody_reads",): self._log_lines.dropped,
                 },
                 sds=self._sds_counts,
+                workload=lambda: _counted(self._workload.counters) if self._workload else {},
                 refused_buckets=lambda: self._store.refused,
                 ready=lambda: self._ready,
             )
@@ -436,8 +480,14 @@ class Server:
     def _reloaders(self) -> list[Reloader[Any]]:
         if self._children is not None:
             # The others were loaded to find mistakes; workers follow them.
-            return [self._limits]
-        return [self._policies, self._limits, self._trust, *self._authenticators.reloaders]
+            return [self._limits, self._federated]
+        return [
+            self._policies,
+            self._limits,
+            self._trust,
+            self._federated,
+            *self._authenticators.reloaders,
+        ]
 
     def _health_details(self) -> dict[str, str]:
         details = self._children.describe() if self._children is not None else {}
@@ -448,8 +498,10 @@ class Server:
     def _sds_counts(self) -> dict[tuple[str, ...], int]:
         if self._sds is None:
             return {}
-        counted = asdict(self._sds.counters)
-        return {(name,): count for name, count in counted.items() if name != "streams"}
+        counts = _counted(self._sds.counters)
+        if self._identities is not None:
+            counts["issue_failures",] += self._identities.refused_renewals
+        return counts
 
     def _rate_limit_counts(self) -> dict[tuple[str, ...], int]:
         return {
@@ -464,6 +516,10 @@ class Server:
             for (domain, rule), hits in self._rate_limit.statistics.hits().items()
             for outcome, count in asdict(hits).items()
         }
+
+
+def _counted(counters: SdsCounters | WorkloadCounters) -> dict[tuple[str, ...], int]:
+    return {(name,): count for name, count in asdict(counters).items() if name != "streams"}
 
 
 def _tls_reloader(kind: str, files: TlsFiles, use: Callable[[TlsFiles], None]) -> Reloader[TlsGeneration]:

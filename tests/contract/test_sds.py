@@ -23,11 +23,14 @@ from envoy.service.discovery.v3.discovery_pb2 import (
     DiscoveryRequest,
     DiscoveryResponse,
 )
+from support.clocks import Clock
 
 from ca.api.sds import SERVICE, SecretDiscovery
-from ca.api.sds_subscription import TYPE_URL
+from ca.api.sds_files import FileSecrets
+from ca.api.sds_secrets import TYPE_URL
 from ca.authority import Hierarchy
 from ca.inspection import check_leaf
+from ca.local_identities import LocalIdentities
 from ca.registration import Registration
 from garrison.identity import TrustDomain
 from garrison.transport.unix_peer import PeerCredentialListener, PeerCredentials
@@ -45,33 +48,12 @@ MY_EXECUTABLE = str(Path("/proc/self/exe").readlink())
 MY_PATH = f"unix:path:{MY_EXECUTABLE}"
 
 
-class Clock:
-    """A clock that moves only when told, and wakes its sleepers then."""
-
-    def __init__(self) -> None:
-        self.now = START
-        self._sleepers: list[tuple[datetime, asyncio.Event]] = []
-
-    async def sleep(self, seconds: float) -> None:
-        """Wait until the clock has moved on by `seconds`."""
-        if seconds > 0:
-            event = asyncio.Event()
-            self._sleepers.append((self.now + timedelta(seconds=seconds), event))
-            await event.wait()
-
-    def advance(self, by: timedelta) -> None:
-        """Move the clock."""
-        self.now += by
-        for due, event in self._sleepers:
-            if due <= self.now:
-                event.set()
-
-
 @dataclass
 class Lab:
     """A running SDS server, a channel to it over the attested socket, and one straight to its inside."""
 
     sds: SecretDiscovery
+    identities: LocalIdentities
     clock: Clock
     channel: grpc.aio.Channel
     inner_channel: grpc.aio.Channel
@@ -106,15 +88,18 @@ def registration(spiffe_id: str = WEB, *selectors: str, **options: Any) -> Regis
 @contextlib.asynccontextmanager
 async def lab(tmp_path: Path, *registrations: Registration) -> AsyncIterator[Lab]:
     """Run the server behind a peer-credential listener."""
-    clock = Clock()
+    clock = Clock(START)
     listener = PeerCredentialListener(tmp_path / "sds.sock")
-    sds = SecretDiscovery(
+    identities = LocalIdentities(
         AUTHORITY,
         registrations,
+        tmp_path,
         peer_credentials=listener.credentials,
         now=lambda: clock.now,
-        sleep=clock.sleep,
         jitter=lambda: 0.5,
+    )
+    sds = SecretDiscovery(
+        identities, files=FileSecrets([tmp_path / "files"]), now=lambda: clock.now, sleep=clock.sleep
     )
     server = grpc.aio.server()
     server.add_generic_rpc_handlers(sds.handlers())
@@ -126,7 +111,7 @@ async def lab(tmp_path: Path, *registrations: Registration) -> AsyncIterator[Lab
         grpc.aio.insecure_channel(listener.inner_target) as inner_channel,
     ):
         try:
-            yield Lab(sds, clock, channel, inner_channel, tmp_path / "sds.sock")
+            yield Lab(sds, identities, clock, channel, inner_channel, tmp_path / "sds.sock")
         finally:
             await server.stop(0)
 
@@ -330,7 +315,7 @@ def test_a_forced_rotation_reaches_every_stream(tmp_path: Path) -> None:
         await roots.write(request("ROOTCA"))
         before = [leaf(unpack(await world.read())[WEB]), leaf(unpack(await delta.read())["default"])]
         answer = await roots.read()
-        lab.sds.rotate()
+        lab.identities.rotate()
         after = await world.read(), await delta.read()
         assert list(unpack(after[1])) == ["default"]
         assert before[0] != leaf(unpack(after[0])[WEB])
@@ -426,7 +411,7 @@ def test_delta_follows_the_subscriptions(tmp_path: Path) -> None:
         )
         await stream.write(DeltaDiscoveryRequest(resource_names_subscribe=["ROOTCA"]))
         assert list(unpack(await stream.read())) == ["ROOTCA"]
-        lab.sds.rotate()
+        lab.identities.rotate()
         assert list(unpack(await stream.read())) == [WEB]
         assert (await failure(stream, DeltaDiscoveryRequest(resource_names_subscribe=["nobody"])))[
             0
@@ -511,7 +496,7 @@ def test_a_stream_that_is_cancelled_twice_is_forgotten(tmp_path: Path) -> None:
             def peer(self) -> str:
                 return "unix:"
 
-        lab.sds._peer_credentials = lambda _: PeerCredentials(
+        lab.identities._peer_credentials = lambda _: PeerCredentials(
             os.getpid(), os.getuid(), os.getgid(), MY_EXECUTABLE
         )
         context: Any = Context()

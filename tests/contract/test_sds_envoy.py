@@ -22,9 +22,11 @@ from cryptography import x509
 from envoy.service.discovery.v3.discovery_pb2 import DiscoveryRequest, DiscoveryResponse
 
 from ca.api.sds import SERVICE, SecretDiscovery
+from ca.api.sds_files import FileSecrets
 from ca.authority import Authority, Hierarchy
 from ca.inspection import check_leaf
 from ca.keys import new_private_key, private_key_pem
+from ca.local_identities import LocalIdentities
 from ca.registration import Registration
 from garrison.envoy_binary import find_envoy
 from garrison.identity import SpiffeId, TrustDomain
@@ -180,17 +182,18 @@ async def running_envoy(directory: Path, api_type: str) -> AsyncIterator[Envoy]:
 @contextlib.asynccontextmanager
 async def running_sds(
     directory: Path, authority: Authority, *registrations: Registration
-) -> AsyncIterator[SecretDiscovery]:
+) -> AsyncIterator[tuple[SecretDiscovery, LocalIdentities]]:
     """Serve SDS at the socket in `directory`."""
     listener = PeerCredentialListener(directory / "sds.sock")
-    sds = SecretDiscovery(authority, registrations, peer_credentials=listener.credentials)
+    identities = LocalIdentities(authority, registrations, directory, peer_credentials=listener.credentials)
+    sds = SecretDiscovery(identities, files=FileSecrets([directory / "files"]))
     server = grpc.aio.server()
     server.add_generic_rpc_handlers(sds.handlers())
     server.add_insecure_port(listener.inner_target)
     await server.start()
     async with listener:
         try:
-            yield sds
+            yield sds, identities
         finally:
             await server.stop(0)
 
@@ -236,7 +239,7 @@ def test_envoy_serves_our_identity_and_demands_one(tmp_path: Path, api_type: str
         )
         me = Registration.parse(WEB, [f"unix:uid:{os.getuid()}", f"unix:path:{_ENVOY}"])
         async with (
-            running_sds(tmp_path, authority, me) as sds,
+            running_sds(tmp_path, authority, me) as (sds, identities),
             running_envoy(tmp_path, api_type) as envoy,
         ):
             port = await eventually(envoy.port, "the listener")
@@ -250,7 +253,7 @@ def test_envoy_serves_our_identity_and_demands_one(tmp_path: Path, api_type: str
             with pytest.raises(ssl.SSLCertVerificationError):
                 await asyncio.to_thread(call, port, client_context(tmp_path, stranger, authority))
 
-            sds.rotate()
+            identities.rotate()
 
             def rotated() -> x509.Certificate | None:
                 found = call(port, ours)
@@ -292,7 +295,10 @@ def test_envoy_without_a_registration_serves_nobody(tmp_path: Path) -> None:
     async def scenario() -> None:
         authority = Hierarchy.create(TrustDomain("cluster.local"), now=datetime.now(UTC)).authority()
         other = Registration.parse(WEB, [f"unix:uid:{os.getuid()}", "unix:path:/usr/bin/another-envoy"])
-        async with running_sds(tmp_path, authority, other) as sds, running_envoy(tmp_path, "GRPC") as envoy:
+        async with (
+            running_sds(tmp_path, authority, other) as (sds, _),
+            running_envoy(tmp_path, "GRPC") as envoy,
+        ):
             await eventually(lambda: sds.counters.denials >= 2 or None, "the denials")
             port = await eventually(envoy.port, "the listener")
             with pytest.raises((*REFUSED, ConnectionRefusedError)):  # before or after it gave up waiting

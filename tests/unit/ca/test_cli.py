@@ -235,7 +235,7 @@ def test_bundle_comes_as_pem_and_as_spiffe(pki: Path) -> None:
     pem = run("bundle", "--dir", pki).output.encode()
     assert pem == (pki / "root-cert.pem").read_bytes()
     text = run("bundle", "--dir", pki, "--format", "spiffe").output
-    assert parse_spiffe_bundle(text) == tuple(x509.load_pem_x509_certificates(pem))
+    assert parse_spiffe_bundle(text).x509_authorities == tuple(x509.load_pem_x509_certificates(pem))
     (entry,) = json.loads(text)["keys"]
     assert (entry["use"], entry["kty"], entry["crv"], len(entry["x5c"])) == ("x509-svid", "EC", "P-256", 1)
     assert "kid" not in entry

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import NoReturn
 
 import pytest
 
@@ -21,39 +23,56 @@ def cache(authority: Authority) -> SvidCache:
     return SvidCache(authority, random=lambda: 0.5)
 
 
-def test_one_svid_serves_until_it_ends(authority: Authority, now: datetime) -> None:
-    """Also an overdue SVID is handed out while it is valid; after that there is a new one with a new key."""
+def test_one_svid_serves_until_it_is_due(authority: Authority, now: datetime) -> None:
+    """Whoever asks before `renew_at` gets the same one; from then on there is a new one with a new key."""
     held = cache(authority)
     first = held.get(WEB, now)
-    assert held.get(WEB, now + timedelta(minutes=59)) is first
-    second = held.get(WEB, first.svid.not_after)
+    assert held.get(WEB, first.renew_at - timedelta(seconds=1)) is first
+    second = held.get(WEB, first.renew_at)
     assert second.svid.leaf.public_key() != first.svid.leaf.public_key()
+    assert held.get(WEB, first.renew_at) is second
 
 
-def test_only_what_is_due_is_renewed(authority: Authority, now: datetime) -> None:
-    """Each SVID has its own time; forced, all are replaced."""
+def test_each_registration_has_its_own_time(authority: Authority, now: datetime) -> None:
+    """One that is due changes nothing for another one; made due by hand, all are replaced."""
     held = cache(authority)
-    assert held.next_renewal is None
     web, api = held.get(WEB, now), held.get(API, now)
-    assert held.next_renewal == api.renew_at
-    assert held.renew(api.renew_at) == ({API.spiffe_id}, [])
-    assert held.get(WEB, now) is web
-    assert held.renew(api.renew_at, all_of_them=True) == ({WEB.spiffe_id, API.spiffe_id}, [])
-    assert held.get(WEB, now) is not web
+    assert held.get(API, api.renew_at) is not api
+    assert held.get(WEB, api.renew_at) is web
+    held.expire(api.renew_at)
+    assert held.get(WEB, api.renew_at) is not web
+
+
+def test_a_changed_registration_gets_another_svid(authority: Authority, now: datetime) -> None:
+    """With other DNS names or another TTL the held one is not what was registered; dropped ones are forgotten."""
+    held = cache(authority)
+    first = held.get(WEB, now)
+    named = replace(WEB, dns_names=("web",))
+    assert held.get(named, now) is not first
+    held.retain([named])
+    assert held.get(WEB, now) is not first
 
 
 def test_a_refused_renewal_keeps_the_old_and_tries_again(authority: Authority, now: datetime) -> None:
-    """When the CA refuses, the SVID stays, and is due again after a part of its rest, never at once."""
-    held = cache(authority)
-    start = authority.not_after - timedelta(minutes=30)
-    first = held.get(WEB, start)
-    assert first.svid.not_after == authority.not_after
-    late = authority.not_after + timedelta(seconds=1)
-    renewed, refused = held.renew(late)
-    assert (renewed, len(refused)) == (set(), 1)
-    assert held.next_renewal == late + MIN_INTERVAL
-    with pytest.raises(IssuanceError, match="expired"):
-        held.get(WEB, late)
+    """While the CA refuses, the SVID stays as long as it is valid, due again after a part of its rest."""
+    heard: list[str] = []
+    held = SvidCache(authority, random=lambda: 0.5, refused=lambda one, error: heard.append(str(error)))
+    first = held.get(WEB, now)
+
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise IssuanceError("not now")
+
+    held._authority = replace(authority, new_serial=refuse)
+    kept = held.get(WEB, first.renew_at)
+    assert kept.svid is first.svid
+    assert kept.key is first.key
+    assert kept.renew_at == first.renew_at + (first.svid.not_after - first.renew_at) / 10
+    assert held.get(WEB, first.renew_at) is kept
+    late = first.svid.not_after - timedelta(seconds=1)
+    assert held.get(WEB, late).renew_at == late + MIN_INTERVAL
+    assert heard == ["not now"] * 2
+    with pytest.raises(IssuanceError, match="not now"):
+        held.get(WEB, first.svid.not_after)
 
 
 def test_near_the_end_of_the_ca_it_is_not_asked_all_the_time(authority: Authority, now: datetime) -> None:
