@@ -9,18 +9,21 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
 from ca.atomic_files import write_file
 from ca.authority import Authority, Hierarchy
-from ca.bundle import format_spiffe_bundle
+from ca.bundle import SpiffeBundle, format_spiffe_bundle
 from ca.bundle_sequence import published_bundle
 from ca.describe import describe_certificate, describe_file, format_description
 from ca.issuer import DEFAULT_TTL
+from ca.jwt_key_store import JwtKeyStore
+from ca.jwt_svid import MAX_TOKEN_BYTES, issue_jwt_svid, validate_jwt_svid
 from ca.keys import new_private_key, private_key_pem
-from garrison.errors import ConfigError, GarrisonError, IssuanceError
+from ca.registration import DEFAULT_JWT_TTL
+from garrison.errors import ConfigError, GarrisonError, IssuanceError, RequestError
 from garrison.identity import SpiffeId, TrustDomain
 
 EXIT_UNUSABLE = 2
@@ -234,6 +237,86 @@ def bundle(directory: Path, form: str, as_json: bool) -> None:  # noqa: FBT001
         click.echo(format_spiffe_bundle(published_bundle(directory, authority.roots, datetime.now(UTC))))
     else:
         click.echo(authority.bundle_pem().decode(), nl=False)
+
+
+@ca.group(
+    epilog="\b\nExample:\n  ca jwt mint --dir ./pki --audience db spiffe://cluster.local/job\n\n" + EXIT_CODES
+)
+def jwt() -> None:
+    """Make JWT-SVIDs by hand, and look whether one is good."""
+
+
+@jwt.command(epilog=EXIT_CODES)
+@_dir_option
+@click.argument("spiffe_id", type=_Parsed("spiffe_id", SpiffeId.parse))
+@click.option("--audience", "audiences", multiple=True, required=True, help="Whom it is for; repeatable.")
+@click.option(
+    "--ttl",
+    type=_Parsed("duration", _parse_duration),
+    default=DEFAULT_JWT_TTL,
+    help="How long it is valid: 5m if not given, at most 1h.",
+)
+@click.option("--issuer", "token_issuer", help="The `iss` of the token; none if not given.")
+@_json_option
+def mint(
+    directory: Path,
+    spiffe_id: SpiffeId,
+    audiences: tuple[str, ...],
+    ttl: timedelta,
+    token_issuer: str | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Print a JWT-SVID, signed with the key that `garrison serve` signs with; a key is made if there is none.
+
+    It works for whoever holds it until it ends.
+
+    \b
+    Example:
+      ca jwt mint --dir ./pki --audience db spiffe://cluster.local/job
+    """
+    trust_domain = Authority.load(directory).trust_domain
+    if spiffe_id.trust_domain != trust_domain:
+        raise IssuanceError(f"`{spiffe_id}` is outside this CA's trust domain `{trust_domain}`")
+    now = datetime.now(UTC)
+    store = JwtKeyStore(directory)
+    # Not more than that: when keys change is for the server to say, which knows their lifetime.
+    ring = store.published()
+    key = (ring if ring.keys else store.ring(now)).signing(now)
+    token = issue_jwt_svid(key, spiffe_id, audiences, now=now, ttl=ttl, token_issuer=token_issuer)
+    if as_json:
+        expires = f"{now.replace(microsecond=0) + ttl:%FT%TZ}"
+        values = {"spiffe_id": str(spiffe_id), "audience": list(audiences), "not_after": expires}
+        _print(as_json, {**values, "kid": key.kid, "token": token})
+    else:
+        click.echo(token)
+
+
+@jwt.command(epilog=EXIT_CODES)
+@_dir_option
+@click.argument("token", type=click.File("r"), default="-")
+@click.option("--audience", required=True, help="Whom it should be for.")
+@_json_option
+def validate(directory: Path, token: TextIO, audience: str, *, as_json: bool) -> None:
+    """Look whether the JWT-SVID in the file TOKEN (standard input if not given) is good, and show its claims.
+
+    A token is not an argument, because every user of a machine can read those.
+
+    \b
+    Example:
+      ca jwt validate --dir ./pki --audience db token.jwt
+    """
+    try:
+        text = token.read(MAX_TOKEN_BYTES + 2).strip()
+        # After the token came: it may be the first one, and its key as new as it is.
+        keys = JwtKeyStore(directory).published().authorities()
+        bundles = {Authority.load(directory).trust_domain: SpiffeBundle(jwt_authorities=keys)}
+        found = validate_jwt_svid(text, audience, bundles, now=datetime.now(UTC))
+    except UnicodeDecodeError as error:
+        raise IssuanceError("the token is malformed") from error
+    except RequestError as error:
+        raise IssuanceError(str(error)) from error
+    _print(as_json, {"spiffe_id": str(found.spiffe_id), "claims": dict(found.claims)})
 
 
 def main() -> None:
