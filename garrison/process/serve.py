@@ -59,6 +59,8 @@ from garrison.process.authenticators import Authenticators
 from garrison.process.control import ControlServer
 from garrison.process.link import WorkerLink
 from garrison.process.mixer_quotas import DOMAIN, StoreQuotas
+from garrison.process.oidc import OidcPages
+from garrison.process.pages import PageServer
 from garrison.process.quota import build_store
 from garrison.process.reload import Reloader, watch
 from garrison.process.settings import DistributionSettings, Settings
@@ -73,10 +75,12 @@ from garrison.telemetry.metrics import (
     StoreCollector,
     WorkerCollector,
 )
+from garrison.transport.address import Scheme
 from garrison.transport.h2 import Limits
 from garrison.transport.health import SERVICE as HEALTH
 from garrison.transport.health import Health
 from garrison.transport.listeners import RequestServer, Transport
+from garrison.transport.sockets import address_error
 from garrison.transport.tls import TlsFiles, TlsGeneration
 from ratelimit.compile import load_limits
 from ratelimit.rlqs import SERVICE as RLQS
@@ -119,6 +123,7 @@ class Server:
         self._sds: SecretDiscovery | None = None
         self._workload: WorkloadApi | None = None
         self._identities: LocalIdentities | None = None
+        self._oidc: PageServer | None = None
         federated = [(one.trust_domain, one.file) for one in settings.federated_bundles]
         self._federated: Reloader[FederatedBundles] = Reloader(
             "federated_bundles",
@@ -215,7 +220,7 @@ class Server:
             self._settings.control.unix_mode,
         )
         handlers, services = [self.health.handler, *self._rlqs.handlers()], [HEALTH, RLQS]
-        if self._authority is not None:
+        if self._authority is not None and self._link is None:
             handlers += self._identity_handlers(self._local_identities(self._authority, control))
             services += [SDS, ADS, WORKLOAD]
         admin = self._admin()
@@ -267,6 +272,8 @@ class Server:
             await self._store.close()
         if self._children is not None:
             await self._children.stop()
+        if self._oidc is not None:
+            self._oidc.close()
 
     def _request_path(self) -> RequestServer | Workers:
         if self._children is not None:
@@ -307,6 +314,16 @@ class Server:
         if self._federated.current is not None:
             identities.use_federated(self._federated.current.bundles)
         self._identities = identities
+        if settings.oidc.listen is not None:
+            pages = OidcPages(identities.bundle, settings.oidc.issuer)
+            address, tls = settings.oidc.listen, settings.oidc.tls.files()
+            try:
+                self._oidc = PageServer(
+                    "oidc", address, pages.page, tls if address.scheme is Scheme.TLS else None
+                )
+            except OSError as error:
+                raise address_error(address, f"cannot listen: {error.strerror or error}") from error
+            log.info("oidc_listening", address=str(self._oidc.address))
         return identities
 
     def _identity_handlers(self, identities: LocalIdentities) -> list[grpc.GenericRpcHandler]:
@@ -330,6 +347,9 @@ class Server:
         files = self._settings.control.tls.files()
         if files is not None and self._link is None:
             found.append(_tls_reloader("control_tls", files, control.reload_tls))
+        files = self._settings.ca.oidc.tls.files()
+        if files is not None and self._oidc is not None:
+            found.append(_tls_reloader("oidc_tls", files, self._oidc.reload_tls))
         return found
 
     async def _prepare(self, snapshot: Snapshot) -> None:
