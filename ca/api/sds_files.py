@@ -62,7 +62,7 @@ class FileSource:
             found = os.open(path, os.O_PATH)  # touches nothing: opening some devices does something
         except FileNotFoundError as error:
             # Whether a path exists elsewhere is not for callers to know.
-            if not self._is_listed(path.parent.resolve() / path.name):
+            if not self._is_listed(path.resolve()):
                 raise self._denied() from error
             raise DependencyError(f"`{path}` cannot be read: {error.strerror}") from error
         except OSError as error:

@@ -10,7 +10,9 @@ from typing import Any
 
 import jwt
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
 from ca.bundle import JwtAuthority, SpiffeBundle, format_jwk_set
 from ca.jwt_keys import JwtKey
@@ -211,6 +213,24 @@ def test_another_key_is_refused(now: datetime) -> None:
     assert "no key" in refusal(token(now, kid="nobody"), now)
     with pytest.raises(RequestError, match="no key"):
         validate_jwt_svid(token(now), "db", {DOMAIN: SpiffeBundle()}, now=now)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "kid"),
+    [("RS256", "ES256"), ("PS512", "ES512"), ("ES256", "RS256"), ("ES256", "ES384"), ("ES512", "ES256")],
+)
+def test_an_algorithm_is_bound_to_its_kind_of_key(now: datetime, algorithm: str, kid: str) -> None:
+    """(RFC 7518, 3.4) A key verifies with its own algorithms only: RSA with RS and PS, each curve with its one."""
+    claims = {"sub": str(WEB), "aud": ["db"], "exp": int(now.timestamp()) + 300}
+    signed = f"{encode({'alg': algorithm, 'kid': kid})}.{encode(claims)}"
+    key, scheme = KEYS[kid], hashes.SHA256() if algorithm.endswith("256") else hashes.SHA512()
+    if isinstance(key, rsa.RSAPrivateKey):
+        signature = key.sign(signed.encode(), padding.PKCS1v15(), scheme)
+    else:
+        size = (key.curve.key_size + 7) // 8
+        r, s = decode_dss_signature(key.sign(signed.encode(), ec.ECDSA(scheme)))
+        signature = r.to_bytes(size) + s.to_bytes(size)
+    assert "no key" in refusal(f"{signed}.{encode(signature)}", now)
 
 
 def test_what_is_no_compact_jws_is_refused(now: datetime) -> None:
