@@ -9,16 +9,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import structlog
+from cryptography import x509
 
 from ca.api.identities import Caller, Changes
 from ca.attestation import entitled, selectors_of
-from ca.authority import Authority
+from ca.authority import Authority, X509Svid
 from ca.bundle import REFRESH_HINT_SECONDS, SpiffeBundle
 from ca.bundle_sequence import bundle_sequence
 from ca.jwt_key_store import JwtKeyStore
 from ca.jwt_svid import issue_jwt_svid
+from ca.keys import PublicKey
 from ca.registration import Registration
-from ca.svid_cache import HeldSvid, SvidCache
+from ca.svid_cache import HeldSvid, Issue, SvidCache
 from garrison.errors import ConfigError, IssuanceError
 from garrison.identity import TrustDomain
 from garrison.transport.unix_peer import PeerCredentials
@@ -30,7 +32,8 @@ class LocalIdentities:
     """`Identities` of the CA in `directory`, which is also where keys for tokens and sequence numbers are.
 
     One key and SVID per registration, made here, in memory only. `peer_credentials` maps a gRPC peer to the
-    process behind it (`PeerCredentialListener.credentials`). Clock and randomness can be replaced.
+    process behind it (`PeerCredentialListener.credentials`). `issue_for` returns who issues for a caller, the
+    authority alone by default, and `crl_pem` the CRL, none by default. Clock and randomness can be replaced.
     """
 
     def __init__(
@@ -42,6 +45,8 @@ class LocalIdentities:
         peer_credentials: Callable[[str], PeerCredentials | None],
         jwt_keys: JwtKeyStore | None = None,
         token_issuer: str | None = None,
+        issue_for: Callable[[Caller], Issue] | None = None,
+        crl_pem: Callable[[], bytes] = bytes,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -56,7 +61,9 @@ class LocalIdentities:
         self._now = now
         self._federated: dict[TrustDomain, SpiffeBundle] = {}
         self._complaint = ""
-        self._held = SvidCache(authority, random=jitter, refused=self._refused)
+        self._issue_for = issue_for or (lambda _: self._sign)
+        self._crl_pem = crl_pem
+        self._held = SvidCache(random=jitter, refused=self._refused)
 
     @property
     def trust_domain(self) -> TrustDomain:
@@ -71,9 +78,14 @@ class LocalIdentities:
         """Return the registrations whose selectors the process meets; see `Identities`."""
         return entitled(self._registrations, selectors_of(credentials))
 
-    async def svid(self, registration: Registration) -> HeldSvid:
+    async def svid(self, caller: Caller, registration: Registration) -> HeldSvid:
         """Return the SVID that is held, a new one when that is due; see `Identities`."""
-        return self._held.get(registration, self._now())
+        return await self._held.get(registration, self._now(), self._issue_for(caller))
+
+    def crls(self) -> tuple[x509.CertificateRevocationList, ...]:
+        """Return the CRL that is published, if one is; see `Identities`."""
+        pem = self._crl_pem()
+        return (x509.load_pem_x509_crl(pem),) if pem else ()
 
     def bundles(self, caller: Caller) -> Mapping[TrustDomain, SpiffeBundle]:  # noqa: ARG002 - the same to all
         """Return our bundle, then the federated ones; see `Identities`."""
@@ -93,7 +105,12 @@ class LocalIdentities:
                 _log.error("bundle is not complete", directory=str(self._directory), reason=str(error))
         return bundle
 
-    async def sign_jwt(self, registration: Registration, audience: Sequence[str]) -> str:
+    async def sign_jwt(
+        self,
+        caller: Caller,  # noqa: ARG002 - a token is the same whoever asks for it
+        registration: Registration,
+        audience: Sequence[str],
+    ) -> str:
         """Return a token signed by the key whose turn it is; see `Identities`."""
         now = self._now()
         try:
@@ -120,10 +137,23 @@ class LocalIdentities:
         self._federated = {name: one for name, one in bundles.items() if name != self.trust_domain}
         self.changes.tell()
 
+    def tell_crl(self) -> None:
+        """Push what `crl_pem` returns now."""
+        self.changes.tell()
+
     def rotate(self) -> None:
         """Replace every key and SVID now, and push them."""
         self._held.expire(self._now())
         self.changes.tell()
+
+    async def _sign(self, registration: Registration, public_key: PublicKey, now: datetime) -> X509Svid:
+        return self._authority.issue(
+            registration.spiffe_id,
+            public_key,
+            now=now,
+            ttl=registration.svid_ttl,
+            dns_names=registration.dns_names,
+        )
 
     def _refused(self, registration: Registration, error: IssuanceError) -> None:
         self.refused_renewals += 1

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol
 
+from cryptography import x509
+
 from ca.bundle import SpiffeBundle
 from ca.registration import Registration
 from ca.svid_cache import HeldSvid
@@ -64,7 +66,10 @@ class Identities(Protocol):
     def entitled(self, credentials: PeerCredentials) -> tuple[Registration, ...]:
         """Return what that process may have, in order; none for a stranger."""
 
-    async def svid(self, registration: Registration) -> HeldSvid:
+    def crls(self) -> tuple[x509.CertificateRevocationList, ...]:
+        """Return what says which SVIDs of our trust domain were revoked; nothing where none is published."""
+
+    async def svid(self, caller: Caller, registration: Registration) -> HeldSvid:
         """Return the SVID of `registration`, the same to all who ask until its `renew_at`.
 
         Raises:
@@ -75,7 +80,7 @@ class Identities(Protocol):
     def bundles(self, caller: Caller) -> Mapping[TrustDomain, SpiffeBundle]:
         """Return the bundle of our trust domain, and those of the federated ones that `caller` may have."""
 
-    async def sign_jwt(self, registration: Registration, audience: Sequence[str]) -> str:
+    async def sign_jwt(self, caller: Caller, registration: Registration, audience: Sequence[str]) -> str:
         """Return a JWT-SVID of `registration` for `audience`.
 
         Raises:

@@ -270,7 +270,7 @@ class SecretDiscovery:
         dues = []
         for name, source in sources.items():
             try:
-                secret, due = await self._secret(name, source)
+                secret, due = await self._secret(caller, name, source)
             except (IssuanceError, DependencyError) as error:
                 if name not in sent.secrets:
                     raise
@@ -312,7 +312,9 @@ class SecretDiscovery:
         message = f"this caller ({describe(caller.credentials)}) may not have `{name}`"
         raise EntitlementError(message, caller.credentials, name=name)
 
-    async def _secret(self, name: str, source: _Source) -> tuple[NamedSecret, datetime | None]:
+    async def _secret(
+        self, caller: Caller, name: str, source: _Source
+    ) -> tuple[NamedSecret, datetime | None]:
         """Return the secret, checked, and when to look for a newer one.
 
         Raises:
@@ -322,10 +324,13 @@ class SecretDiscovery:
         """
         match source:
             case Registration():
-                held = await self._identities.svid(source)
+                held = await self._identities.svid(caller, source)
                 return _svid_secret(name, held), held.renew_at
             case SpiffeBundle():
-                return _bundle_secret(name, source), None
+                ours = name in {ROOTCA, str(self._identities.trust_domain.spiffe_id)}
+                crls = self._identities.crls() if ours else ()
+                # Without roots Envoy would not verify at all.
+                return roots_secret(name, source.x509_authorities or (root_of_nobody(),), crls), None
             case FileSource():
                 return source.load(), self._now() + FILE_INTERVAL
 
@@ -352,8 +357,3 @@ class SecretDiscovery:
 
 def _svid_secret(name: str, held: HeldSvid) -> NamedSecret:
     return certificate_secret(name, held.svid.certificates, held.key)
-
-
-def _bundle_secret(name: str, bundle: SpiffeBundle) -> NamedSecret:
-    # Without roots Envoy would not verify at all.
-    return roots_secret(name, bundle.x509_authorities or (root_of_nobody(),))

@@ -43,7 +43,9 @@ def certificate_secret(name: str, chain: Sequence[x509.Certificate], key: Privat
     return NamedSecret(name, _digest(chain), message)
 
 
-def roots_secret(name: str, roots: Sequence[x509.Certificate]) -> NamedSecret:
+def roots_secret(
+    name: str, roots: Sequence[x509.Certificate], crls: Sequence[x509.CertificateRevocationList] = ()
+) -> NamedSecret:
     """Return what peers are verified with.
 
     Raises:
@@ -54,9 +56,13 @@ def roots_secret(name: str, roots: Sequence[x509.Certificate]) -> NamedSecret:
         raise IssuanceError(f"there are no roots for `{name}`")
     message = Secret(name=name)
     message.validation_context.trusted_ca.inline_bytes = format_certificates(roots)
-    return NamedSecret(name, _digest(roots), message)
+    if crls:
+        message.validation_context.crl.inline_bytes = b"".join(crl.public_bytes(Encoding.PEM) for crl in crls)
+        # Without it Envoy wants a CRL of the root too, whose key is kept elsewhere, and refuses everybody.
+        message.validation_context.only_verify_leaf_cert_crl = True
+    return NamedSecret(name, _digest([*roots, *crls]), message)
 
 
-def _digest(certificates: Sequence[x509.Certificate]) -> str:
-    der = b"".join(certificate.public_bytes(Encoding.DER) for certificate in certificates)
+def _digest(signed: Sequence[x509.Certificate | x509.CertificateRevocationList]) -> str:
+    der = b"".join(one.public_bytes(Encoding.DER) for one in signed)
     return hashlib.sha256(der).hexdigest()[:16]

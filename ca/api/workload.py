@@ -192,15 +192,16 @@ class WorkloadApi:
         """Section 5.2.1."""
         bundles = dict(self._identities.bundles(caller))
         own = format_der(bundles.pop(self._identities.trust_domain).x509_authorities)
-        response = X509SVIDResponse(federated_bundles=_x509(bundles))
-        held = [await self._identities.svid(registration) for registration in caller.registrations]
+        response = X509SVIDResponse(crl=self._crls(), federated_bundles=_x509(bundles))
+        held = [await self._identities.svid(caller, registration) for registration in caller.registrations]
         for one, hint in zip(held, _hints(caller.registrations), strict=True):
             response.svids.append(_x509_svid(one, own, hint))
         return response, min(one.renew_at for one in held)
 
     async def _x509_bundles(self, caller: Caller) -> tuple[Any, None]:
         """Section 5.2.2."""
-        return X509BundlesResponse(bundles=_x509(self._identities.bundles(caller))), None
+        bundles = _x509(self._identities.bundles(caller))
+        return X509BundlesResponse(crl=self._crls(), bundles=bundles), None
 
     async def _jwt_svids(self, caller: Caller, request: Any) -> Any:
         """Section 6.2.1."""
@@ -213,7 +214,7 @@ class WorkloadApi:
                 raise EntitlementError(message, caller.credentials, name=request.spiffe_id)
         response = JWTSVIDResponse()
         for one, hint in zip(registrations, _hints(registrations), strict=True):
-            token = await self._identities.sign_jwt(one, request.audience)
+            token = await self._identities.sign_jwt(caller, one, request.audience)
             response.svids.append(JWTSVID(spiffe_id=str(one.spiffe_id), svid=token, hint=hint))
         return response
 
@@ -235,6 +236,9 @@ class WorkloadApi:
         except (ValueError, RecursionError) as error:
             raise RequestError("the token has claims that cannot be told") from error
         return response
+
+    def _crls(self) -> list[bytes]:
+        return [crl.public_bytes(Encoding.DER) for crl in self._identities.crls()]
 
     def _log_denial(self, peer: str, error: EntitlementError) -> None:
         self.counters.denials += 1

@@ -19,6 +19,7 @@ import grpc
 import pytest
 import structlog
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, load_der_private_key
 from support.clocks import Clock
 from support.workload_client import ask, start
@@ -338,6 +339,28 @@ def test_bundles_are_pushed_when_they_change(tmp_path: Path) -> None:
         assert list(x509_bundles.bundles) == list(jwt_bundles.bundles) == [DOMAIN]
         assert list(svids.federated_bundles) == []
         for stream in streams:
+            stream.cancel()
+
+    run(scenario, tmp_path)
+
+
+def test_a_crl_comes_with_the_roots(tmp_path: Path) -> None:
+    """(A 5.2.1, 5.2.2) What was revoked is in both streams, in DER, and pushed when there is a new list."""
+
+    async def scenario(lab: Lab) -> None:
+        streams = [lab.call(method) for method in ("FetchX509SVID", "FetchX509Bundles")]
+        assert [list((await stream.read()).crl) for stream in streams] == [[], []]
+        issuer = HIERARCHY.issuer
+        builder = x509.CertificateRevocationListBuilder().issuer_name(issuer.certificate.subject)
+        crl = (
+            builder.last_update(START)
+            .next_update(START + timedelta(days=1))
+            .sign(issuer.key, hashes.SHA256())
+        )
+        lab.identities._crl_pem = lambda: crl.public_bytes(Encoding.PEM)
+        lab.identities.tell_crl()
+        for stream in streams:
+            assert list((await stream.read()).crl) == [crl.public_bytes(Encoding.DER)]
             stream.cancel()
 
     run(scenario, tmp_path)

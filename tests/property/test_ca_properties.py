@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import json
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 from ca.api.sds_secrets import NamedSecret
 from ca.api.sds_subscription import StateOfTheWorld
 from ca.attestation import entitled, selectors_of
-from ca.authority import Hierarchy
+from ca.authority import Hierarchy, X509Svid
 from ca.bundle import (
     SpiffeBundle,
     format_certificates,
@@ -33,9 +34,9 @@ from ca.csr import parse_csr
 from ca.describe import describe_file
 from ca.inspection import check_leaf
 from ca.issuer import BACKDATE, MAX_TTL, MIN_TTL
-from ca.keys import new_private_key
+from ca.keys import PublicKey, new_private_key
 from ca.registration import Registration, Selector
-from ca.svid_cache import MIN_INTERVAL, SvidCache
+from ca.svid_cache import MIN_INTERVAL, HeldSvid, SvidCache
 from garrison.errors import IssuanceError, RequestError
 from garrison.identity import SpiffeId, TrustDomain
 from garrison.transport.unix_peer import PeerCredentials
@@ -199,22 +200,29 @@ def test_one_more_selector_never_entitles_more(
 def test_renewal_leaves_time_and_happens_once(ttl: timedelta, random: float, steps: list[timedelta]) -> None:
     """An SVID is due between 45 and 55 percent of its life; renewed then, it is valid and not due again."""
     registration = Registration.parse("spiffe://td/a", ["unix:uid:1"], ttl)
-    cache = SvidCache(AUTHORITY, random=lambda: random, new_key=lambda: KEY)
+    cache = SvidCache(random=lambda: random, new_key=lambda: KEY)
+
+    async def issue(one: Registration, public_key: PublicKey, now: datetime) -> X509Svid:
+        return AUTHORITY.issue(one.spiffe_id, public_key, now=now, ttl=one.svid_ttl)
+
+    def get(now: datetime) -> HeldSvid:
+        return asyncio.run(cache.get(registration, now, issue))
+
     now = NOW
-    held = cache.get(registration, now)
+    held = get(now)
     for step in [timedelta(0), *steps]:
         share = (held.renew_at - now) / (held.svid.not_after - now)
         assert 0.44 < share < 0.56
         now += step
         due = now >= held.renew_at
-        found = cache.get(registration, now)
+        found = get(now)
         assert (found is not held) == due
         if not due:
             now -= step
             continue
         held = found
         assert now + MIN_INTERVAL <= held.renew_at < held.svid.not_after
-        assert cache.get(registration, now) is held
+        assert get(now) is held
 
 
 NAMES = st.lists(st.sampled_from(["a", "b", "c"]), max_size=3)

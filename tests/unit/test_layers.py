@@ -66,7 +66,6 @@ PURE = [
     "ca/inspection.py",
     "ca/jwt_keys.py",
     "ca/jwt_svid.py",
-    "ca/svid_cache.py",
     "ca/template.py",
     "garrison/distribution/announcement.py",
     "garrison/distribution/bundle.py",

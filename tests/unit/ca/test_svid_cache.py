@@ -2,25 +2,58 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
-from ca.authority import Authority
-from ca.keys import new_private_key
+from ca.authority import Authority, X509Svid
+from ca.keys import PublicKey, new_private_key
 from ca.registration import Registration
-from ca.svid_cache import MIN_INTERVAL, SvidCache
+from ca.svid_cache import MIN_INTERVAL, HeldSvid, SvidCache
 from garrison.errors import IssuanceError
 
 WEB = Registration.parse("spiffe://cluster.local/web", ["unix:uid:1"])
 API = Registration.parse("spiffe://cluster.local/api", ["unix:uid:1"], timedelta(minutes=10))
 
 
-def cache(authority: Authority) -> SvidCache:
+class Cache:
+    """A cache without jitter and without waiting: it issues from `authority`."""
+
+    def __init__(self, authority: Authority, **options: Any) -> None:
+        self.authority = authority
+        self.held = SvidCache(**{"random": lambda: 0.5, **options})
+        self.expire, self.retain = self.held.expire, self.held.retain
+
+    def get(self, registration: Registration, now: datetime) -> HeldSvid:
+        """Return what the cache does."""
+        return asyncio.run(self.held.get(registration, now, self.issue))
+
+    async def issue(self, registration: Registration, public_key: PublicKey, now: datetime) -> X509Svid:
+        """Sign, after others had their turn."""
+        await asyncio.sleep(0)
+        names = registration.dns_names
+        return self.authority.issue(
+            registration.spiffe_id, public_key, now=now, ttl=registration.svid_ttl, dns_names=names
+        )
+
+
+def cache(authority: Authority) -> Cache:
     """Return a cache without jitter."""
-    return SvidCache(authority, random=lambda: 0.5)
+    return Cache(authority)
+
+
+def test_who_asks_at_once_gets_one_svid(authority: Authority, now: datetime) -> None:
+    """While one is being issued for a registration, others wait for that one; it is signed once."""
+    held = cache(authority)
+
+    async def ask() -> list[HeldSvid]:
+        return await asyncio.gather(*(held.held.get(WEB, now, held.issue) for _ in range(5)))
+
+    found = asyncio.run(ask())
+    assert all(one is found[0] for one in found)
 
 
 def test_one_svid_serves_until_it_is_due(authority: Authority, now: datetime) -> None:
@@ -56,13 +89,13 @@ def test_a_changed_registration_gets_another_svid(authority: Authority, now: dat
 def test_a_refused_renewal_keeps_the_old_and_tries_again(authority: Authority, now: datetime) -> None:
     """While the CA refuses, the SVID stays as long as it is valid, due again after a part of its rest."""
     heard: list[str] = []
-    held = SvidCache(authority, random=lambda: 0.5, refused=lambda one, error: heard.append(str(error)))
+    held = Cache(authority, refused=lambda one, error: heard.append(str(error)))
     first = held.get(WEB, now)
 
     def refuse(*_: object, **__: object) -> NoReturn:
         raise IssuanceError("not now")
 
-    held._authority = replace(authority, new_serial=refuse)
+    held.authority = replace(authority, new_serial=refuse)
     kept = held.get(WEB, first.renew_at)
     assert kept.svid is first.svid
     assert kept.key is first.key
@@ -87,6 +120,6 @@ def test_jitter_spreads_renewal_around_half_of_the_life(authority: Authority, no
     key = new_private_key()
     life = timedelta(hours=1) - timedelta(microseconds=now.microsecond)
     for random, share in ((0.0, 0.45), (0.5, 0.5), (1.0, 0.55)):
-        held = SvidCache(authority, random=lambda random=random: random, new_key=lambda: key)  # type: ignore[misc]
+        held = Cache(authority, random=lambda random=random: random, new_key=lambda: key)
         due = held.get(WEB, now).renew_at
         assert abs(due - (now + life * share)) < timedelta(milliseconds=1)
