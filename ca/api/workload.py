@@ -233,7 +233,7 @@ class WorkloadApi:
         response = ValidateJWTSVIDResponse(spiffe_id=str(found.spiffe_id))
         try:
             response.claims.update(found.claims)
-        except (ValueError, RecursionError) as error:
+        except (ValueError, OverflowError, RecursionError) as error:
             raise RequestError("the token has claims that cannot be told") from error
         return response
 

@@ -6,6 +6,7 @@ Numbers in brackets are sections of the standards "SPIFFE Workload Endpoint" (E)
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 import os
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import jwt
 import pytest
 import structlog
 from cryptography import x509
@@ -488,6 +490,17 @@ def test_tokens_are_validated_with_the_bundle_of_their_own_domain(tmp_path: Path
             request(partners("spiffe://other.test/a")),
         ):
             assert (await lab.status("ValidateJWTSVID", bad))[0] is grpc.StatusCode.INVALID_ARGUMENT
+        signed = ".".join(
+            base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=").decode()
+            for part in (
+                {"alg": "ES256"},
+                {"sub": "spiffe://partner.test/a", "aud": "db", "exp": 2**40, "big": 10**400},
+            )
+        )
+        signature = jwt.algorithms.get_default_algorithms()["ES256"].sign(signed.encode(), PARTNER_KEY.key)
+        huge = f"{signed}.{base64.urlsafe_b64encode(signature).rstrip(b'=').decode()}"
+        code, text = await lab.status("ValidateJWTSVID", request(huge))
+        assert (code, "cannot be told" in text) == (grpc.StatusCode.INVALID_ARGUMENT, True)
         lab.clock.advance(timedelta(minutes=6))
         code, text = await lab.status("ValidateJWTSVID", request(ours))
         assert (code, "expired" in text) == (grpc.StatusCode.INVALID_ARGUMENT, True)
