@@ -18,7 +18,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 
 from cryptography import x509
@@ -146,7 +147,7 @@ class Authority:
             message = f"the key is not that of `{CA_CERT}`"
             raise _problem(directory / CA_KEY, "wrong_key", message) from error
         issuer = Issuer.build(public.certificate, key)
-        if (directory / ROOT_KEY).exists() and not _is_encrypted(directory / ROOT_KEY):
+        if (directory / ROOT_KEY).exists() and not is_encrypted(directory / ROOT_KEY):
             root_key = load_key(directory / ROOT_KEY, passphrase)
             if root_key.public_key() not in [root.public_key() for root in public.roots]:
                 message = f"the key is not that of a certificate in `{ROOT_CERT}`"
@@ -324,6 +325,15 @@ def trust_domain_of(path: Path) -> TrustDomain:
     return named
 
 
+@cache
+def root_of_nobody() -> x509.Certificate:
+    """Return a root that has signed nothing and never will: its key is gone. Who trusts it trusts nobody."""
+    key = new_private_key()
+    now = datetime.now(UTC)
+    template = ca_template(TrustDomain("invalid"), key.public_key(), name="Nobody", path_length=0)
+    return self_sign(template, key, now=now, lifetime=ROOT_LIFETIME, serial=new_serial())
+
+
 def _check_roots(path: Path, roots: Sequence[x509.Certificate], trust_domain: TrustDomain) -> None:
     for root in roots:
         try:
@@ -385,7 +395,8 @@ def load_encryption(path: Path) -> KeyEncryption:
         raise _problem(path, "bad_key", str(error)) from error
 
 
-def _is_encrypted(path: Path) -> bool:
+def is_encrypted(path: Path) -> bool:
+    """Tell whether the key in the file is encrypted; raises as `load_encryption`."""
     return load_encryption(path) != PLAIN
 
 

@@ -125,6 +125,11 @@ def private_key_pem(key: CaKey) -> bytes:
     )
 
 
+def public_key_pem(key: CaPublicKey) -> bytes:
+    """Return a public key as PEM (SubjectPublicKeyInfo)."""
+    return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
 def key_file(key: CaKey, passphrase: bytes | None) -> bytes:
     """Return `key` as it is written down for a CA: PKCS#8 PEM, encrypted if there is a passphrase.
 

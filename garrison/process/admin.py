@@ -3,35 +3,15 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Callable, Iterable, Mapping
-from socketserver import ThreadingMixIn
+from collections.abc import Callable, Mapping
 from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
-from wsgiref.types import StartResponse, WSGIEnvironment
+from wsgiref.types import WSGIEnvironment
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from garrison.process.counter_pages import PREFIX, CounterPages
-from garrison.transport.address import Address, Scheme
-
-
-class _Server(ThreadingMixIn, WSGIServer):
-    daemon_threads = True
-    # A second process can listen before the first one stops.
-    allow_reuse_port = True
-
-
-class _Handler(WSGIRequestHandler):
-    # Seconds without a byte after which a connection is dropped.
-    timeout = 10
-
-    def get_environ(self) -> WSGIEnvironment:
-        """Return what WSGI says of a request, and the caller's port."""
-        return {**super().get_environ(), "REMOTE_PORT": str(self.client_address[1])}
-
-    def log_message(self, *_: Any) -> None:
-        """Scrapes and probes are not worth a line each."""
+from garrison.process.pages import Page, PageServer, only_get
+from garrison.transport.address import Address
 
 
 class AdminServer:
@@ -63,31 +43,21 @@ class AdminServer:
         self._details = details
         self._counters = counters
         self._pages = pages
-        self._server = make_server(address.host, address.port, self._answer, _Server, _Handler)
-        self.address = Address(Scheme.TCP, host=address.host, port=self._server.server_port)
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, name="admin", daemon=True
-        )
-        self._thread.start()
+        self._server = PageServer("admin", address, self._answer)
+        self.address = self._server.address
 
     def close(self) -> None:
         """Stop listening."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        self._server.close()
 
-    def _answer(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        status, content_type, body = self._page(environ)
-        start_response(status, [("content-type", content_type), ("content-length", str(len(body)))])
-        return [body if environ.get("REQUEST_METHOD") != "HEAD" else b""]
-
-    def _page(self, environ: WSGIEnvironment) -> tuple[str, str, bytes]:
+    def _answer(self, environ: WSGIEnvironment) -> Page:
         if self._counters is not None and environ.get("PATH_INFO", "").startswith(PREFIX):
             page = self._counters.answer(environ)
             return page.status, "application/json", json.dumps(page.content, default=str).encode() + b"\n"
-        if environ.get("REQUEST_METHOD") not in {"GET", "HEAD"}:
-            return "405 Method Not Allowed", "text/plain", b"only GET\n"
-        match environ.get("PATH_INFO"):
+        return only_get(self._page)(environ)
+
+    def _page(self, path: str) -> Page:
+        match path:
             case "/healthz":
                 # Alive, whatever it depends on is doing: restarting this process would mend none of that.
                 lines = ["ok", *(f"{name}: {value}" for name, value in self._details().items())]
@@ -103,8 +73,8 @@ class AdminServer:
                 return "200 OK", CONTENT_TYPE_LATEST, generate_latest(self._registry)
             case "/version":
                 return "200 OK", "application/json", json.dumps(dict(self._version)).encode() + b"\n"
-            case path:
-                if (found := self._pages(path or "")) is not None:
+            case _:
+                if (found := self._pages(path)) is not None:
                     return "200 OK", *found
                 known = "/healthz /readyz /metrics /version"
                 if self._counters is not None:

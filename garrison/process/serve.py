@@ -18,6 +18,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
+import grpc
 import structlog
 from prometheus_client import (
     CollectorRegistry,
@@ -36,10 +37,17 @@ from authz.mixer.lists import MAX_LIST_BYTES
 from authz.mixer.refresher import ListRefresher, list_fetch
 from authz.service import Authorization, DestinationResolver
 from authz.snapshot import Snapshot, load_snapshot
+from ca.api.sds import AGGREGATED as ADS
 from ca.api.sds import SERVICE as SDS
-from ca.api.sds import SecretDiscovery
+from ca.api.sds import SdsCounters, SecretDiscovery
+from ca.api.sds_files import FileSecrets
+from ca.api.workload import SERVICE as WORKLOAD
+from ca.api.workload import WorkloadApi, WorkloadCounters
 from ca.authority import CERT_CHAIN, ROOT_CERT, Authority
+from ca.federated import FederatedBundles, load_federated
+from ca.jwt_key_store import JwtKeyStore
 from ca.ledger import LedgerUnavailableError
+from ca.local_identities import LocalIdentities
 from ca.memory import CaMemory
 from ca.passphrase import PassphraseSource
 from ca.store.sqlite import LEDGER, SqliteLedger
@@ -58,6 +66,8 @@ from garrison.process.counter_pages import CounterPages
 from garrison.process.counters import CounterOperator
 from garrison.process.link import WorkerLink
 from garrison.process.mixer_quotas import DOMAIN, StoreQuotas
+from garrison.process.oidc import OidcPages
+from garrison.process.pages import PageServer, only_get
 from garrison.process.quota import build_store
 from garrison.process.reload import Reloader, watch
 from garrison.process.settings import DistributionSettings, Settings
@@ -72,10 +82,12 @@ from garrison.telemetry.metrics import (
     StoreCollector,
     WorkerCollector,
 )
+from garrison.transport.address import Scheme
 from garrison.transport.h2 import Limits
 from garrison.transport.health import SERVICE as HEALTH
 from garrison.transport.health import Health
 from garrison.transport.listeners import RequestServer, Transport
+from garrison.transport.sockets import address_error
 from garrison.transport.tls import TlsFiles, TlsGeneration
 from ratelimit.compile import load_limits
 from ratelimit.rlqs import SERVICE as RLQS
@@ -116,6 +128,16 @@ class Server:
         if children is not None:
             children.workers.changed = lambda: self._set_ready(ready=self._listening)
         self._sds: SecretDiscovery | None = None
+        self._workload: WorkloadApi | None = None
+        self._identities: LocalIdentities | None = None
+        self._oidc: PageServer | None = None
+        federated = [(one.trust_domain, one.file) for one in settings.federated_bundles]
+        self._federated: Reloader[FederatedBundles] = Reloader(
+            "federated_bundles",
+            [path for _, path in federated],
+            lambda _: load_federated(federated),
+            self._use_federated,
+        )
         self._providers = settings.providers()
         self._authenticators = Authenticators(settings.authenticators)
         fetcher = settings.keys.fetcher()
@@ -202,6 +224,8 @@ class Server:
             self._memory = _open_memory(settings, self._authority)
         if self._bundle_files:
             self._trust.load()
+        if settings.federated_bundles:
+            self._federated.load()
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT, then drain."""
@@ -216,9 +240,9 @@ class Server:
         )
         handlers, services = [self.health.handler, *self._rlqs.handlers()], [HEALTH, RLQS]
         if self._memory is not None:
-            self._sds = self._secret_discovery(self._memory, control)
-            handlers += self._sds.handlers()
-            services.append(SDS)
+            identities = self._local_identities(self._memory, control)
+            handlers += self._identity_handlers(identities)
+            services += [SDS, ADS, WORKLOAD]
         admin = self._admin()
         reloaders = [*self._reloaders(), *self._certificates(request, control)]
         watching = asyncio.create_task(watch(reloaders, self._stop))
@@ -248,8 +272,9 @@ class Server:
             self._set_ready(ready=False)
             self.health.close()
             self._rlqs.close()
-            if self._sds is not None:
-                self._sds.close()
+            for service in (self._sds, self._workload):
+                if service is not None:
+                    service.close()
             grace = self._settings.drain_grace.total_seconds()
             await asyncio.gather(request.drain(grace), control.drain(grace))
         finally:
@@ -271,18 +296,12 @@ class Server:
             await self._store.close()
         if self._children is not None:
             await self._children.stop()
-
-    def _secret_discovery(self, memory: CaMemory, control: ControlServer) -> SecretDiscovery:
-        return SecretDiscovery(
-            memory.issuer,
-            memory.registrations,
-            peer_credentials=control.credentials,
-            crl_pem=memory.crl_pem if self._settings.ca.crl_in_sds else bytes,
-        )
+        if self._oidc is not None:
+            self._oidc.close()
 
     async def _follow_ledger(self) -> None:
-        if self._memory is not None and self._sds is not None:
-            await self._memory.run(self._sds.use_registrations, self._sds.push_bundle)
+        if self._memory is not None and self._identities is not None:
+            await self._memory.run(self._identities.use_registrations, self._identities.tell_crl)
 
     def _request_path(self) -> RequestServer | Workers:
         if self._children is not None:
@@ -325,6 +344,45 @@ class Server:
         if self._children is not None:
             await self._children.workers.forget(keys)
 
+    def _local_identities(self, memory: CaMemory, control: ControlServer) -> LocalIdentities:
+        settings = self._settings.ca
+        assert settings.dir is not None  # noqa: S101 - there is a CA
+        identities = LocalIdentities(
+            memory.registrations,
+            memory.issuer,
+            peer_credentials=control.credentials,
+            jwt_keys=JwtKeyStore(
+                settings.dir, passphrase=_passphrase(self._settings), lifetime=settings.jwt_key_lifetime
+            ),
+            number=memory.bundle_sequence,
+            token_issuer=settings.oidc.issuer,
+            crl_pem=memory.crl_pem,
+        )
+        if self._federated.current is not None:
+            identities.use_federated(self._federated.current.bundles)
+        self._identities = identities
+        if settings.oidc.listen is not None:
+            pages = OidcPages(identities.bundle, settings.oidc.issuer)
+            address, tls = settings.oidc.listen, settings.oidc.tls.files()
+            try:
+                self._oidc = PageServer(
+                    "oidc", address, only_get(pages.page), tls if address.scheme is Scheme.TLS else None
+                )
+            except OSError as error:
+                raise address_error(address, f"cannot listen: {error.strerror or error}") from error
+            log.info("oidc_listening", address=str(self._oidc.address))
+        return identities
+
+    def _identity_handlers(self, identities: LocalIdentities) -> list[grpc.GenericRpcHandler]:
+        files = FileSecrets(self._settings.ca.sds_file_folders)
+        self._sds = SecretDiscovery(identities, files=files, sends_crl=self._settings.ca.crl_in_sds)
+        self._workload = WorkloadApi(identities)
+        return [*self._sds.handlers(), *self._workload.handlers()]
+
+    def _use_federated(self, federated: FederatedBundles) -> None:
+        if self._identities is not None:
+            self._identities.use_federated(federated.bundles)
+
     def _certificates(
         self, request: RequestServer | Workers, control: ControlServer
     ) -> list[Reloader[TlsGeneration]]:
@@ -336,6 +394,9 @@ class Server:
         files = self._settings.control.tls.files()
         if files is not None and self._link is None:
             found.append(_tls_reloader("control_tls", files, control.reload_tls))
+        files = self._settings.ca.oidc.tls.files()
+        if files is not None and self._oidc is not None:
+            found.append(_tls_reloader("oidc_tls", files, self._oidc.reload_tls))
         return found
 
     async def _prepare(self, snapshot: Snapshot) -> None:
@@ -441,6 +502,7 @@ class Server:
                     ("nobody_reads",): self._log_lines.dropped,
                 },
                 sds=self._sds_counts,
+                workload=lambda: _counted(self._workload.counters) if self._workload else {},
                 refused_buckets=lambda: self._store.refused,
                 resets=lambda: {(result,): count for result, count in self._operator.resets.items()},
                 ready=lambda: self._ready,
@@ -496,8 +558,14 @@ class Server:
     def _reloaders(self) -> list[Reloader[Any]]:
         if self._children is not None:
             # The others were loaded to find mistakes; workers follow them.
-            return [self._limits]
-        return [self._policies, self._limits, self._trust, *self._authenticators.reloaders]
+            return [self._limits, self._federated]
+        return [
+            self._policies,
+            self._limits,
+            self._trust,
+            self._federated,
+            *self._authenticators.reloaders,
+        ]
 
     def _health_details(self) -> dict[str, str]:
         details = self._children.describe() if self._children is not None else {}
@@ -508,8 +576,10 @@ class Server:
     def _sds_counts(self) -> dict[tuple[str, ...], int]:
         if self._sds is None:
             return {}
-        counted = asdict(self._sds.counters)
-        return {(name,): count for name, count in counted.items() if name != "streams"}
+        counts = _counted(self._sds.counters)
+        if self._identities is not None:
+            counts["issue_failures",] += self._identities.refused_renewals
+        return counts
 
     def _rate_limit_counts(self) -> dict[tuple[str, ...], int]:
         return {
@@ -524,6 +594,10 @@ class Server:
             for (domain, rule), hits in self._rate_limit.statistics.hits().items()
             for outcome, count in asdict(hits).items()
         }
+
+
+def _counted(counters: SdsCounters | WorkloadCounters) -> dict[tuple[str, ...], int]:
+    return {(name,): count for name, count in asdict(counters).items() if name != "streams"}
 
 
 def _tls_reloader(kind: str, files: TlsFiles, use: Callable[[TlsFiles], None]) -> Reloader[TlsGeneration]:
@@ -546,13 +620,16 @@ def _bundle_files(settings: Settings) -> list[TrustFile]:
 
 def _load_authority(settings: Settings) -> Authority:
     assert settings.ca.dir is not None  # noqa: S101 - the caller looked
-    passphrase = PassphraseSource(settings.ca.passphrase_file, os.environ, option="ca.passphrase_file")
-    authority = Authority.load(settings.ca.dir, passphrase.to_read)
+    authority = Authority.load(settings.ca.dir, _passphrase(settings).to_read)
     if authority.trust_domain != settings.trust_domain:
         message = f"this CA is for `{authority.trust_domain}`, the settings say `{settings.trust_domain}`"
         where = Diagnostic(str(settings.ca.dir), Position(1, 1), ("trust_domain",), "trust_domain", message)
         raise ConfigError([where])
     return authority
+
+
+def _passphrase(settings: Settings) -> PassphraseSource:
+    return PassphraseSource(settings.ca.passphrase_file, os.environ, option="ca.passphrase_file")
 
 
 def _open_memory(settings: Settings, authority: Authority) -> CaMemory:

@@ -26,6 +26,7 @@ class ServerCollector(Collector):
         reloads: Callable[[], Counts],
         left_out: Callable[[], Counts],
         sds: Callable[[], Counts],
+        workload: Callable[[], Counts],
         refused_buckets: Callable[[], int],
         resets: Callable[[], Counts],
         snapshots: Callable[[], Mapping[str, str]],
@@ -33,6 +34,7 @@ class ServerCollector(Collector):
     ) -> None:
         self._left_out = left_out
         self._sds = sds
+        self._workload = workload
         self._refused_buckets = refused_buckets
         self._resets = resets
         self._decisions = decisions
@@ -65,6 +67,9 @@ class ServerCollector(Collector):
             self._left_out(),
         )
         yield _counter(names.SDS, names.SDS_HELP, names.SDS_LABELS, self._sds())
+        yield _counter(
+            names.WORKLOAD_API, names.WORKLOAD_API_HELP, names.WORKLOAD_API_LABELS, self._workload()
+        )
         yield CounterMetricFamily(
             names.RATE_LIMIT_REFUSED, names.RATE_LIMIT_REFUSED_HELP, value=self._refused_buckets()
         )

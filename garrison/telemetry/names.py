@@ -35,6 +35,10 @@ SDS = "garrison_sds_events"
 SDS_HELP = "What happened on SDS streams"
 SDS_LABELS = ("event",)
 
+WORKLOAD_API = "garrison_workload_api_events"
+WORKLOAD_API_HELP = "What happened on calls of the SPIFFE Workload API"
+WORKLOAD_API_LABELS = ("event",)
+
 RATE_LIMIT_REFUSED = "garrison_rate_limit_buckets_refused"
 RATE_LIMIT_REFUSED_HELP = "New rate-limit counters refused because the store was full"
 

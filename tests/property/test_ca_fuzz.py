@@ -18,7 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ca.authority import Hierarchy
-from ca.bundle import format_certificates, format_spiffe_bundle, parse_certificates, parse_spiffe_bundle
+from ca.bundle import (
+    SpiffeBundle,
+    format_certificates,
+    format_spiffe_bundle,
+    parse_certificates,
+    parse_spiffe_bundle,
+)
 from ca.csr import parse_csr
 from ca.describe import describe_file
 from ca.key_encryption import SALT_BYTES, describe_encryption, encrypt_key
@@ -107,7 +113,7 @@ def test_spiffe_ids(text: str) -> None:
 
 
 @INPUTS
-@given(damaged(CERTIFICATE), damaged(format_spiffe_bundle([HIERARCHY.root]).encode()))
+@given(damaged(CERTIFICATE), damaged(format_spiffe_bundle(SpiffeBundle((HIERARCHY.root,))).encode()))
 def test_certificates_and_bundles(der: bytes, text: bytes) -> None:
     """Certificates and bundles parse or are a ValueError; what parses can be shown and linted."""
     certificate = pem("CERTIFICATE", der)

@@ -22,7 +22,14 @@ def run(*arguments: str | Path) -> Result:
 def pki(tmp_path: Path) -> Path:
     """Make a CA, and an SVID in `web` beside it."""
     directory = tmp_path / "pki"
-    arguments = ["init", "--dir", directory, "--trust-domain", "cluster.local", "--no-passphrase"]
+    arguments: list[str | Path] = [
+        "init",
+        "--dir",
+        directory,
+        "--trust-domain",
+        "cluster.local",
+        "--no-passphrase",
+    ]
     assert run(*arguments).exit_code == 0
     assert run("issue", "--dir", directory, WEB, "--out", tmp_path / "web").exit_code == 0
     return directory
