@@ -348,6 +348,9 @@ class Ledger(Protocol):
     def revoked(self, issuer: str, *, unexpired_at: datetime) -> Sequence[RevokedSerial]:
         """Return the revoked certificates of an issuer that end after `unexpired_at`."""
 
+    def last_expiry(self, issuer: str) -> datetime | None:
+        """Return when the last of the certificates of an issuer ends; None if none is recorded."""
+
     def revocations(self) -> int:
         """Return a number that rises with each revocation: cheap to ask again and again."""
 

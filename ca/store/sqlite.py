@@ -206,6 +206,14 @@ class SqliteLedger:
                 for serial, at, reason in rows
             ]
 
+    def last_expiry(self, issuer: str) -> datetime | None:
+        """See `Ledger`."""
+        with self._database.reading() as connection:
+            (value,) = connection.execute(
+                "SELECT max(not_after) FROM certificates WHERE issuer = ?", (_hex_bytes(issuer),)
+            ).fetchone()
+        return _optional(value)
+
     def revocations(self) -> int:
         """See `Ledger`."""
         return self._counter("revocations")

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -38,17 +39,19 @@ from authz.service import Authorization, DestinationResolver
 from authz.snapshot import Snapshot, load_snapshot
 from ca.api.sds import SERVICE as SDS
 from ca.api.sds import SecretDiscovery
+from ca.authorities import ISSUERS, Authorities
 from ca.authority import CERT_CHAIN, ROOT_CERT, Authority
 from ca.ledger import LedgerUnavailableError
 from ca.memory import CaMemory
 from ca.passphrase import PassphraseSource
+from ca.rotation import Policy
 from ca.store.sqlite import LEDGER, SqliteLedger
 from garrison.distribution.bundle import BundleFile
 from garrison.distribution.cache import DiskCache
 from garrison.distribution.follower import Follower
 from garrison.distribution.policies import BundleCompiler
 from garrison.documents import Diagnostic, DocumentCache, Position
-from garrison.errors import ConfigError
+from garrison.errors import ConfigError, IssuanceError
 from garrison.fetching import Fetcher
 from garrison.process.admin import AdminServer
 from garrison.process.authenticators import Authenticators
@@ -62,6 +65,7 @@ from garrison.process.workers import Children, SummedCollector, Workers
 from garrison.telemetry.log import LineWriter
 from garrison.telemetry.metrics import (
     AuthenticatorCollector,
+    AuthorityCollector,
     DistributionCollector,
     KeyCollector,
     RlqsCollector,
@@ -270,7 +274,9 @@ class Server:
 
     async def _follow_ledger(self) -> None:
         if self._memory is not None and self._sds is not None:
-            await self._memory.run(self._sds.use_registrations, self._sds.push_bundle)
+            await self._memory.run(
+                self._sds.use_registrations, self._sds.push_bundle, reissue=self._sds.rotate
+            )
 
     def _request_path(self) -> RequestServer | Workers:
         if self._children is not None:
@@ -422,6 +428,8 @@ class Server:
                 )
             )
         registry.register(KeyCollector(self._keys.status))
+        if (memory := self._memory) is not None:
+            registry.register(AuthorityCollector(memory.seconds_left, memory.counts, memory.rotations))
         registry.register(
             AuthenticatorCollector(
                 answers=self._authenticators.results,
@@ -469,6 +477,8 @@ class Server:
         details = self._children.describe() if self._children is not None else {}
         if isinstance(self._store, GuardedStore):
             details["rate_limit_store"] = self._store.describe()
+        if self._memory is not None:
+            details["ca"] = self._memory.describe()
         return details
 
     def _sds_counts(self) -> dict[tuple[str, ...], int]:
@@ -507,13 +517,15 @@ def _bundle_files(settings: Settings) -> list[TrustFile]:
         files.append(TrustFile(settings.trust_domain, settings.ca.dir / ROOT_CERT))
         # A chain may end in roots that nobody was meant to trust.
         files.append(TrustFile(settings.trust_domain, settings.ca.dir / CERT_CHAIN, has_roots=False))
+        # Of the authorities before and after the one that signs, once there are any.
+        others = settings.ca.dir / ISSUERS
+        files.append(TrustFile(settings.trust_domain, others, has_roots=False, optional=True))
     return files
 
 
 def _load_authority(settings: Settings) -> Authority:
     assert settings.ca.dir is not None  # noqa: S101 - the caller looked
-    passphrase = PassphraseSource(settings.ca.passphrase_file, os.environ, option="ca.passphrase_file")
-    authority = Authority.load(settings.ca.dir, passphrase.to_read)
+    authority = Authority.load(settings.ca.dir, _passphrase(settings))
     if authority.trust_domain != settings.trust_domain:
         message = f"this CA is for `{authority.trust_domain}`, the settings say `{settings.trust_domain}`"
         where = Diagnostic(str(settings.ca.dir), Position(1, 1), ("trust_domain",), "trust_domain", message)
@@ -521,12 +533,25 @@ def _load_authority(settings: Settings) -> Authority:
     return authority
 
 
+def _passphrase(settings: Settings) -> Callable[[Path], bytes]:
+    return PassphraseSource(settings.ca.passphrase_file, os.environ, option="ca.passphrase_file").to_read
+
+
 def _open_memory(settings: Settings, authority: Authority) -> CaMemory:
     assert settings.ca.dir is not None  # noqa: S101 - there is an authority
     path = settings.ca.ledger or settings.ca.dir / LEDGER
     try:
-        return CaMemory(SqliteLedger(path), authority, settings.registrations())
-    except LedgerUnavailableError as error:
+        ledger = SqliteLedger(path)
+        policy = Policy(overlap=settings.ca.rotation.overlap)
+        authorities = Authorities(settings.ca.dir, ledger, _passphrase(settings), policy=policy)
+        return CaMemory(
+            ledger,
+            authority,
+            settings.registrations(),
+            authorities=authorities,
+            rotate=settings.ca.rotation.enabled,
+        )
+    except (LedgerUnavailableError, IssuanceError) as error:
         where = Diagnostic(str(path), Position(1, 1), (), "ledger", str(error))
         raise ConfigError([where]) from error
 

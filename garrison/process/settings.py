@@ -38,6 +38,7 @@ from authz.policy.compile import MeshSettings
 from authz.providers import GrpcProvider
 from authz.service import DecisionLog
 from ca.registration import Registration, Selector
+from ca.rotation import OVERLAP
 from garrison.distribution.announcement import Trust
 from garrison.distribution.bundle import DEFAULT_MAX_BUNDLE_BYTES
 from garrison.distribution.channel import Channel
@@ -180,6 +181,17 @@ class AdminSettings(BaseModel):
         return value
 
 
+class RotationSettings(BaseModel):
+    """When authorities follow each other; see `docs/reference/rotation.md`."""
+
+    model_config = _STRICT
+    enabled: bool = Field(default=True, description="prepare, activate and retire authorities by schedule")
+    overlap: Duration = Field(
+        default=OVERLAP,
+        description="how long a root is published at least before anything is signed under it",
+    )
+
+
 class CaSettings(BaseModel):
     """The CA that SDS issues from."""
 
@@ -195,6 +207,7 @@ class CaSettings(BaseModel):
         default=None,
         description="file with the passphrase of an encrypted CA key; none: `GARRISON_CA_PASSPHRASE`",
     )
+    rotation: RotationSettings = Field(default=RotationSettings())
 
 
 class KeysSettings(BaseModel):
