@@ -87,12 +87,16 @@ FOLDER = "authorities"
 ISSUERS = "issuers.pem"
 
 _OWN = (CA_KEY, CA_CERT, CERT_CHAIN)
+# In a folder that was just written, until the ledger knows of it. What the ledger does not know otherwise was
+# used before that ledger was lost, and must not sign again.
+_UNRECORDED = "unrecorded"
+_GONE = ".gone-"
 _DEFAULT = Policy()
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What is in force: who signs, or why nobody does; whose CRLs are published; who is tainted.
+    """What is in force: who signs, or why nobody does; whose CRLs are published; whose leaves must go.
 
     The roots of `authority` are those of the bundle, also when nothing can be signed.
     """
@@ -291,11 +295,12 @@ class Authorities:
             self._reconcile(now, by)
             self._ledger.change_states(taint(self.standings(now), key_id), now=now, by=by)
 
-    def revoke(self, key_id: str, *, now: datetime, by: str) -> None:
+    def revoke(self, key_id: str, *, now: datetime, by: str, at_once: bool = False) -> None:
         """Take the root of a tainted or prepared authority out of the bundle, and destroy the key."""
         with self._locked():
             self._reconcile(now, by)
-            self._ledger.change_states(revoke(self.standings(now), key_id), now=now, by=by)
+            changes = revoke(self.standings(now), key_id, now, at_once=at_once)
+            self._ledger.change_states(changes, now=now, by=by)
             self._reconcile(now, by)
 
     def run(self, step: Step, *, now: datetime, by: str) -> None:
@@ -347,15 +352,13 @@ class Authorities:
             if not (folder / CA_CERT).exists():
                 continue
             public = CaCertificates.load(folder)
-            if _named(known, key_identifier_of(public.certificate)) is not None:
-                continue
-            active = _of(known, KeyState.ACTIVE)
-            starts = public.certificate.not_valid_before_utc
-            # What is older than the one that signs was used before it; it must not sign again.
-            newer = active is not None and starts >= active.chain[0].not_valid_before_utc
-            state = KeyState.PREPARED if newer and not _of(known, KeyState.PREPARED) else KeyState.OLD
-            self._record(public.chain, _root_of(public), state, now, by)
-            known = self._known()
+            if _named(known, key_identifier_of(public.certificate)) is None:
+                state = KeyState.PREPARED if (folder / _UNRECORDED).exists() else KeyState.OLD
+                self._record(public.chain, _root_of(public), state, now, by)
+                known = self._known()
+            if (folder / _UNRECORDED).exists():
+                (folder / _UNRECORDED).unlink()
+                sync_directory(folder)
         return known
 
     def _settle_prepared(self, known: tuple[_Known, ...], now: datetime, by: str) -> tuple[_Known, ...]:
@@ -412,8 +415,12 @@ class Authorities:
         for one in known:
             folder = self._directory / one.folder
             if one.key.state is KeyState.REVOKED and folder.is_dir():
-                shutil.rmtree(folder)
+                # In one step: half a folder would be in everybody's way.
+                folder.rename(folder.with_name(f"{_GONE}{folder.name}"))
                 sync_directory(folder.parent)
+        for gone in (self._directory / FOLDER).glob(f"{_GONE}*"):
+            shutil.rmtree(gone)
+            sync_directory(gone.parent)
 
     def _record(
         self,
@@ -450,6 +457,7 @@ class Authorities:
             f"{folder}/{name}": NewFile((self._directory / name).read_bytes(), _mode(name)) for name in names
         }
         files[f"{folder}/{ROOT_CERT}"] = NewFile(format_certificates([_root_of(current)]))
+        # All at once: a crash leaves no folder with a half of it.
         install(self._directory, files)
 
     def _is_kept_elsewhere(self, root_key: Path) -> bool:
@@ -523,6 +531,7 @@ class Authorities:
             f"{folder}/{CA_CERT}": NewFile(format_certificates([made.issuer.certificate])),
             f"{folder}/{CERT_CHAIN}": NewFile(format_certificates(made.chain)),
             f"{folder}/{ROOT_CERT}": NewFile(format_certificates(made.roots)),
+            f"{folder}/{_UNRECORDED}": NewFile(b""),
         }
         if key is not None:
             files[f"{folder}/{CA_KEY}"] = NewFile(key, 0o600)
@@ -577,9 +586,17 @@ class Authorities:
             authority=replace(signing, roots=roots),
             refusal=refusal,
             issuers=tuple(issuers),
-            tainted=frozenset(one.key.key_id for one in known if one.key.state is KeyState.TAINTED),
+            tainted=frozenset(one.key.key_id for one in known if self._must_go(one.key)),
             standings=tuple(one.standing(None) for one in known),
         )
+
+    def _must_go(self, key: SigningKey) -> bool:
+        """Tell whether there is something signed by it that has to be replaced."""
+        if key.state is not KeyState.REVOKED:
+            return key.state is KeyState.TAINTED
+        # Tainted and revoked before anybody looked.
+        last = self._ledger.last_expiry(key.key_id)
+        return last is not None and key.changed_at is not None and last > key.changed_at
 
     def _roots(self, known: Sequence[_Known]) -> tuple[x509.Certificate, ...]:
         """Return the trust bundle: roots of what is published, and those that an operator put there."""
@@ -631,10 +648,7 @@ class Authorities:
         return load_key(path, self._secret)
 
     def _folders(self) -> list[Path]:
-        try:
-            return sorted(path for path in (self._directory / FOLDER).iterdir() if path.is_dir())
-        except FileNotFoundError:
-            return []
+        return _folders_in(self._directory)
 
     def _waiting(self) -> list[Path]:
         return [
@@ -675,7 +689,7 @@ def load_issuer(directory: Path, key_id: str, passphrase: Callable[[Path], bytes
         ConfigError: its files are not here, or cannot be used.
 
     """
-    for place in (directory, *sorted((directory / FOLDER).glob("*"))):
+    for place in (directory, *_folders_in(directory)):
         if (place / CA_CERT).exists():
             public = CaCertificates.load(place)
             if key_identifier_of(public.certificate) == key_id:
@@ -685,13 +699,21 @@ def load_issuer(directory: Path, key_id: str, passphrase: Callable[[Path], bytes
 
 def key_files(directory: Path) -> list[str]:
     """Return the names of all keys in the directory of a CA."""
-    places = ("", *(f"{FOLDER}/{path.name}/" for path in sorted((directory / FOLDER).glob("*"))))
+    places = ("", *(f"{FOLDER}/{path.name}/" for path in _folders_in(directory)))
     return [
         f"{place}{name}"
         for place in places
         for name in (CA_KEY, ROOT_KEY)
         if (directory / f"{place}{name}").exists()
     ]
+
+
+def _folders_in(directory: Path) -> list[Path]:
+    try:
+        found = sorted((directory / FOLDER).iterdir())
+    except FileNotFoundError:
+        return []
+    return [path for path in found if path.is_dir() and not path.name.startswith(".")]
 
 
 def _root_of(public: CaCertificates) -> x509.Certificate:

@@ -1,4 +1,4 @@
-"""What a serving CA knows from its ledger: who is registered, what is revoked, who signs. Followed while it serves.
+"""What a serving CA knows from its ledger, followed while it serves: registrations, authorities, revocations.
 
 Other processes change the same ledger (`ca entry create`, `ca revoke`, `ca authority activate`), so it is
 looked at every second. What the rotation of authorities asks for is done from here, too, if that is wanted.
@@ -21,7 +21,7 @@ from ca.issuer import Issuer
 from ca.ledger import KeyState, Ledger, StoredCrl
 from ca.recording import Recorder, RecordingIssuer
 from ca.registration import Registration
-from ca.rotation import Schedule, Standing, active_of, schedule
+from ca.rotation import Schedule, Standing, active_of, published, schedule
 from garrison.errors import GarrisonError
 
 LOOK_SECONDS = 1.0
@@ -106,9 +106,11 @@ class CaMemory:
             if self.registrations != registrations:
                 _log.info("registrations changed", registrations=len(self.registrations))
                 use_registrations(self.registrations)
-            if self._use_roots() or self.crls != crls:
+            new_roots = self._use_roots()
+            if new_roots or self.crls != crls:
                 push_bundle()
-            elif self._use_authority():
+            # Nothing is signed under a root before it was pushed.
+            if not new_roots and self._use_authority():
                 reissue()
             await asyncio.sleep(LOOK_SECONDS)
 
@@ -231,29 +233,31 @@ class CaMemory:
             self.rotations["failed"] += 1
             self._rotate_at = now + ROTATE_AGAIN
             if str(error) != self.rotation_problem:
-                _log.error("authority not rotated", reason=str(error))  # noqa: TRY400 - the reason says it all
+                _log.error("authority not rotated", reason=str(error))
             self.rotation_problem = str(error)
         else:
             self.rotation_problem = ""
 
     def _renew_crls(self) -> None:
-        """Publish what is due of each authority whose root is published; an issuer without a list refuses all."""
-        revocations = self._ledger.revocations()
-        issuers = self._issuers()
+        """Publish what is due of each authority: who wants CRLs refuses issuers without one."""
+        now, revocations = self._now(), self._ledger.revocations()
         held = {one.issuer: one for one in self.crls}
-        overdue = [one for one in issuers if is_due(held.get(key_identifier(one)), revocations, self._now())]
-        if not overdue and held.keys() <= {key_identifier(one) for one in issuers}:
+        names = None if self._view is None else {one.key_id for one in published(self._view.standings)}
+        overdue = [
+            issuer for issuer in self._issuers() if is_due(held.get(key_identifier(issuer)), revocations, now)
+        ]
+        if not overdue and (names is None or held.keys() <= names):
             return
-        try:
-            for issuer in overdue:
-                renew_crl(self._ledger, issuer, now=self._now(), by=_SERVER)
-        except GarrisonError as error:
-            self._complain(error)
-        else:
+        complained = False
+        for issuer in overdue:
+            try:
+                renew_crl(self._ledger, issuer, now=now, by=_SERVER)
+            except GarrisonError as error:
+                self._complain(error)
+                complained = True
+        if not complained:
             self._complaint = ""
-        names = {key_identifier(one) for one in issuers}
-        everything = self._authorities is None
-        self.crls = tuple(one for one in self._ledger.crls() if everything or one.issuer in names)
+        self.crls = tuple(one for one in self._ledger.crls() if names is None or one.issuer in names)
 
     def _issuers(self) -> tuple[Issuer, ...]:
         return (self._authority.issuer,) if self._view is None else self._view.issuers

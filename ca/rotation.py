@@ -183,8 +183,12 @@ def taint(standings: Iterable[Standing], key_id: str) -> tuple[StateChange, ...]
             raise IssuanceError(f"authority {key_id} is {one.state} already")
 
 
-def revoke(standings: Iterable[Standing], key_id: str) -> tuple[StateChange, ...]:
+def revoke(
+    standings: Iterable[Standing], key_id: str, now: datetime, *, at_once: bool = False
+) -> tuple[StateChange, ...]:
     """Return what takes the root of `key_id` out of the bundle, for good; of all tainted ones that share it.
+
+    With `at_once` those who have to replace what it signed get no time for that.
 
     Raises:
         IssuanceError: it is neither tainted nor prepared, or one that is not tainted has the same root, so
@@ -206,6 +210,12 @@ def revoke(standings: Iterable[Standing], key_id: str) -> tuple[StateChange, ...
         case KeyState.REVOKED:
             raise IssuanceError(f"authority {key_id} is revoked already")
         case KeyState.TAINTED:
+            ready = (one.changed_at or now) + SETTLE
+            if not at_once and now < ready:
+                raise IssuanceError(
+                    f"authority {key_id} was tainted a moment ago: wait until {ready:%FT%TZ}, so that who "
+                    "holds what it signed gets something new (--now does not wait)"
+                )
             # It is the root that is revoked, so all that have it.
             same = [other for other in known if other.root == one.root]
             for other in same:

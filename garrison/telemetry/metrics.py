@@ -274,7 +274,7 @@ class AuthorityCollector(Collector):
         for state, count in self._counts().items():
             states.add_metric((state,), count)
         yield states
-        rotations = {(step,): count for step, count in dict(self._rotations).items()}
+        rotations: Counts = {(step,): count for step, count in dict(self._rotations).items()}
         yield _counter(names.CA_ROTATIONS, names.CA_ROTATIONS_HELP, names.CA_ROTATIONS_LABELS, rotations)
 
 
