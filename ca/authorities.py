@@ -299,7 +299,7 @@ class Authorities:
         """Take the root of a tainted or prepared authority out of the bundle, and destroy the key."""
         with self._locked():
             self._reconcile(now, by)
-            changes = revoke(self.standings(now), key_id, now, at_once=at_once)
+            changes = revoke(self.standings(now), key_id, now, self.policy, at_once=at_once)
             self._ledger.change_states(changes, now=now, by=by)
             self._reconcile(now, by)
 
@@ -313,7 +313,7 @@ class Authorities:
             case Act.RETIRE:
                 with self._locked():
                     self._last_leaf.pop(step.key_id, None)
-                    changes = retire(self.standings(now), step.key_id, now)
+                    changes = retire(self.standings(now), step.key_id, now, self.policy)
                     self._ledger.change_states(changes, now=now, by=by)
                     self._reconcile(now, by)
 

@@ -31,7 +31,8 @@ ACTIVATE_AT = Fraction(5, 6)
 OVERLAP = timedelta(minutes=25)
 # A CA that lives for an hour cannot wait that long: at most this share of the active one's life.
 _OVERLAP_SHARE = Fraction(1, 6)
-# Whoever had loaded an authority when it became old may have signed once more: a server looks every second.
+# How long it takes until all have followed a change of states: a server looks every second, `ca renew` every
+# minute. Whoever had loaded an authority when it became old may have signed once more.
 SETTLE = timedelta(minutes=1)
 
 
@@ -63,6 +64,11 @@ class Policy:
     overlap: timedelta = OVERLAP
     prepare_at: Fraction = PREPARE_AT
     activate_at: Fraction = ACTIVATE_AT
+
+    @property
+    def settle(self) -> timedelta:
+        """How long a change takes until all have followed it."""
+        return min(self.overlap, SETTLE)
 
 
 class Act(StrEnum):
@@ -122,7 +128,7 @@ def due(standings: Iterable[Standing], now: datetime, policy: Policy) -> tuple[S
         and _is_published_long_enough(prepared, active, now, policy)
     ):
         steps.append(Step(Act.ACTIVATE, prepared.key_id))
-    steps += [Step(Act.RETIRE, one.key_id) for one in known if _has_served(one, now)]
+    steps += [Step(Act.RETIRE, one.key_id) for one in known if _has_served(one, now, policy)]
     return tuple(steps)
 
 
@@ -184,7 +190,7 @@ def taint(standings: Iterable[Standing], key_id: str) -> tuple[StateChange, ...]
 
 
 def revoke(
-    standings: Iterable[Standing], key_id: str, now: datetime, *, at_once: bool = False
+    standings: Iterable[Standing], key_id: str, now: datetime, policy: Policy, *, at_once: bool = False
 ) -> tuple[StateChange, ...]:
     """Return what takes the root of `key_id` out of the bundle, for good; of all tainted ones that share it.
 
@@ -210,7 +216,7 @@ def revoke(
         case KeyState.REVOKED:
             raise IssuanceError(f"authority {key_id} is revoked already")
         case KeyState.TAINTED:
-            ready = (one.changed_at or now) + SETTLE
+            ready = (one.changed_at or now) + policy.settle
             if not at_once and now < ready:
                 raise IssuanceError(
                     f"authority {key_id} was tainted a moment ago: wait until {ready:%FT%TZ}, so that who "
@@ -230,7 +236,9 @@ def revoke(
     return (StateChange(KeyUse.X509, key_id, one.state, KeyState.REVOKED),)
 
 
-def retire(standings: Iterable[Standing], key_id: str, now: datetime) -> tuple[StateChange, ...]:
+def retire(
+    standings: Iterable[Standing], key_id: str, now: datetime, policy: Policy
+) -> tuple[StateChange, ...]:
     """Return what takes an authority out of the bundle that nobody needs any more.
 
     Raises:
@@ -238,7 +246,7 @@ def retire(standings: Iterable[Standing], key_id: str, now: datetime) -> tuple[S
 
     """
     one = find(standings, key_id)
-    if not _has_served(one, now):
+    if not _has_served(one, now, policy):
         raise IssuanceError(f"authority {key_id} may still be needed")
     return (StateChange(KeyUse.X509, key_id, one.state, KeyState.REVOKED),)
 
@@ -272,19 +280,19 @@ def published(standings: Iterable[Standing]) -> tuple[Standing, ...]:
     return tuple(sorted(counted, key=lambda one: one.state is not KeyState.ACTIVE))
 
 
-def needed_until(one: Standing) -> datetime | None:
+def needed_until(one: Standing, policy: Policy) -> datetime | None:
     """Return from when on nobody needs an authority that signs no more; None if it may still sign."""
     if one.state not in {KeyState.OLD, KeyState.TAINTED} or one.changed_at is None:
         return None
     # What was issued before there was a record of it ends a longest life after the record began.
-    end = max(one.known_since + MAX_TTL, one.changed_at + SETTLE)
+    end = max(one.known_since + MAX_TTL, one.changed_at + policy.settle)
     return min(end if one.last_leaf is None else max(end, one.last_leaf), max(one.ends, one.changed_at))
 
 
-def _has_served(one: Standing, now: datetime) -> bool:
+def _has_served(one: Standing, now: datetime, policy: Policy) -> bool:
     if one.state is KeyState.PREPARED:
         return now >= one.ends
-    end = needed_until(one)
+    end = needed_until(one, policy)
     return end is not None and now >= end
 
 

@@ -43,7 +43,7 @@ overlap_option = click.option(
     "--overlap",
     type=DURATION,
     default=OVERLAP,
-    help="How long a root is published before it signs: 25m if not given, as the server has it.",
+    help="How long it takes until all have followed: 25m if not given, as `ca.rotation.overlap`.",
 )
 
 
@@ -231,6 +231,7 @@ def taint(
 @dir_option
 @click.argument("key")
 @click.option("--now", "at_once", is_flag=True, help="Give holders no time to replace what it signed.")
+@overlap_option
 @passphrase_option
 @ledger_option
 @json_option
@@ -239,6 +240,7 @@ def revoke(
     *,
     key: str,
     at_once: bool,
+    overlap: timedelta,
     passphrase_file: Path | None,
     ledger: Path | None,
     as_json: bool,
@@ -259,6 +261,7 @@ def revoke(
         key,
         lambda one, key_id, now: one.revoke(key_id, now=now, by=operator(), at_once=at_once),
         following="close connections that are open: they were checked when they began",
+        overlap=overlap,
         as_json=as_json,
     )
 
@@ -272,8 +275,9 @@ def _change(
     *,
     following: str,
     as_json: bool,
+    overlap: timedelta = OVERLAP,
 ) -> None:
-    with _opened(directory, ledger, passphrase_file, OVERLAP) as (authorities, now):
+    with _opened(directory, ledger, passphrase_file, overlap) as (authorities, now):
         authorities.reconcile(now=now, by=operator())
         key_id = _resolve(authorities.standings(now), key)
         change(authorities, key_id, now)
@@ -314,7 +318,7 @@ def _saver(out: Path) -> Callable[[bytes], None]:
 
 def _plain(one: Standing, policy: Policy) -> dict[str, Any]:
     plan = schedule(one, policy) if one.state is KeyState.ACTIVE else None
-    needed = needed_until(one)
+    needed = needed_until(one, policy)
     return {
         "authority": one.key_id,
         "state": one.state.value,
@@ -330,7 +334,7 @@ def _plain(one: Standing, policy: Policy) -> dict[str, Any]:
 
 
 def _remark(one: Standing, policy: Policy, now: datetime) -> str:
-    needed = needed_until(one)
+    needed = needed_until(one, policy)
     if one.state is KeyState.ACTIVE:
         plan = schedule(one, policy)
         return (

@@ -124,7 +124,7 @@ class Rotation(RuleBasedStateMachine):
             case Act.ACTIVATE:
                 self.change(activate(self.standings, key_id, self.now, self.policy))
             case Act.RETIRE:
-                self.change(retire(self.standings, key_id, self.now))
+                self.change(retire(self.standings, key_id, self.now, self.policy))
 
     @precondition(lambda self: bool(self.standings) and prepared_of(self.standings) is None)
     @rule(new_root=st.booleans())
@@ -148,10 +148,10 @@ class Rotation(RuleBasedStateMachine):
                     changes = taint(self.standings, one.key_id)
                     assert one.state is KeyState.OLD
                 case "revoke":
-                    changes = revoke(self.standings, one.key_id, self.now)
+                    changes = revoke(self.standings, one.key_id, self.now, self.policy)
                     assert one.state in {KeyState.TAINTED, KeyState.PREPARED}
                 case _:
-                    changes = retire(self.standings, one.key_id, self.now)
+                    changes = retire(self.standings, one.key_id, self.now, self.policy)
         except IssuanceError:
             return
         self.change(changes)

@@ -58,7 +58,7 @@ class Death:
             sync(descriptor)
             self.step()
 
-        os.fsync = fsync
+        os.fsync = fsync  # type: ignore[assignment]
         connect, death = sqlite3.connect, self
 
         class Connection(sqlite3.Connection):

@@ -88,10 +88,10 @@ def test_the_last_leaf_decides_when_an_old_one_ends() -> None:
     assert due([ACTIVE, old], end - timedelta(seconds=1), POLICY) == ()
     assert due([ACTIVE, old], end, POLICY) == (Step(Act.RETIRE, "o"),)
     fresh = replace(OLD, known_since=NOW, changed_at=NOW)
-    assert needed_until(fresh) == NOW + MAX_TTL
-    assert needed_until(replace(fresh, known_since=NOW - 9 * DAY)) == NOW + SETTLE
+    assert needed_until(fresh, POLICY) == NOW + MAX_TTL
+    assert needed_until(replace(fresh, known_since=NOW - 9 * DAY), POLICY) == NOW + SETTLE
     # Nothing that it signed outlives it.
-    assert needed_until(replace(fresh, ends=NOW + timedelta(hours=1))) == NOW + timedelta(hours=1)
+    assert needed_until(replace(fresh, ends=NOW + timedelta(hours=1)), POLICY) == NOW + timedelta(hours=1)
     assert due([ACTIVE, replace(TAINTED, last_leaf=end)], end, POLICY) == (Step(Act.RETIRE, "t"),)
 
 
@@ -125,7 +125,7 @@ def test_refusals_say_what_to_do(command: str, one: Standing, text: str) -> None
     ask = {
         "activate": lambda: activate([one], one.key_id, NOW, POLICY),
         "taint": lambda: taint([one], one.key_id),
-        "revoke": lambda: revoke([one], one.key_id, NOW),
+        "revoke": lambda: revoke([one], one.key_id, NOW, POLICY),
     }
     with pytest.raises(IssuanceError, match=text):
         ask[command]()
@@ -148,19 +148,21 @@ def test_one_that_is_not_there() -> None:
 def test_a_shared_root_is_not_revoked(other: Standing, text: str) -> None:
     """As long as somebody else has the root, revoking would refuse nothing."""
     with pytest.raises(IssuanceError, match=text):
-        revoke([other, TAINTED], "t", NOW)
+        revoke([other, TAINTED], "t", NOW, POLICY)
 
 
 def test_a_root_is_revoked_for_all_that_have_it() -> None:
     """Several tainted ones of one root go together, those of other roots stay."""
-    changes = revoke([ACTIVE, TAINTED, replace(TAINTED, key_id="t2"), REVOKED], "t", NOW)
+    changes = revoke([ACTIVE, TAINTED, replace(TAINTED, key_id="t2"), REVOKED], "t", NOW, POLICY)
     assert [(change.key_id, change.after) for change in changes] == [
         ("t", KeyState.REVOKED),
         ("t2", KeyState.REVOKED),
     ]
-    assert [change.key_id for change in revoke([ACTIVE, replace(PREPARED, root="r1")], "p", NOW)] == ["p"]
+    assert [change.key_id for change in revoke([ACTIVE, replace(PREPARED, root="r1")], "p", NOW, POLICY)] == [
+        "p"
+    ]
     recent = replace(TAINTED, changed_at=NOW)
-    assert revoke([ACTIVE, recent], "t", NOW, at_once=True)
+    assert revoke([ACTIVE, recent], "t", NOW, POLICY, at_once=True)
 
 
 def test_without_an_active_one_what_is_prepared_takes_over() -> None:
