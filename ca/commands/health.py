@@ -83,7 +83,9 @@ def _of_ca(directory: Path, now: datetime, following: list[str]) -> dict[str, An
     elif ends - now < (ends - starts) * SUCCESSOR_DUE:
         state = "ends soon"
     if state in {"expired", "ends soon"}:
-        following.append("make a new intermediate and, if the root ends as well, a new root")
+        following.append(
+            f"ca authority prepare --dir {directory}, and activate it once everybody has its root"
+        )
     if (directory / ROOT_KEY).exists():
         following.append(f"move {ROOT_KEY} off this machine")
     shown = describe_certificate(public.certificate)
