@@ -92,6 +92,7 @@ _OWN = (CA_KEY, CA_CERT, CERT_CHAIN)
 _UNRECORDED = "unrecorded"
 _GONE = ".gone-"
 _DEFAULT = Policy()
+_ATTEMPTS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +163,7 @@ class Authorities:
     ) -> None:
         self._directory = directory
         self._ledger = ledger
-        self._ask = passphrase
-        self._passphrase: bytes | None = None
+        self._passphrase = passphrase
         self.policy = policy
         self._loaded: dict[str, Authority] = {}
         self._last_leaf: dict[str, datetime | None] = {}
@@ -189,20 +189,31 @@ class Authorities:
             LedgerUnavailableError: the ledger cannot be read.
 
         """
-        known = self._known()
-        rows = tuple(one.key for one in known)
+        rows = self._ledger.keys(KeyUse.X509)
         if self._view is None or rows != self._seen:
-            self._view = self._look(known)
+            self._view = self._look(tuple(map(_Known.parse, rows)))
             self._seen = rows
         return self._view
+
+    def path_of(self, key_id: str) -> Path:
+        """Return where the files of an authority are kept."""
+        return self._directory / self._find(key_id).folder
 
     # Changing: each raises IssuanceError if the rules refuse, ConfigError or OSError if files are in the way,
     # LedgerUnavailableError; what was not done then is done by the next one.
 
     def reconcile(self, *, now: datetime, by: str) -> None:
         """Finish what a crash left half done; take in files that the ledger does not know."""
-        with self._locked():
-            self._reconcile(now, by)
+        for attempt in range(_ATTEMPTS):
+            try:
+                with self._locked():
+                    self._reconcile(now, by)
+            except LedgerRefusalError as error:
+                # Another replica, with a directory of its own, did something at the same time.
+                if error.code is not LedgerCode.STATE_CHANGED or attempt == _ATTEMPTS - 1:
+                    raise
+            else:
+                return
 
     def prepare(
         self,
@@ -230,8 +241,7 @@ class Authorities:
                 if new_root and save_root_key is None and keep_root_key:
                     self._needs_root_key(active)
             kind = kind or _kind_of(current.issuer.key.public_key())
-            path = self._key_path(active, CA_KEY)
-            secret = self._secret(path) if load_encryption(path) != PLAIN else None
+            secret = self._secret_for_new(active)
             if new_root:
                 hierarchy = self._new_hierarchy(active, now, kind)
                 made = hierarchy.authority()
@@ -254,8 +264,7 @@ class Authorities:
                 raise IssuanceError(f"a request waits already: `{waiting[0] / REQUEST}` (--answer takes it)")
             current = self._authority(active)
             key = new_ca_key(kind or _kind_of(current.issuer.key.public_key()))
-            path = self._key_path(active, CA_KEY)
-            secret = self._secret(path) if load_encryption(path) != PLAIN else None
+            secret = self._secret_for_new(active)
             folder = folder_of(key.public_key())
             files = {
                 f"{folder}/{CA_KEY}": NewFile(key_file(key, secret), 0o600),
@@ -273,7 +282,7 @@ class Authorities:
             if not waiting:
                 raise IssuanceError("no request waits for an answer: `prepare --csr` makes one")
             folder = waiting[0]
-            key = load_key(folder / CA_KEY, self._secret)
+            key = load_key(folder / CA_KEY, self._passphrase)
             public = check_answer(certificates, key, trust_domain, now)
             made = Authority(Issuer.build(public.certificate, key), public.chain, public.roots)
             return self._add(made, None, None, now=now, by=by)
@@ -569,6 +578,7 @@ class Authorities:
         refusal = ""
         for one in known:
             if one.key.state is KeyState.REVOKED:
+                self._loaded.pop(one.key.key_id, None)
                 continue
             try:
                 authority = self._authority(one)
@@ -581,7 +591,7 @@ class Authorities:
                 signing = authority
         if signing is None:
             refusal = refusal or "no authority is active"
-            signing = Authority.load(self._directory, self._secret)
+            signing = Authority.load(self._directory, self._passphrase)
         return View(
             authority=replace(signing, roots=roots),
             refusal=refusal,
@@ -615,7 +625,7 @@ class Authorities:
         key_id = one.key.key_id
         if key_id not in self._loaded:
             folder = self._directory / one.folder
-            found = Authority.load(folder if folder.is_dir() else self._directory, self._secret)
+            found = Authority.load(folder if folder.is_dir() else self._directory, self._passphrase)
             if key_identifier_of(found.issuer.certificate) != key_id:
                 raise _problem(folder, f"the files of authority {key_id} are not here")
             self._loaded[key_id] = replace(found, chain=one.chain, roots=(one.root,))
@@ -645,7 +655,7 @@ class Authorities:
                 "the key of the root is not here: give it (--root-key), make a new root (--new-root), or ask "
                 "an outside root (--csr)"
             )
-        return load_key(path, self._secret)
+        return load_key(path, self._passphrase)
 
     def _folders(self) -> list[Path]:
         return _folders_in(self._directory)
@@ -657,10 +667,14 @@ class Authorities:
             if (folder / REQUEST).exists() and not (folder / CA_CERT).exists()
         ]
 
-    def _secret(self, path: Path) -> bytes:
-        if self._passphrase is None:
-            self._passphrase = self._ask(path)
-        return self._passphrase
+    def _secret_for_new(self, active: _Known) -> bytes | None:
+        """Return what a new key is encrypted with: the same as the active one, if that is."""
+        path = self._key_path(active, CA_KEY)
+        if load_encryption(path) == PLAIN:
+            return None
+        secret = self._passphrase(path)
+        load_key(path, lambda _: secret)  # it may have been changed, and all keys have one passphrase
+        return secret
 
     def _is_writable(self) -> bool:
         return os.access(self._directory, os.W_OK)

@@ -15,7 +15,7 @@ import click
 
 from ca.atomic_files import write_file
 from ca.authorities import Authorities
-from ca.authority import load_key
+from ca.authority import ROOT_KEY, load_key
 from ca.commands.base import (
     DURATION,
     EXIT_CODES,
@@ -145,6 +145,8 @@ def prepare(**options: Any) -> None:
                 save_root_key=None if out is None else _saver(out),
             )
         shown = _plain(made, authorities.policy)
+        if options["new_root"]:
+            shown["root_key"] = str(out if out is not None else authorities.path_of(made.key_id) / ROOT_KEY)
         ready = (made.changed_at or now) + OVERLAP
         following = f"after {ready:%FT%TZ}: ca authority activate --dir {directory} {made.key_id[:12]}"
     print_values(options["as_json"], shown | {"next": following})
@@ -289,10 +291,17 @@ def _change(
 def _opened(
     directory: Path, ledger: Path | None, passphrase_file: Path | None, overlap: timedelta
 ) -> Iterator[tuple[Authorities, datetime]]:
+    source = passphrase_source(passphrase_file)
+    known: list[bytes] = []
+
+    def passphrase(path: Path) -> bytes:
+        # All keys of a CA have the same, so nobody has to type it twice.
+        if not known:
+            known.append(source.to_read(path))
+        return known[0]
+
     with open_ledger(directory, ledger) as opened:
-        authorities = Authorities(
-            directory, opened, passphrase_source(passphrase_file).to_read, policy=Policy(overlap=overlap)
-        )
+        authorities = Authorities(directory, opened, passphrase, policy=Policy(overlap=overlap))
         yield authorities, datetime.now(UTC)
 
 

@@ -551,7 +551,7 @@ def _open_memory(settings: Settings, authority: Authority) -> CaMemory:
             authorities=authorities,
             rotate=settings.ca.rotation.enabled,
         )
-    except (LedgerUnavailableError, IssuanceError) as error:
+    except (LedgerUnavailableError, IssuanceError, OSError) as error:
         where = Diagnostic(str(path), Position(1, 1), (), "ledger", str(error))
         raise ConfigError([where]) from error
 

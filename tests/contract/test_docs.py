@@ -242,6 +242,7 @@ def metrics_table() -> str:
         streams=lambda: 0, buckets=lambda: 0, actions=nothing, reported=nothing, refused=nothing
     )
     workers = WorkerCollector(ready=dict, restarts=dict, silent=dict, store_restarts=lambda: 0)
+    authorities = AuthorityCollector(dict, dict, {})
     collectors = (collector, keys, store, follower, authenticators, authorities, quotas, workers)
     types = {metric.name: metric.type for one in collectors for metric in one.collect()}
     rows = []

@@ -223,7 +223,7 @@ def test_no_call_fails_while_roots_rotate(tmp_path_factory: pytest.TempPathFacto
 
 def _activate(running: Mesh, key_id: str) -> None:
     """Activate when the rules allow it; before, they refuse."""
-    arguments = ["authority", "activate", "--dir", running.pki, key_id, "--overlap", "2s"]
+    arguments: list[str | Path] = ["authority", "activate", "--dir", running.pki, key_id, "--overlap", "2s"]
     eventually(lambda: run(*arguments).exit_code == 0, "the end of the overlap")
 
 
@@ -247,6 +247,6 @@ def _rotate_and_revoke(running: Mesh, second: str) -> None:
     running.server.wait_for("authority tainted, everything is issued again")
     eventually(lambda: running.is_identified_by(third), "identities of the third authority")
     assert running.trusts(2)
-    arguments = ["authority", "revoke", "--dir", running.pki, second, "--overlap", "2s"]
+    arguments: list[str | Path] = ["authority", "revoke", "--dir", running.pki, second, "--overlap", "2s"]
     eventually(lambda: run(*arguments).exit_code == 0, "the time to replace")
     eventually(lambda: running.trusts(1), "one root")

@@ -66,6 +66,7 @@ PURE = [
     "ca/inspection.py",
     "ca/ledger.py",
     "ca/registration.py",
+    "ca/rotation.py",
     "ca/template.py",
     "garrison/distribution/announcement.py",
     "garrison/distribution/bundle.py",

@@ -68,7 +68,7 @@ class Operator:
         """Return a leaf of who signs by the files and by the ledger, which has to verify."""
         view = self.authorities.view()
         assert not view.refusal
-        plain = Authority.load(self.directory, self.authorities._ask)
+        plain = Authority.load(self.directory, self.authorities._passphrase)
         assert plain.issuer.certificate == view.authority.issuer.certificate
         svid = plain.issue(WEB, new_private_key().public_key(), now=self.now, ttl=HOUR)
         self.verify(svid.certificates)
