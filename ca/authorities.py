@@ -294,7 +294,6 @@ class Authorities:
             standings = self.standings(now)
             changes = activate(standings, key_id, now, self.policy, at_once=at_once)
             self._authority(self._find(key_id))  # it must be able to sign before anybody relies on it
-            self._keep_current()
             self._ledger.change_states(changes, now=now, by=by)
             self._reconcile(now, by)
 
