@@ -264,7 +264,10 @@ class KeyState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SigningKey:
-    """The public part of a signing key: a PEM chain for X.509, a JWK (JSON) for JWTs."""
+    """The public part of a signing key: a JWK (JSON) for JWTs, a PEM chain for X.509, root last.
+
+    Of a prepared X.509 key `changed_at` is when its root was published, None before.
+    """
 
     use: KeyUse
     key_id: str

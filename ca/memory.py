@@ -218,7 +218,11 @@ class CaMemory:
         if self._authorities is not None:
             if self._rotate and self._now() >= self._rotate_at:
                 self._rotate_due(self._authorities)
-            self._view = self._authorities.view()
+            before, self._view = self._view, self._authorities.view()
+            if self._rotate and self._view is not before:
+                # Whoever changed something may have died before the files were right.
+                self._authorities.reconcile(now=self._now(), by=_SERVER)
+                self._view = self._authorities.view()
         self._renew_crls()
 
     def _rotate_due(self, authorities: Authorities) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -58,7 +59,7 @@ class Operated(RuleBasedStateMachine):
         self.folder.cleanup()
 
     @contextlib.contextmanager
-    def disk(self, fault: int) -> contextlib.AbstractContextManager[None]:  # type: ignore[misc]  # a generator
+    def disk(self, fault: int) -> Iterator[None]:
         """Run a command that may be refused; with a fault, the process ends there and starts again."""
         with pytest.MonkeyPatch.context() as patch:
             disk = FaultyDisk(patch, fault or 10**9, power=True)

@@ -12,11 +12,12 @@ import pytest
 from ca.authorities import Authorities
 from ca.authority import ROOT_CERT, ROOT_KEY, Authority, CaCertificates, Hierarchy, Lifetimes
 from ca.bundle import parse_certificates
+from ca.crl import key_identifier_of
 from ca.keys import new_private_key
 from ca.ledger import KeyState, LedgerUnavailableError
 from ca.memory import CaMemory
 from ca.recording import NotRecordedError, Requester
-from ca.rotation import Policy
+from ca.rotation import Policy, activate
 from ca.store.sqlite import LEDGER, SqliteLedger
 from ca.verification import verify_svid
 from garrison.errors import IssuanceError
@@ -254,6 +255,19 @@ def test_a_ledger_that_does_not_answer_changes_nothing(
     monkeypatch.undo()
     server.look()
     asyncio.run(server.issue())
+
+
+def test_what_a_command_left_half_done_is_finished(server: Server, pki: Path) -> None:
+    """It died when the ledger knew who signs, and the files did not: the server puts them right at once."""
+    made = server.authorities.prepare(now=server.clock.now, by="test", new_root=True)
+    server.look(2)
+    standings = server.authorities.standings(server.clock.now)
+    changes = activate(standings, made.key_id, server.clock.now, Policy(), at_once=True)
+    server.ledger.change_states(changes, now=server.clock.now, by="test")
+    assert key_identifier_of(Authority.load(pki).issuer.certificate) != made.key_id
+    server.look(1)
+    assert key_identifier_of(Authority.load(pki).issuer.certificate) == made.key_id
+    assert key_identifier_of(server.memory.issuer.authority.issuer.certificate) == made.key_id
 
 
 def test_two_servers_of_one_directory_rotate_once(server: Server, pki: Path) -> None:
