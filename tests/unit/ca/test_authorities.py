@@ -410,7 +410,10 @@ def test_the_commands(pki: Path, tmp_path: Path) -> None:
     assert not (pki / ROOT_KEY).exists()
     done("authority", "prepare", "--dir", pki, "--root-key", out)
     done("bundle", "--dir", pki)
-    done("lint", "--dir", pki)
+    # Not only the files of the one that signs are looked at: that of the old one has its root's key.
+    found = json.loads(done("lint", "--dir", pki, "--json").stdout)
+    assert [FOLDER in str(one) for one in found if one["code"] == "root_key_here"] == [True]
+    assert FOLDER in json.loads(done("status", "--dir", pki, "--json").stdout)["next"][0]
 
 
 def test_what_a_tainted_authority_signed_is_renewed_and_revoked_by_it(pki: Path, tmp_path: Path) -> None:
