@@ -264,7 +264,13 @@ class CaMemory:
         self.crls = tuple(one for one in self._ledger.crls() if names is None or one.issuer in names)
 
     def _issuers(self) -> tuple[Issuer, ...]:
-        return (self._authority.issuer,) if self._view is None else self._view.issuers
+        if self._view is None:
+            return (self._authority.issuer,)
+        # What has ended signs no list, and nothing of it is accepted; of the one that signs it is to be told.
+        now, signing = self._now(), self._view.authority.issuer
+        return tuple(
+            one for one in self._view.issuers if one == signing or now < one.certificate.not_valid_after_utc
+        )
 
     def _mine(self) -> StoredCrl | None:
         name = key_identifier(self._authority.issuer)
