@@ -223,7 +223,6 @@ class Authorities:
         new_root: bool | None = None,
         root_key: CaKey | None = None,
         kind: KeyType | None = None,
-        keep_root_key: bool = True,
         save_root_key: Callable[[bytes], None] | None = None,
     ) -> Standing:
         """Make the next authority, with a new root or under the same, and publish its root.
@@ -238,17 +237,17 @@ class Authorities:
             current = self._authority(active)
             if new_root is None:
                 new_root = now >= schedule(active.standing(None), self.policy).new_root_at
-                if new_root and save_root_key is None and keep_root_key:
+                if new_root:
                     self._needs_root_key(active)
             kind = kind or _kind_of(current.issuer.key.public_key())
             secret = self._secret_for_new(active)
+            kept: bytes | None
             if new_root:
                 hierarchy = self._new_hierarchy(active, now, kind)
-                made = hierarchy.authority()
-                root_file = key_file(hierarchy.root_key, secret)
+                made, kept = hierarchy.authority(), key_file(hierarchy.root_key, secret)
                 if save_root_key is not None:
-                    save_root_key(root_file)
-                kept = root_file if keep_root_key and save_root_key is None else None
+                    save_root_key(kept)
+                    kept = None
             else:
                 made = self._new_intermediate(active, now, kind, root_key)
                 kept = self._root_key_file(active.root)
@@ -313,6 +312,17 @@ class Authorities:
 
     def run(self, step: Step, *, now: datetime, by: str) -> None:
         """Do what was due; nothing, if another process has done it."""
+        try:
+            self._do(step, now, by)
+        except IssuanceError:
+            if step in self.due(now):
+                raise
+
+    def due(self, now: datetime) -> tuple[Step, ...]:
+        """Return what the schedule asks for."""
+        return due(self.standings(now), now, self.policy)
+
+    def _do(self, step: Step, now: datetime, by: str) -> None:
         match step.act:
             case Act.PREPARE_INTERMEDIATE | Act.PREPARE_ROOT:
                 self.prepare(now=now, by=by)
@@ -324,10 +334,6 @@ class Authorities:
                     changes = retire(self.standings(now), step.key_id, now, self.policy)
                     self._ledger.change_states(changes, now=now, by=by)
                     self._reconcile(now, by)
-
-    def due(self, now: datetime) -> tuple[Step, ...]:
-        """Return what the schedule asks for."""
-        return due(self.standings(now), now, self.policy)
 
     # How files and ledger are brought together; the caller holds the lock
 

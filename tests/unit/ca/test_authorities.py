@@ -166,9 +166,8 @@ def test_a_root_key_that_is_elsewhere(operator: Operator, tmp_path: Path) -> Non
     (operator.directory / ROOT_KEY).rename(elsewhere)
     operator.authorities.reconcile(now=operator.now, by="test")
     (one,) = operator.authorities.standings(operator.now)
-    step = Step(Act.PREPARE_INTERMEDIATE, one.key_id)
     with pytest.raises(IssuanceError, match=r"--root-key.*--new-root.*--csr"):
-        operator.authorities.run(step, now=operator.now, by="test")
+        operator.prepare()
     operator.now = one.root_starts + (one.root_ends - one.root_starts) / 2
     assert [step.act for step in operator.authorities.due(operator.now)] == [Act.PREPARE_ROOT]
     with pytest.raises(IssuanceError, match="an operator has to decide"):
@@ -335,6 +334,8 @@ def test_two_that_prepare_at_the_same_time(operator: Operator, tmp_path: Path) -
     first = operator.prepare(new_root=True)
     with pytest.raises(IssuanceError, match=f"{first} is prepared already"):
         other.prepare(new_root=True)
+    (active, _) = other.authorities.standings(other.now)
+    other.authorities.run(Step(Act.PREPARE_ROOT, active.key_id), now=other.now, by="a slower server")
     other.ledger.close()
     foreign = Hierarchy.create(DOMAIN, now=operator.now).authority()
     certificate = foreign.issuer.certificate
