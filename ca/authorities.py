@@ -26,6 +26,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from ca.atomic_files import sync_directory
@@ -79,7 +80,6 @@ from ca.rotation import (
     taint,
 )
 from ca.template import INTERMEDIATE_PATH_LENGTH, ca_template
-from ca.verification import verify_chain
 from garrison.documents import Diagnostic, Position
 from garrison.errors import ConfigError, IssuanceError
 
@@ -736,18 +736,19 @@ def _folders_in(directory: Path) -> list[Path]:
 
 
 def _root_of(public: CaCertificates) -> x509.Certificate:
-    """Return the root that the chain ends in."""
-    moment = max(link.not_valid_before_utc for link in public.chain)
+    """Return the root that the chain ends in; that it verifies under it was found out when it was loaded."""
     for root in public.roots:
-        if root == public.certificate:
+        if root == public.certificate or any(_issued(link, root) for link in public.chain):
             return root
-        at = max(moment, root.not_valid_before_utc)
-        try:
-            verify_chain(public.certificate, public.chain[1:], [root], at, any_leaf=True)
-        except IssuanceError:
-            continue
-        return root
     raise IssuanceError(f"`{CERT_CHAIN}` does not end in a root of `{ROOT_CERT}`")
+
+
+def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+        return False
+    return True
 
 
 def _kind_of(key: CaPublicKey) -> KeyType:
