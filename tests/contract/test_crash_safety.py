@@ -22,6 +22,7 @@ STEPS = {
     "prepare_csr": 40,
     "prepare_answer": 80,
     "activate": 100,
+    "retire": 45,
     "taint": 8,
     "revoke": 45,
 }

@@ -101,12 +101,24 @@ class Operation:
 
 def run(*arguments: str, codes: Sequence[int] = (0,)) -> str:
     """Run a command of `ca` on a CA."""
+    if arguments[0] == "retire":
+        return retire(Path(arguments[1]))
     result = CliRunner().invoke(ca, [str(argument) for argument in arguments])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     if result.exit_code not in codes:
         raise AssertionError(f"{arguments}: {result.exit_code}: {result.output}")
     return result.stdout
+
+
+def retire(directory: Path) -> str:
+    """Do what a server would do by schedule three days from now."""
+    ledger, now = SqliteLedger.of(directory), datetime.now(UTC) + timedelta(days=3)
+    authorities = Authorities(directory, ledger)
+    for step in authorities.due(now):
+        authorities.run(step, now=now, by="garrison serve")
+    ledger.close()
+    return ""
 
 
 def make(directory: Path) -> None:
@@ -213,6 +225,7 @@ OPERATIONS = {
         authority("prepare", "--answer", "BESIDE/answer.pem"), asked, ["active", "prepared"], again=(0, 3)
     ),
     "activate": Operation(authority("activate", "--now"), prepared, ["old", "active"], again=(0, 3)),
+    "retire": Operation(lambda directory: ["retire", str(directory)], activated, ["revoked", "active"]),
     "taint": Operation(authority("taint", "FIRST"), activated, ["tainted", "active"], again=(0, 3)),
     "revoke": Operation(authority("revoke", "FIRST", "--now"), tainted, ["revoked", "active"], again=(0, 3)),
 }
