@@ -279,6 +279,32 @@ def test_files_that_somebody_put_there_win(operator: Operator, tmp_path: Path) -
     operator.leaf()
 
 
+def test_a_command_that_reads_while_another_authority_takes_over(
+    operator: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It gets the one or the other, never an error about files that do not fit together."""
+    operator.authorities.reconcile(now=operator.now, by="test")
+    second = operator.prepare(new_root=True)
+    operator.now += HOUR
+    reads: list[Path] = []
+
+    def load_key_late(path: Path, passphrase: Any) -> Any:
+        reads.append(path)
+        if len(reads) == 1:
+            # The certificates were read already.
+            monkeypatch.setattr("ca.authority.load_key", load_key)
+            operator.authorities.activate(second, now=operator.now, by="test")
+            monkeypatch.setattr("ca.authority.load_key", load_key_late)
+        return load_key(path, passphrase)
+
+    monkeypatch.setattr("ca.authority.load_key", load_key_late)
+    found = Authority.load(operator.directory)
+    assert key_identifier_of(found.issuer.certificate) == second
+    (operator.directory / CA_KEY).unlink()
+    with pytest.raises(ConfigError, match="cannot be read"):
+        Authority.load(operator.directory)
+
+
 def test_a_ledger_that_is_lost(operator: Operator) -> None:
     """An authority that was old signs no more, though nobody remembers that; its root stays."""
     operator.authorities.reconcile(now=operator.now, by="test")
