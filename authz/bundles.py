@@ -20,11 +20,15 @@ _MAX_FILE_BYTES = 4 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class TrustFile:
-    """Certificates of CAs; without `has_roots`, those that issued themselves do not count."""
+    """Certificates of CAs; without `has_roots`, those that issued themselves do not count.
+
+    An `optional` one may be missing.
+    """
 
     trust_domain: TrustDomain
     path: Path
     has_roots: bool = True
+    optional: bool = False
 
 
 class TrustBundles:
@@ -59,6 +63,8 @@ def load_bundles(files: Sequence[TrustFile], *, required: bool) -> CertificateVe
                 certificates = [one for one in certificates if one.issuer != one.subject]
             found.setdefault(trust_domain, []).extend(certificates)
         except OSError as error:
+            if file.optional and isinstance(error, FileNotFoundError):
+                continue
             reason = (error.strerror or str(error)).lower()
             problems.append(_problem(path, "unreadable", f"cannot be read: {reason}"))
         except (ValueError, x509.InvalidVersion) as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import sqlite3
 import tarfile
 import tempfile
@@ -17,6 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from ca.authorities import FOLDER, ISSUERS
 from ca.authority import CA_CERT, CA_KEY, CERT_CHAIN, REQUEST, ROOT_CERT, ROOT_KEY
 from ca.directory import NewFile
 from ca.jwt_key_store import JWT_KEYS
@@ -24,13 +26,28 @@ from ca.jwt_key_store import JWT_KEYS
 MANIFEST = "manifest.json"
 LEDGER = "ledger.sqlite3"
 KEYS = (CA_KEY, ROOT_KEY)
-SECRETS = frozenset({*KEYS, JWT_KEYS, LEDGER})
+SECRETS = frozenset({JWT_KEYS, LEDGER})
 # In this order in the archive; the last ones may be missing.
-MEMBERS = (CA_KEY, CA_CERT, CERT_CHAIN, ROOT_CERT, ROOT_KEY, REQUEST, JWT_KEYS, LEDGER)
+MEMBERS = (CA_KEY, CA_CERT, CERT_CHAIN, ROOT_CERT, ROOT_KEY, REQUEST, JWT_KEYS, ISSUERS, LEDGER)
+# Of the authorities before and after the one that signs.
+_OTHERS = (CA_KEY, CA_CERT, CERT_CHAIN, ROOT_CERT, ROOT_KEY, REQUEST)
+_OTHER = re.compile(rf"{FOLDER}/[0-9a-f]{{40}}/({'|'.join(map(re.escape, _OTHERS))})")
 MAX_MEMBER_BYTES = 1024 * 1024
 # Some millions of issued certificates.
 MAX_LEDGER_BYTES = 4 * 1024 * 1024 * 1024
 _VERSION = 1
+
+
+def members_in(directory: Path) -> list[str]:
+    """Return the names of what belongs into a backup of the CA in `directory`, the ledger last."""
+    others = [str(path.relative_to(directory)) for path in sorted((directory / FOLDER).glob("*/*"))]
+    found = [*MEMBERS[:-1], *(name for name in others if _OTHER.fullmatch(name)), LEDGER]
+    return [name for name in found if (directory / name).exists()]
+
+
+def is_key(name: str) -> bool:
+    """Tell whether the member of that name is a private key."""
+    return name.rpartition("/")[2] in KEYS
 
 
 def copy_ledger(path: Path) -> bytes:
@@ -55,7 +72,7 @@ def copy_ledger(path: Path) -> bytes:
 
 
 def pack(files: Mapping[str, bytes], made_at: datetime) -> bytes:
-    """Return the archive of `files`, whose names are of `MEMBERS`."""
+    """Return the archive of `files`, whose names are those of `members_in`."""
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     about = {"garrison_ca_backup": _VERSION, "made_at": f"{made_at:%FT%TZ}", "sha256": digests}
     manifest = json.dumps(about, indent=2).encode()
@@ -80,7 +97,8 @@ def unpack(content: bytes) -> dict[str, NewFile]:
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
             for member in archive:
                 most = MAX_LEDGER_BYTES if member.name == LEDGER else MAX_MEMBER_BYTES
-                if member.name not in {MANIFEST, *MEMBERS} or member.name in found or not member.isreg():
+                known = member.name in {MANIFEST, *MEMBERS} or _OTHER.fullmatch(member.name)
+                if not known or member.name in found or not member.isreg():
                     raise ValueError("it has a member that no backup of a CA has")
                 if member.size > most:
                     raise ValueError(f"its member `{member.name}` is too large")
@@ -92,7 +110,10 @@ def unpack(content: bytes) -> dict[str, NewFile]:
     digests = _digests(found.pop(MANIFEST, b""))
     if digests != {name: hashlib.sha256(data).hexdigest() for name, data in found.items()}:
         raise ValueError("it is damaged: its members are not what its manifest says")
-    return {name: NewFile(data, 0o600 if name in SECRETS else 0o644) for name, data in found.items()}
+    return {
+        name: NewFile(data, 0o600 if is_key(name) or name in SECRETS else 0o644)
+        for name, data in found.items()
+    }
 
 
 def _digests(manifest: bytes) -> Any:

@@ -139,6 +139,17 @@ class Authority:
             ConfigError: a file is missing or unusable, or the files do not fit together; it names the file.
 
         """
+        while True:
+            before = _state(directory)
+            try:
+                return cls._load(directory, passphrase)
+            except ConfigError:
+                # Another authority took over while we read: some files were of the one, some of the other.
+                if _state(directory) == before:
+                    raise
+
+    @classmethod
+    def _load(cls, directory: Path, passphrase: Callable[[Path], bytes]) -> Authority:
         public = CaCertificates.load(directory)
         key = load_key(directory / CA_KEY, passphrase)
         try:
@@ -358,6 +369,19 @@ def verifies(authority: Authority, root: x509.Certificate) -> bool:
     except IssuanceError:
         return False
     return True
+
+
+def _state(directory: Path) -> tuple[tuple[int, int] | None, ...]:
+    """Return what is different after files of a CA were replaced."""
+    found: list[tuple[int, int] | None] = []
+    for name in (ROOT_KEY, CA_KEY, CERT_CHAIN, CA_CERT, ROOT_CERT):
+        try:
+            status = (directory / name).stat()
+        except OSError:
+            found.append(None)
+        else:
+            found.append((status.st_ino, status.st_mtime_ns))
+    return tuple(found)
 
 
 def _load_certificates(path: Path) -> tuple[x509.Certificate, ...]:

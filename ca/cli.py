@@ -8,6 +8,7 @@ import click
 
 from ca.commands.archive import backup, restore
 from ca.commands.audit import audit
+from ca.commands.authority import authority
 from ca.commands.base import EXIT_CODES, Commands
 from ca.commands.certificates import crl, list_certificates, revoke
 from ca.commands.entries import entry
@@ -47,6 +48,7 @@ for _command in (
     entry,
     audit,
     jwt,
+    authority,
     passphrase,
     backup,
     restore,

@@ -37,7 +37,12 @@ _ATTEMPTS = 10
 
 def key_identifier(issuer: Issuer) -> str:
     """Return the key identifier (hex) that certificates of `issuer` name: what the ledger knows it by."""
-    return _authority_key(issuer.certificate).digest.hex()
+    return key_identifier_of(issuer.certificate)
+
+
+def key_identifier_of(certificate: x509.Certificate) -> str:
+    """Return the key identifier (hex) of the key that `certificate` is for."""
+    return _authority_key(certificate).digest.hex()
 
 
 def build_crl(

@@ -2,7 +2,8 @@
 
 New files are written to a folder beside their places (`.new-…`), which one rename makes the pending one
 (`.pending`): from then on they count, and whoever comes next moves what has not been moved yet. One at a
-time: writers hold a lock on the directory.
+time: writers hold a lock on the directory. A name may be that of a file in a folder of the directory
+(`folder/file`); the folder is made if there is none, with mode 0700.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from ca.atomic_files import sync_directory, write_file
 
 PENDING = ".pending"
 _STAGING = ".new-"
+# In names of files that wait: none of ours has it otherwise.
+_SLASH = "%2F"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,7 @@ def install(directory: Path, files: Mapping[str, NewFile]) -> None:
     staging.mkdir(mode=0o700)
     try:
         for name, file in files.items():
-            write_file(staging / name, file.content, mode=file.mode, replace=False)
+            write_file(staging / name.replace("/", _SLASH), file.content, mode=file.mode, replace=False)
         staging.rename(directory / PENDING)
     except OSError:
         shutil.rmtree(staging, ignore_errors=True)
@@ -88,8 +91,15 @@ def _finish(directory: Path) -> None:
         names = sorted(path.name for path in pending.iterdir())
     except FileNotFoundError:
         return
+    folders = set()
     for name in names:
-        (pending / name).replace(directory / name)
+        target = directory / name.replace(_SLASH, "/")
+        if target.parent != directory:
+            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folders |= {target.parent, target.parent.parent}
+        (pending / name).replace(target)
+    for folder in sorted(folders - {directory}):
+        sync_directory(folder)
     sync_directory(directory)
     pending.rmdir()
     sync_directory(directory)

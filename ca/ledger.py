@@ -264,7 +264,10 @@ class KeyState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SigningKey:
-    """The public part of a signing key: a PEM chain for X.509, a JWK (JSON) for JWTs."""
+    """The public part of a signing key: a JWK (JSON) for JWTs, a PEM chain for X.509, root last.
+
+    Of a prepared X.509 key `changed_at` is when its root was published, None before.
+    """
 
     use: KeyUse
     key_id: str
@@ -347,6 +350,9 @@ class Ledger(Protocol):
 
     def revoked(self, issuer: str, *, unexpired_at: datetime) -> Sequence[RevokedSerial]:
         """Return the revoked certificates of an issuer that end after `unexpired_at`."""
+
+    def last_expiry(self, issuer: str) -> datetime | None:
+        """Return when the last of the certificates of an issuer ends; None if none is recorded."""
 
     def revocations(self) -> int:
         """Return a number that rises with each revocation: cheap to ask again and again."""

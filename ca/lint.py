@@ -17,7 +17,8 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512
 
-from ca.authority import CA_KEY, ROOT_KEY, CaCertificates, load_encryption
+from ca.authorities import key_files
+from ca.authority import ROOT_KEY, CaCertificates, load_encryption
 from ca.inspection import check_leaf, check_signing
 from ca.issuer import MAX_TTL
 from ca.key_encryption import PLAIN
@@ -186,12 +187,11 @@ def lint_directory(directory: Path, now: datetime) -> list[Finding]:
     if not any(_chain_holds(public, root) for root in public.roots):
         message = "the intermediate does not verify under any of the roots"
         found.append(Finding(str(directory), Severity.ERROR, "unverified_chain", message))
-    for name in (CA_KEY, ROOT_KEY):
-        if (directory / name).exists():
-            found += _key_file(directory / name)
-    if (directory / ROOT_KEY).exists():
-        message = "the root's key is not needed here: move it off this machine"
-        found.append(Finding(str(directory / ROOT_KEY), Severity.WARNING, "root_key_here", message))
+    for name in key_files(directory):
+        found += _key_file(directory / name)
+        if name.endswith(ROOT_KEY):
+            message = "the root's key is not needed here: move it off this machine"
+            found.append(Finding(str(directory / name), Severity.WARNING, "root_key_here", message))
     if stat.S_IMODE(directory.stat().st_mode) & (stat.S_IWGRP | stat.S_IWOTH):
         message = "others can write to the directory: chmod 700"
         found.append(Finding(str(directory), Severity.ERROR, "open_directory", message))

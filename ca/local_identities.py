@@ -135,8 +135,8 @@ class LocalIdentities:
         self._federated = {name: one for name, one in bundles.items() if name != self.trust_domain}
         self.changes.tell()
 
-    def tell_crl(self) -> None:
-        """Push what `crl_pem` returns now."""
+    def tell_bundle(self) -> None:
+        """Push the roots, keys and CRLs that are published now."""
         self.changes.tell()
 
     def rotate(self) -> None:

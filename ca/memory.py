@@ -1,24 +1,34 @@
-"""What a serving CA knows from its ledger: who is registered, what is revoked. Followed while it serves.
+"""What a serving CA knows from its ledger, followed while it serves: registrations, authorities, revocations.
 
-Other processes change the same ledger (`ca entry create`, `ca revoke`), so it is looked at every second.
+Other processes change the same ledger (`ca entry create`, `ca revoke`, `ca authority activate`), so it is
+looked at every second. What the rotation of authorities asks for is done from here, too, if that is wanted.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import structlog
 
+from ca.authorities import Authorities, View
 from ca.authority import Authority
 from ca.crl import crl_pem, is_due, key_identifier, renew_crl
-from ca.ledger import Ledger, StoredCrl
+from ca.issuer import Issuer
+from ca.ledger import KeyState, Ledger, StoredCrl
 from ca.recording import Recorder, RecordingIssuer
 from ca.registration import Registration
+from ca.rotation import Schedule, Standing, active_of, published, schedule
 from garrison.errors import GarrisonError
 
 LOOK_SECONDS = 1.0
+# How often the schedule is asked: a step more than this late is no worse, and costs nobody anything.
+ROTATE_EVERY = timedelta(seconds=10)
+# After a step that failed.
+ROTATE_AGAIN = timedelta(minutes=1)
 CRL_PATH = "/ca/crl"
 _SERVER = "garrison serve"
 
@@ -26,7 +36,11 @@ _log = structlog.get_logger()
 
 
 class CaMemory:
-    """A ledger, and what issues with it; registrations of the settings come before those of the ledger."""
+    """A ledger, and what issues with it; registrations of the settings come before those of the ledger.
+
+    With `authorities` they are followed, and `authority` is only the first one; with `rotate` what is due
+    among them is done.
+    """
 
     def __init__(
         self,
@@ -35,11 +49,14 @@ class CaMemory:
         configured: Sequence[Registration],
         *,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        authorities: Authorities | None = None,
+        rotate: bool = False,
     ) -> None:
         """Read the ledger.
 
         Raises:
-            LedgerUnavailableError: it cannot be read.
+            ConfigError: the files of the CA cannot be used.
+            LedgerUnavailableError: the ledger cannot be read.
 
         """
         self._ledger = ledger
@@ -47,19 +64,37 @@ class CaMemory:
         self._configured = tuple(configured)
         self._now = now
         self._recorder = Recorder(ledger)
-        self._name = key_identifier(authority.issuer)
+        self._authorities = authorities
+        self._rotate = rotate and authorities is not None
+        self._rotate_at = datetime.min.replace(tzinfo=UTC)
+        self._view: View | None = None
+        self._tainted: frozenset[str] = frozenset()
+        self._refusal = ""
         self._entries_version = -1
         self._complaint = ""
         self._published = ("", 0)
-        self.issuer = RecordingIssuer(lambda: authority, self._recorder)
+        self.rotations: Counter[str] = Counter()
+        self.rotation_problem = ""
+        self.issuer = RecordingIssuer(lambda: self._authority, self._recorder, lambda: self._refusal)
         self.registrations = self._configured
         self.crls: tuple[StoredCrl, ...] = ()
+        if authorities is not None:
+            authorities.reconcile(now=now(), by=_SERVER)
+            self._view = authorities.view()
+            self._authority, self._refusal = self._view.authority, self._view.refusal
+            self._tainted = self._view.tainted
         self._look()
 
     async def run(
-        self, use_registrations: Callable[[Sequence[Registration]], None], push_bundle: Callable[[], None]
+        self,
+        use_registrations: Callable[[Sequence[Registration]], None],
+        push_bundle: Callable[[], None],
+        reissue: Callable[[], None] = lambda: None,
     ) -> None:
-        """Follow the ledger until cancelled; the callbacks are called in the event loop's thread."""
+        """Follow the ledger until cancelled; the callbacks are called in the event loop's thread.
+
+        `reissue` replaces whatever was issued: an authority is tainted.
+        """
         while True:
             registrations, crls = self.registrations, self.crls
             try:
@@ -72,9 +107,85 @@ class CaMemory:
             if self.registrations != registrations:
                 _log.info("registrations changed", registrations=len(self.registrations))
                 use_registrations(self.registrations)
-            if self.crls != crls:
+            new_roots = self._use_roots()
+            if new_roots or self.crls != crls:
                 push_bundle()
+            # Nothing is signed under a root before it was pushed.
+            if not new_roots and self._use_authority():
+                reissue()
             await asyncio.sleep(LOOK_SECONDS)
+
+    @property
+    def active(self) -> Standing | None:
+        """The authority that signs; None if there is none, or they are not followed."""
+        return active_of(self._view.standings) if self._view is not None else None
+
+    @property
+    def standings(self) -> tuple[Standing, ...]:
+        """All authorities, if they are followed."""
+        return self._view.standings if self._view is not None else ()
+
+    def plan(self) -> Schedule | None:
+        """Return when the active authority is followed by another."""
+        active = self.active
+        if active is None or self._authorities is None:
+            return None
+        return schedule(active, self._authorities.policy)
+
+    def describe(self) -> str:
+        """Return in one line how the CA is."""
+        if self._refusal:
+            return f"nothing is issued: {self._refusal}"
+        active, plan = self.active, self.plan()
+        if active is None or plan is None:
+            return f"signs until {self._authority.not_after:%FT%TZ}"
+        now = self._now()
+        if now >= min(active.ends, active.root_ends):
+            return f"nothing is issued: authority {active.key_id} has ended"
+        text = (
+            f"authority {active.key_id} signs until {active.ends:%FT%TZ}, the next one is due at "
+            f"{plan.prepare_at:%FT%TZ} and signs from {plan.activate_at:%FT%TZ}"
+        )
+        return f"{text}; rotation fails: {self.rotation_problem}" if self.rotation_problem else text
+
+    def seconds_left(self) -> dict[str, float]:
+        """Return how long the certificates last that sign, and their roots; negative once they ended."""
+        active, now = self.active, self._now()
+        if active is None:
+            return {"intermediate": (self._authority.not_after - now).total_seconds()}
+        return {
+            "intermediate": (active.ends - now).total_seconds(),
+            "root": (active.root_ends - now).total_seconds(),
+        }
+
+    def counts(self) -> dict[str, int]:
+        """Return how many authorities are in each state."""
+        found = Counter(one.state for one in self.standings)
+        return {state.value: found[state] for state in KeyState}
+
+    def _use_roots(self) -> bool:
+        """Verify with the roots of the view from now on; tell whether they are others."""
+        if self._view is None or self._view.authority.roots == self._authority.roots:
+            return False
+        _log.info("trust bundle changed", roots=len(self._view.authority.roots))
+        self._authority = replace(self._authority, roots=self._view.authority.roots)
+        return True
+
+    def _use_authority(self) -> bool:
+        """Sign with the authority of the view, whose root was pushed before; tell whether one is tainted."""
+        if self._view is None:
+            return False
+        if self._view.authority.issuer != self._authority.issuer:
+            _log.info("authority changed", ends=f"{self._view.authority.not_after:%FT%TZ}")
+        self._authority = self._view.authority
+        if self._view.refusal != self._refusal:
+            self._refusal = self._view.refusal
+            _log.warning("issuing ended" if self._refusal else "issuing resumed", reason=self._refusal)
+        tainted = self._view.tainted - self._tainted
+        self._tainted = self._view.tainted
+        if tainted:
+            _log.warning("authority tainted, everything is issued again", authorities=sorted(tainted))
+        return bool(tainted)
 
     def close(self) -> None:
         """Record what waits, and close the ledger."""
@@ -118,20 +229,66 @@ class CaMemory:
             ours = (one for one in entries if one.spiffe_id.trust_domain == domain)
             self.registrations = (*self._configured, *ours)
             self._entries_version = version
-        revocations = self._ledger.revocations()
-        mine = self._mine()
-        if not is_due(mine, revocations, self._now()):
-            return
+        if self._authorities is not None:
+            if self._rotate and self._now() >= self._rotate_at:
+                self._rotate_due(self._authorities)
+            before, self._view = self._view, self._authorities.view()
+            if self._rotate and self._view is not before:
+                # Whoever changed something may have died before the files were right.
+                self._authorities.reconcile(now=self._now(), by=_SERVER)
+                self._view = self._authorities.view()
+        self._renew_crls()
+
+    def _rotate_due(self, authorities: Authorities) -> None:
+        now = self._now()
+        self._rotate_at = now + ROTATE_EVERY
         try:
-            renew_crl(self._ledger, self._authority.issuer, now=self._now(), by=_SERVER)
-        except GarrisonError as error:
-            self._complain(error)
+            for step in authorities.due(now):
+                authorities.run(step, now=now, by=_SERVER)
+                self.rotations[step.act.value] += 1
+                _log.info("authority rotated", step=step.act.value, authority=step.key_id)
+        except (GarrisonError, OSError) as error:
+            self.rotations["failed"] += 1
+            self._rotate_at = now + ROTATE_AGAIN
+            if str(error) != self.rotation_problem:
+                _log.error("authority not rotated", reason=str(error))
+            self.rotation_problem = str(error)
         else:
+            self.rotation_problem = ""
+
+    def _renew_crls(self) -> None:
+        """Publish what is due of each authority: who wants CRLs refuses issuers without one."""
+        now, revocations = self._now(), self._ledger.revocations()
+        held = {one.issuer: one for one in self.crls}
+        names = None if self._view is None else {one.key_id for one in published(self._view.standings)}
+        overdue = [
+            issuer for issuer in self._issuers() if is_due(held.get(key_identifier(issuer)), revocations, now)
+        ]
+        if not overdue and (names is None or held.keys() <= names):
+            return
+        complained = False
+        for issuer in overdue:
+            try:
+                renew_crl(self._ledger, issuer, now=now, by=_SERVER)
+            except GarrisonError as error:
+                self._complain(error)
+                complained = True
+        if not complained:
             self._complaint = ""
-        self.crls = self._ledger.crls()
+        self.crls = tuple(one for one in self._ledger.crls() if names is None or one.issuer in names)
+
+    def _issuers(self) -> tuple[Issuer, ...]:
+        if self._view is None:
+            return (self._authority.issuer,)
+        # What has ended signs no list, and nothing of it is accepted; of the one that signs it is to be told.
+        now, signing = self._now(), self._view.authority.issuer
+        return tuple(
+            one for one in self._view.issuers if one == signing or now < one.certificate.not_valid_after_utc
+        )
 
     def _mine(self) -> StoredCrl | None:
-        return next((one for one in self.crls if one.issuer == self._name), None)
+        name = key_identifier(self._authority.issuer)
+        return next((one for one in self.crls if one.issuer == name), None)
 
     def _complain(self, error: GarrisonError) -> None:
         # Once, not every second.

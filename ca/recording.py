@@ -142,11 +142,17 @@ def _answer(answers: Sequence[tuple[asyncio.Future[None], Exception | None]]) ->
 
 
 class RecordingIssuer:
-    """Issues from the authority in force, and records what it issues before it hands it out."""
+    """Issues from the authority in force, and records what it issues before it hands it out.
 
-    def __init__(self, authority: Callable[[], Authority], recorder: Recorder) -> None:
+    `refusal` says why that authority must not sign, "" if it may.
+    """
+
+    def __init__(
+        self, authority: Callable[[], Authority], recorder: Recorder, refusal: Callable[[], str] = str
+    ) -> None:
         self._authority = authority
         self._recorder = recorder
+        self._refusal = refusal
 
     @property
     def authority(self) -> Authority:
@@ -169,6 +175,8 @@ class RecordingIssuer:
             IssuanceError: the CA refuses, or it cannot be recorded.
 
         """
+        if reason := self._refusal():
+            raise IssuanceError(reason)
         svid = self._authority().issue(spiffe_id, public_key, now=now, ttl=ttl, dns_names=dns_names)
         await self._recorder.record(
             IssuedCertificate.of(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from ca.archive import KEYS, LEDGER, MAX_LEDGER_BYTES, MEMBERS, copy_ledger, pack, unpack
+from ca.archive import LEDGER, MAX_LEDGER_BYTES, copy_ledger, is_key, members_in, pack, unpack
 from ca.atomic_files import write_file
 from ca.authority import CA_CERT, CaCertificates, load_encryption
 from ca.commands.base import (
@@ -49,8 +49,8 @@ def backup(directory: Path, out: Path, *, allow_unencrypted: bool, force: bool, 
     if os.path.lexists(out) and not force:
         raise Failure(f"{out}: exists already (--force replaces)", EXIT_UNUSABLE)
     with locked(directory):
-        present = [name for name in MEMBERS if (directory / name).exists()]
-        plain = [name for name in KEYS if name in present and load_encryption(directory / name) == PLAIN]
+        present = members_in(directory)
+        plain = [name for name in present if is_key(name) and load_encryption(directory / name) == PLAIN]
         if JWT_KEYS in present and has_plain_keys(directory / JWT_KEYS):
             plain.append(JWT_KEYS)
         if plain and not allow_unencrypted:
@@ -59,11 +59,12 @@ def backup(directory: Path, out: Path, *, allow_unencrypted: bool, force: bool, 
             )
             raise Failure(message, EXIT_REFUSED)
         files = {name: (directory / name).read_bytes() for name in present if name != LEDGER}
-    if LEDGER in present:
-        try:
-            files[LEDGER] = copy_ledger(directory / LEDGER)
-        except ValueError as error:
-            raise Failure(f"{directory / LEDGER}: {error}", EXIT_UNUSABLE) from error
+        if LEDGER in present:
+            # Under the lock: who signs by the ledger must be who lies there.
+            try:
+                files[LEDGER] = copy_ledger(directory / LEDGER)
+            except ValueError as error:
+                raise Failure(f"{directory / LEDGER}: {error}", EXIT_UNUSABLE) from error
     write_file(out, pack(files, datetime.now(UTC)), mode=0o600, replace=force)
     print_values(as_json, {"archive": str(out), "files": list(files), "keys_encrypted": not plain})
 

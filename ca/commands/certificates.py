@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from ca.atomic_files import write_file
+from ca.authorities import load_issuer
 from ca.authority import Authority
 from ca.bundle import parse_certificates
 from ca.commands.base import (
@@ -132,7 +133,7 @@ def revoke(
         shown = _plain(revoked, now)
         try:
             shown["crl_number"] = renew_crl(
-                opened, _issuer(directory, passphrase_file), now=now, by=who
+                opened, _issuer_of(found, directory, passphrase_file), now=now, by=who
             ).number
         except GarrisonError as error:
             # It is revoked, whatever the key of the CA is good for; a server that has the key publishes it.
@@ -190,6 +191,11 @@ def crl(
 
 def _issuer(directory: Path, passphrase_file: Path | None) -> Issuer:
     return Authority.load(directory, passphrase_source(passphrase_file).to_read).issuer
+
+
+def _issuer_of(certificate: IssuedCertificate, directory: Path, passphrase_file: Path | None) -> Issuer:
+    # Perhaps one that signs no more.
+    return load_issuer(directory, certificate.issuer, passphrase_source(passphrase_file).to_read)
 
 
 def _find(ledger: Ledger, text: str) -> IssuedCertificate:

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from ca.authorities import key_files
 from ca.authority import CA_CERT, CA_KEY, REQUEST, ROOT_KEY, CaCertificates, load_encryption
 from ca.bundle import MAX_PEM_BYTES, parse_certificates, parse_spiffe_bundle
 from ca.commands.base import (
@@ -45,9 +46,7 @@ def status(directory: Path, as_json: bool) -> None:  # noqa: FBT001
     if not directory.is_dir():
         raise Failure(f"{directory}: no such directory, `ca init` makes one", EXIT_UNUSABLE)
     finish(directory)
-    keys = {
-        name: load_encryption(directory / name) for name in (CA_KEY, ROOT_KEY) if (directory / name).exists()
-    }
+    keys = {name: load_encryption(directory / name) for name in key_files(directory)}
     values: dict[str, Any] = {"directory": str(directory), "state": "empty"}
     following: list[str] = []
     if (directory / CA_CERT).exists():
@@ -83,9 +82,12 @@ def _of_ca(directory: Path, now: datetime, following: list[str]) -> dict[str, An
     elif ends - now < (ends - starts) * SUCCESSOR_DUE:
         state = "ends soon"
     if state in {"expired", "ends soon"}:
-        following.append("make a new intermediate and, if the root ends as well, a new root")
-    if (directory / ROOT_KEY).exists():
-        following.append(f"move {ROOT_KEY} off this machine")
+        following.append(
+            f"ca authority prepare --dir {directory}, and activate it once everybody has its root"
+        )
+    root_keys = [name for name in key_files(directory) if name.endswith(ROOT_KEY)]
+    if root_keys:
+        following.append(f"move {' and '.join(root_keys)} off this machine")
     shown = describe_certificate(public.certificate)
     return {
         "state": state,
@@ -97,7 +99,7 @@ def _of_ca(directory: Path, now: datetime, following: list[str]) -> dict[str, An
         "ca_seconds_left": int((ends - now).total_seconds()),
         "roots": [describe_certificate(root)["sha256"] for root in public.roots],
         "root_not_after": f"{root_ends:%FT%TZ}",
-        "root_key_here": (directory / ROOT_KEY).exists(),
+        "root_key_here": bool(root_keys),
     }
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from ca.authority import CA_KEY, ROOT_KEY, load_key
+from ca.authorities import key_files
+from ca.authority import load_key
 from ca.commands.base import (
     EXIT_CODES,
     EXIT_PASSPHRASE,
@@ -55,11 +56,7 @@ def passphrase(
     if remove and new_passphrase_file is not None:
         raise Failure("--remove and --new-passphrase-file exclude each other", EXIT_UNUSABLE)
     old = passphrase_source(passphrase_file)
-    keys = {
-        name: load_key(directory / name, old.to_read)
-        for name in (CA_KEY, ROOT_KEY)
-        if (directory / name).exists()
-    }
+    keys = {name: load_key(directory / name, old.to_read) for name in key_files(directory)}
     if not keys:
         raise Failure(f"{directory}: there is no key here", EXIT_UNUSABLE)
     new = None if remove else new_passphrase_source(new_passphrase_file).to_write(f"the keys in {directory}")

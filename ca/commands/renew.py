@@ -43,7 +43,7 @@ from ca.directory import NewFile, finish, install, locked
 from ca.inspection import check_leaf
 from ca.issuer import BACKDATE, MAX_TTL, MIN_TTL
 from ca.keys import new_private_key, private_key_pem
-from ca.ledger import Ledger
+from ca.ledger import KeyState, KeyUse, Ledger, issuer_of
 from ca.renewal import is_due, renewal_time, retry_time
 from ca.verification import verify_svid
 from garrison.errors import GarrisonError, IssuanceError
@@ -92,6 +92,12 @@ class _Renewer:
         with locked(directory):
             install(directory, files)
         return svid
+
+    def is_tainted(self, leaf: x509.Certificate) -> bool:
+        """Tell whether the authority that signed `leaf` is tainted, so that it must be replaced now."""
+        with self.ledger() as ledger:
+            keys, issuer = ledger.keys(KeyUse.X509), issuer_of(leaf)
+        return any(key.key_id == issuer and key.state is KeyState.TAINTED for key in keys)
 
     def notify(self) -> str | None:
         """Run the command, without a shell; return what went wrong."""
@@ -159,7 +165,8 @@ def renew(
     """Renew SVIDs that this CA issued: directories of `ca issue`, or the svid.pem in them.
 
     Key and certificate are new, identity, DNS names and lifetime stay. What is not due is left alone, which
-    is exit code 0 as well. As a daemon, failures are told and tried again, and the old files stay.
+    is exit code 0 as well; what a tainted authority signed is due at once. As a daemon, failures are told and
+    tried again, and the old files stay.
 
     \b
     Example:
@@ -181,7 +188,7 @@ def renew(
     for one in held:
         leaf, now = _held(one)[0], datetime.now(UTC)
         starts, ends = leaf.not_valid_before_utc, leaf.not_valid_after_utc
-        if not force and not is_due(now, starts, ends, expires_in):
+        if not force and not is_due(now, starts, ends, expires_in) and not renewer.is_tainted(leaf):
             values = {"svid": str(one), "renewed": False, "expires_in": format_time_left(ends - now)}
         else:
             svid = renewer.renew(one, now)
@@ -255,11 +262,19 @@ def _run(
         at_once.clear()
         for one in held:
             now = datetime.now(UTC)
-            if everything or now >= due[one]:
+            if everything or now >= due[one] or _must_go(renewer, one):
                 due[one] = _renew_one(renewer, one, now, expires_in, as_json=as_json)
         pause = (min(due.values()) - datetime.now(UTC)).total_seconds()
         # At most a minute, so that a clock that was set is noticed.
         wake.wait(min(max(pause, 0.0), 60.0))
+
+
+def _must_go(renewer: _Renewer, directory: Path) -> bool:
+    """Tell whether the authority that signed it is tainted; in doubt it is renewed when it is due."""
+    try:
+        return renewer.is_tainted(_held(directory)[0])
+    except (GarrisonError, click.ClickException, OSError):
+        return False
 
 
 def _renew_one(

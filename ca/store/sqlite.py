@@ -204,6 +204,14 @@ class SqliteLedger:
             )
             return _revoked(rows.fetchall())
 
+    def last_expiry(self, issuer: str) -> datetime | None:
+        """See `Ledger`."""
+        with self._database.reading() as connection:
+            (value,) = connection.execute(
+                "SELECT max(not_after) FROM certificates WHERE issuer = ?", (_hex_bytes(issuer),)
+            ).fetchone()
+        return _optional(value)
+
     def revocations(self) -> int:
         """See `Ledger`."""
         return self._counter("revocations")

@@ -43,6 +43,7 @@ from ca.api.sds import SdsCounters, SecretDiscovery
 from ca.api.sds_files import FileSecrets
 from ca.api.workload import SERVICE as WORKLOAD
 from ca.api.workload import WorkloadApi, WorkloadCounters
+from ca.authorities import ISSUERS, Authorities
 from ca.authority import CERT_CHAIN, ROOT_CERT, Authority
 from ca.federated import FederatedBundles, load_federated
 from ca.jwt_key_store import JwtKeyStore
@@ -50,13 +51,14 @@ from ca.ledger import LedgerUnavailableError
 from ca.local_identities import LocalIdentities
 from ca.memory import CaMemory
 from ca.passphrase import PassphraseSource
+from ca.rotation import Policy
 from ca.store.sqlite import LEDGER, SqliteLedger
 from garrison.distribution.bundle import BundleFile
 from garrison.distribution.cache import DiskCache
 from garrison.distribution.follower import Follower
 from garrison.distribution.policies import BundleCompiler
 from garrison.documents import Diagnostic, DocumentCache, Position
-from garrison.errors import ConfigError
+from garrison.errors import ConfigError, IssuanceError
 from garrison.fetching import Fetcher
 from garrison.process.admin import AdminServer
 from garrison.process.authenticators import Authenticators
@@ -75,6 +77,7 @@ from garrison.process.workers import Children, SummedCollector, Workers
 from garrison.telemetry.log import LineWriter
 from garrison.telemetry.metrics import (
     AuthenticatorCollector,
+    AuthorityCollector,
     DistributionCollector,
     KeyCollector,
     RlqsCollector,
@@ -300,8 +303,10 @@ class Server:
             self._oidc.close()
 
     async def _follow_ledger(self) -> None:
-        if self._memory is not None and self._identities is not None:
-            await self._memory.run(self._identities.use_registrations, self._identities.tell_crl)
+        if self._memory is not None and (identities := self._identities) is not None:
+            await self._memory.run(
+                identities.use_registrations, identities.tell_bundle, reissue=identities.rotate
+            )
 
     def _request_path(self) -> RequestServer | Workers:
         if self._children is not None:
@@ -518,6 +523,8 @@ class Server:
                 )
             )
         registry.register(KeyCollector(self._keys.status))
+        if (memory := self._memory) is not None:
+            registry.register(AuthorityCollector(memory.seconds_left, memory.counts, memory.rotations))
         registry.register(
             AuthenticatorCollector(
                 answers=self._authenticators.results,
@@ -571,6 +578,8 @@ class Server:
         details = self._children.describe() if self._children is not None else {}
         if isinstance(self._store, GuardedStore):
             details["rate_limit_store"] = self._store.describe()
+        if self._memory is not None:
+            details["ca"] = self._memory.describe()
         return details
 
     def _sds_counts(self) -> dict[tuple[str, ...], int]:
@@ -615,6 +624,9 @@ def _bundle_files(settings: Settings) -> list[TrustFile]:
         files.append(TrustFile(settings.trust_domain, settings.ca.dir / ROOT_CERT))
         # A chain may end in roots that nobody was meant to trust.
         files.append(TrustFile(settings.trust_domain, settings.ca.dir / CERT_CHAIN, has_roots=False))
+        # Of the authorities before and after the one that signs, once there are any.
+        others = settings.ca.dir / ISSUERS
+        files.append(TrustFile(settings.trust_domain, others, has_roots=False, optional=True))
     return files
 
 
@@ -636,8 +648,17 @@ def _open_memory(settings: Settings, authority: Authority) -> CaMemory:
     assert settings.ca.dir is not None  # noqa: S101 - there is an authority
     path = settings.ca.ledger or settings.ca.dir / LEDGER
     try:
-        return CaMemory(SqliteLedger(path), authority, settings.registrations())
-    except LedgerUnavailableError as error:
+        ledger = SqliteLedger(path)
+        policy = Policy(overlap=settings.ca.rotation.overlap)
+        authorities = Authorities(settings.ca.dir, ledger, _passphrase(settings).to_read, policy=policy)
+        return CaMemory(
+            ledger,
+            authority,
+            settings.registrations(),
+            authorities=authorities,
+            rotate=settings.ca.rotation.enabled,
+        )
+    except (LedgerUnavailableError, IssuanceError, OSError) as error:
         where = Diagnostic(str(path), Position(1, 1), (), "ledger", str(error))
         raise ConfigError([where]) from error
 

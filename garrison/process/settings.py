@@ -39,6 +39,7 @@ from authz.providers import GrpcProvider
 from authz.service import DecisionLog
 from ca.jwt_keys import DEFAULT_KEY_LIFETIME, MIN_KEY_LIFETIME
 from ca.registration import DEFAULT_JWT_TTL, Registration, Selector
+from ca.rotation import OVERLAP
 from garrison.distribution.announcement import Trust
 from garrison.distribution.bundle import DEFAULT_MAX_BUNDLE_BYTES
 from garrison.distribution.channel import Channel
@@ -181,6 +182,17 @@ class AdminSettings(BaseModel):
         return value
 
 
+class RotationSettings(BaseModel):
+    """When authorities follow each other; see `docs/reference/rotation.md`."""
+
+    model_config = _STRICT
+    enabled: bool = Field(default=True, description="prepare, activate and retire authorities by schedule")
+    overlap: Duration = Field(
+        default=OVERLAP,
+        description="how long a root is published at least before anything is signed under it",
+    )
+
+
 class OidcSettings(BaseModel):
     """HTTP for those who verify our tokens: OpenID discovery, keys, and the SPIFFE bundle."""
 
@@ -232,6 +244,7 @@ class CaSettings(BaseModel):
         default=[], description="folders whose files callers of SDS may name; none: no files"
     )
     oidc: OidcSettings = OidcSettings()
+    rotation: RotationSettings = RotationSettings()
 
     @field_validator("jwt_key_lifetime")
     @classmethod

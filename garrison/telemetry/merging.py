@@ -28,6 +28,8 @@ class Rule(StrEnum):
 
 
 GAUGES: Mapping[str, Rule] = {
+    names.CA_AUTHORITIES: Rule.CONTROL,
+    names.CA_SECONDS_LEFT: Rule.CONTROL,
     names.SNAPSHOT: Rule.MOST,
     names.READY: Rule.CONTROL,
     names.KEYS_AVAILABLE: Rule.LEAST,

@@ -260,6 +260,37 @@ class AuthenticatorCollector(Collector):
         yield remembered
 
 
+class AuthorityCollector(Collector):
+    """Reads how long the CA lasts, and how its authorities follow each other."""
+
+    def __init__(
+        self,
+        seconds_left: Callable[[], Mapping[str, float]],
+        counts: Callable[[], Mapping[str, int]],
+        rotations: Mapping[str, int],
+    ) -> None:
+        self._seconds_left = seconds_left
+        self._counts = counts
+        self._rotations = rotations
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield every metric family."""
+        left = GaugeMetricFamily(
+            names.CA_SECONDS_LEFT, names.CA_SECONDS_LEFT_HELP, labels=names.CA_SECONDS_LEFT_LABELS
+        )
+        for certificate, seconds in self._seconds_left().items():
+            left.add_metric((certificate,), seconds)
+        yield left
+        states = GaugeMetricFamily(
+            names.CA_AUTHORITIES, names.CA_AUTHORITIES_HELP, labels=names.CA_AUTHORITIES_LABELS
+        )
+        for state, count in self._counts().items():
+            states.add_metric((state,), count)
+        yield states
+        rotations: Counts = {(step,): count for step, count in dict(self._rotations).items()}
+        yield _counter(names.CA_ROTATIONS, names.CA_ROTATIONS_HELP, names.CA_ROTATIONS_LABELS, rotations)
+
+
 class RlqsCollector(Collector):
     """Reads what the quota streams count."""
 

@@ -45,6 +45,19 @@ RATE_LIMIT_REFUSED_HELP = "New rate-limit counters refused because the store was
 RATE_LIMIT_RESETS = "garrison_rate_limit_resets"
 RATE_LIMIT_RESETS_HELP = "Resets of rate-limit counters that operators asked for, by what became of them"
 RATE_LIMIT_RESETS_LABELS = ("result",)
+CA_SECONDS_LEFT = "garrison_ca_seconds_left"
+CA_SECONDS_LEFT_HELP = (
+    "Time until the certificate of the authority that signs, or of its root, ends; negative once it has"
+)
+CA_SECONDS_LEFT_LABELS = ("certificate",)
+
+CA_AUTHORITIES = "garrison_ca_authorities"
+CA_AUTHORITIES_HELP = "Authorities of the CA, by state"
+CA_AUTHORITIES_LABELS = ("state",)
+
+CA_ROTATIONS = "garrison_ca_rotations"
+CA_ROTATIONS_HELP = "Steps that the schedule made between authorities, and those that failed"
+CA_ROTATIONS_LABELS = ("step",)
 
 KEYS_AVAILABLE = "garrison_keys_available"
 KEYS_AVAILABLE_HELP = (

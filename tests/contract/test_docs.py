@@ -55,6 +55,7 @@ from garrison.process.settings import (
 from garrison.telemetry import names
 from garrison.telemetry.metrics import (
     AuthenticatorCollector,
+    AuthorityCollector,
     DistributionCollector,
     KeyCollector,
     RlqsCollector,
@@ -249,7 +250,8 @@ def metrics_table() -> str:
         streams=lambda: 0, buckets=lambda: 0, actions=nothing, reported=nothing, refused=nothing
     )
     workers = WorkerCollector(ready=dict, restarts=dict, silent=dict, store_restarts=lambda: 0)
-    collectors = (collector, keys, store, follower, authenticators, quotas, workers)
+    authorities = AuthorityCollector(dict, dict, {})
+    collectors = (collector, keys, store, follower, authenticators, authorities, quotas, workers)
     types = {metric.name: metric.type for one in collectors for metric in one.collect()}
     rows = []
     for constant, text in vars(names).items():

@@ -160,6 +160,24 @@ class LedgerContract:
         before = NOW - timedelta(microseconds=1)
         assert len(ledger.revoked(ISSUER, unexpired_at=before)) == 2
 
+    def test_the_last_expiry_of_an_issuer(self, ledger: Ledger) -> None:
+        """Of all that it signed, in whichever order, revoked or not; of nobody else."""
+        assert ledger.last_expiry(ISSUER) is None
+        ends = [NOW.replace(microsecond=0) + hours * HOUR for hours in (2, 3, 1)]
+        made = [certificate(not_after=end) for end in ends]
+        ledger.record_issued([*made, certificate(issuer="bb" * 20, not_after=ends[1] + HOUR)])
+        assert ledger.last_expiry(ISSUER) == ends[1]
+        ledger.revoke(ISSUER, made[1].serial, RevocationReason.UNSPECIFIED, now=NOW, by="root")
+        assert ledger.last_expiry(ISSUER) == ends[1]
+
+    def test_a_key_may_stay_in_its_state(self, ledger: Ledger) -> None:
+        """Then only the time of the change is new: that is how a prepared one's publication is recorded."""
+        ledger.add_key(signing_key("one"), by="root")
+        step = StateChange(KeyUse.X509, "one", KeyState.PREPARED, KeyState.PREPARED)
+        ledger.change_states([step], now=NOW + HOUR, by="root")
+        (key,) = ledger.keys(KeyUse.X509)
+        assert (key.state, key.changed_at) == (KeyState.PREPARED, NOW + HOUR)
+
     def test_crl_numbers_rise_by_one(self, ledger: Ledger, open_ledger: Callable[[], Ledger]) -> None:
         """Whoever builds on an older CRL than the stored one is refused; all see the same bytes."""
         assert ledger.crl(ISSUER) is None

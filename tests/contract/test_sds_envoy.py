@@ -352,7 +352,7 @@ def test_envoy_refuses_a_revoked_peer(tmp_path: Path) -> None:
             reason = RevocationReason.KEY_COMPROMISE
             ledger.revoke(issued.issuer, issued.serial, reason, now=now, by="test")
             renew_crl(ledger, authority.issuer, now=now, by="test")
-            identities.tell_crl()
+            identities.tell_bundle()
 
             def is_refused() -> bool | None:
                 try:

@@ -361,7 +361,7 @@ def test_a_crl_comes_with_the_roots(tmp_path: Path) -> None:
             .sign(issuer.key, hashes.SHA256())
         )
         lab.identities._crl_pem = lambda: crl.public_bytes(Encoding.PEM)
-        lab.identities.tell_crl()
+        lab.identities.tell_bundle()
         for stream in streams:
             assert list((await stream.read()).crl) == [crl.public_bytes(Encoding.DER)]
             stream.cancel()

@@ -72,6 +72,7 @@ PURE = [
     "ca/ledger.py",
     "ca/registration.py",
     "ca/renewal.py",
+    "ca/rotation.py",
     "ca/template.py",
     "garrison/distribution/announcement.py",
     "garrison/distribution/bundle.py",
