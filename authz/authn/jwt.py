@@ -26,7 +26,6 @@ import jwt
 
 from authz.attributes import Attributes, Claims
 from authz.authn.failures import Failures
-from authz.authn.keys import NO_KEYS, Keys, KeySet, KeySource, VerificationKey, unique_names
 from authz.authn.places import (
     CookiePlace,
     Found,
@@ -49,6 +48,7 @@ from authz.decision import (
     deny,
 )
 from garrison.identity import SpiffeId
+from garrison.keys.jwks import NO_KEYS, Keys, KeySet, KeySource, VerificationKey, unique_names
 
 # Real tokens are 0.5 to 4 KB; Envoy's whole header block is 60 KB by default.
 MAX_TOKEN_BYTES = 16 * 1024

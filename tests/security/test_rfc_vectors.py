@@ -10,8 +10,8 @@ from support.checks import NOW, check_request, decide_on, role
 from support.tokens import Authentication, encode_part
 
 from authz.authn.jwt import _Token
-from authz.authn.keys import KeySetError, VerificationKey, parse_jwks
 from authz.decision import Decision
+from garrison.keys.jwks import KeySetError, VerificationKey, parse_jwks
 
 # RFC 7515, appendix A.1.1: the claims of most examples, with their line breaks. They expire in 2011.
 PAYLOAD = "eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0cnVlfQ"
