@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x63\x61/protos/nodes.proto\x12\x0egarrison.ca.v1\"G\n\x08X509Svid\x12\x11\n\tspiffe_id\x18\x01 \x01(\t\x12\x14\n\x0c\x63\x65rtificates\x18\x02 \x03(\x0c\x12\x12\n\nexpires_at\x18\x03 \x01(\x03\" \n\x11\x41ttestNodeRequest\x12\x0b\n\x03\x63sr\x18\x01 \x01(\x0c\"K\n\x12\x41ttestNodeResponse\x12&\n\x04svid\x18\x01 \x01(\x0b\x32\x18.garrison.ca.v1.X509Svid\x12\r\n\x05roots\x18\x02 \x03(\x0c\"&\n\x13\x46\x65tchEntriesRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\"b\n\x14\x46\x65tchEntriesResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x11\n\tunchanged\x18\x02 \x01(\x08\x12&\n\x07\x65ntries\x18\x03 \x03(\x0b\x32\x15.garrison.ca.v1.Entry\"\x8a\x01\n\x05\x45ntry\x12\x10\n\x08\x65ntry_id\x18\x01 \x01(\t\x12\x11\n\tspiffe_id\x18\x02 \x01(\t\x12\x11\n\tselectors\x18\x03 \x03(\t\x12\x10\n\x08svid_ttl\x18\x04 \x01(\x03\x12\x11\n\tdns_names\x18\x05 \x03(\t\x12\x16\n\x0e\x66\x65\x64\x65rates_with\x18\x06 \x03(\t\x12\x0c\n\x04hint\x18\x07 \x01(\t\">\n\x10SignSvidsRequest\x12*\n\x05svids\x18\x01 \x03(\x0b\x32\x1b.garrison.ca.v1.SvidRequest\",\n\x0bSvidRequest\x12\x10\n\x08\x65ntry_id\x18\x01 \x01(\t\x12\x0b\n\x03\x63sr\x18\x02 \x01(\x0c\"@\n\x11SignSvidsResponse\x12+\n\x07results\x18\x01 \x03(\x0b\x32\x1a.garrison.ca.v1.SvidResult\"R\n\nSvidResult\x12&\n\x04svid\x18\x01 \x01(\x0b\x32\x18.garrison.ca.v1.X509Svid\x12\x0c\n\x04\x63ode\x18\x02 \x01(\x05\x12\x0e\n\x06reason\x18\x03 \x01(\t\"&\n\x12\x46\x65tchBundleRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x04\"\x9a\x01\n\x13\x46\x65tchBundleResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x41\n\x07\x62undles\x18\x02 \x03(\x0b\x32\x30.garrison.ca.v1.FetchBundleResponse.BundlesEntry\x1a.\n\x0c\x42undlesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"5\n\x0eMintJwtRequest\x12\x10\n\x08\x65ntry_id\x18\x01 \x01(\t\x12\x11\n\taudiences\x18\x02 \x03(\t\"4\n\x0fMintJwtResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12\x12\n\nexpires_at\x18\x02 \x01(\x03\x32\xad\x03\n\x05Nodes\x12S\n\nAttestNode\x12!.garrison.ca.v1.AttestNodeRequest\x1a\".garrison.ca.v1.AttestNodeResponse\x12Y\n\x0c\x46\x65tchEntries\x12#.garrison.ca.v1.FetchEntriesRequest\x1a$.garrison.ca.v1.FetchEntriesResponse\x12P\n\tSignSvids\x12 .garrison.ca.v1.SignSvidsRequest\x1a!.garrison.ca.v1.SignSvidsResponse\x12V\n\x0b\x46\x65tchBundle\x12\".garrison.ca.v1.FetchBundleRequest\x1a#.garrison.ca.v1.FetchBundleResponse\x12J\n\x07MintJwt\x12\x1e.garrison.ca.v1.MintJwtRequest\x1a\x1f.garrison.ca.v1.MintJwtResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x63\x61/protos/nodes.proto\x12\x0egarrison.ca.v1\"G\n\x08X509Svid\x12\x11\n\tspiffe_id\x18\x01 \x01(\t\x12\x14\n\x0c\x63\x65rtificates\x18\x02 \x03(\x0c\x12\x12\n\nexpires_at\x18\x03 \x01(\x03\" \n\x11\x41ttestNodeRequest\x12\x0b\n\x03\x63sr\x18\x01 \x01(\x0c\"K\n\x12\x41ttestNodeResponse\x12&\n\x04svid\x18\x01 \x01(\x0b\x32\x18.garrison.ca.v1.X509Svid\x12\r\n\x05roots\x18\x02 \x03(\x0c\"&\n\x13\x46\x65tchEntriesRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\"b\n\x14\x46\x65tchEntriesResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x11\n\tunchanged\x18\x02 \x01(\x08\x12&\n\x07\x65ntries\x18\x03 \x03(\x0b\x32\x15.garrison.ca.v1.Entry\"\x8a\x01\n\x05\x45ntry\x12\x10\n\x08\x65ntry_id\x18\x01 \x01(\t\x12\x11\n\tspiffe_id\x18\x02 \x01(\t\x12\x11\n\tselectors\x18\x03 \x03(\t\x12\x10\n\x08svid_ttl\x18\x04 \x01(\x03\x12\x11\n\tdns_names\x18\x05 \x03(\t\x12\x16\n\x0e\x66\x65\x64\x65rates_with\x18\x06 \x03(\t\x12\x0c\n\x04hint\x18\x07 \x01(\t\">\n\x10SignSvidsRequest\x12*\n\x05svids\x18\x01 \x03(\x0b\x32\x1b.garrison.ca.v1.SvidRequest\",\n\x0bSvidRequest\x12\x10\n\x08\x65ntry_id\x18\x01 \x01(\t\x12\x0b\n\x03\x63sr\x18\x02 \x01(\x0c\"@\n\x11SignSvidsResponse\x12+\n\x07results\x18\x01 \x03(\x0b\x32\x1a.garrison.ca.v1.SvidResult\"R\n\nSvidResult\x12&\n\x04svid\x18\x01 \x01(\x0b\x32\x18.garrison.ca.v1.X509Svid\x12\x0c\n\x04\x63ode\x18\x02 \x01(\x05\x12\x0e\n\x06reason\x18\x03 \x01(\t\"%\n\x12\x46\x65tchBundleRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\"\xbe\x01\n\x13\x46\x65tchBundleResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x11\n\tunchanged\x18\x02 \x01(\x08\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\x41\n\x07\x62undles\x18\x04 \x03(\x0b\x32\x30.garrison.ca.v1.FetchBundleResponse.BundlesEntry\x1a.\n\x0c\x42undlesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"5\n\x0eMintJwtRequest\x12\x10\n\x08\x65ntry_id\x18\x01 \x01(\t\x12\x11\n\taudiences\x18\x02 \x03(\t\"4\n\x0fMintJwtResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12\x12\n\nexpires_at\x18\x02 \x01(\x03\x32\xad\x03\n\x05Nodes\x12S\n\nAttestNode\x12!.garrison.ca.v1.AttestNodeRequest\x1a\".garrison.ca.v1.AttestNodeResponse\x12Y\n\x0c\x46\x65tchEntries\x12#.garrison.ca.v1.FetchEntriesRequest\x1a$.garrison.ca.v1.FetchEntriesResponse\x12P\n\tSignSvids\x12 .garrison.ca.v1.SignSvidsRequest\x1a!.garrison.ca.v1.SignSvidsResponse\x12V\n\x0b\x46\x65tchBundle\x12\".garrison.ca.v1.FetchBundleRequest\x1a#.garrison.ca.v1.FetchBundleResponse\x12J\n\x07MintJwt\x12\x1e.garrison.ca.v1.MintJwtRequest\x1a\x1f.garrison.ca.v1.MintJwtResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -54,15 +54,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SVIDRESULT']._serialized_start=682
   _globals['_SVIDRESULT']._serialized_end=764
   _globals['_FETCHBUNDLEREQUEST']._serialized_start=766
-  _globals['_FETCHBUNDLEREQUEST']._serialized_end=804
-  _globals['_FETCHBUNDLERESPONSE']._serialized_start=807
-  _globals['_FETCHBUNDLERESPONSE']._serialized_end=961
-  _globals['_FETCHBUNDLERESPONSE_BUNDLESENTRY']._serialized_start=915
-  _globals['_FETCHBUNDLERESPONSE_BUNDLESENTRY']._serialized_end=961
-  _globals['_MINTJWTREQUEST']._serialized_start=963
-  _globals['_MINTJWTREQUEST']._serialized_end=1016
-  _globals['_MINTJWTRESPONSE']._serialized_start=1018
-  _globals['_MINTJWTRESPONSE']._serialized_end=1070
-  _globals['_NODES']._serialized_start=1073
-  _globals['_NODES']._serialized_end=1502
+  _globals['_FETCHBUNDLEREQUEST']._serialized_end=803
+  _globals['_FETCHBUNDLERESPONSE']._serialized_start=806
+  _globals['_FETCHBUNDLERESPONSE']._serialized_end=996
+  _globals['_FETCHBUNDLERESPONSE_BUNDLESENTRY']._serialized_start=950
+  _globals['_FETCHBUNDLERESPONSE_BUNDLESENTRY']._serialized_end=996
+  _globals['_MINTJWTREQUEST']._serialized_start=998
+  _globals['_MINTJWTREQUEST']._serialized_end=1051
+  _globals['_MINTJWTRESPONSE']._serialized_start=1053
+  _globals['_MINTJWTRESPONSE']._serialized_end=1105
+  _globals['_NODES']._serialized_start=1108
+  _globals['_NODES']._serialized_end=1537
 # @@protoc_insertion_point(module_scope)

@@ -95,13 +95,13 @@ class SvidResult(_message.Message):
     def __init__(self, svid: _Optional[_Union[X509Svid, _Mapping]] = ..., code: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class FetchBundleRequest(_message.Message):
-    __slots__ = ("sequence",)
-    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
-    sequence: int
-    def __init__(self, sequence: _Optional[int] = ...) -> None: ...
+    __slots__ = ("version",)
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    def __init__(self, version: _Optional[str] = ...) -> None: ...
 
 class FetchBundleResponse(_message.Message):
-    __slots__ = ("sequence", "bundles")
+    __slots__ = ("version", "unchanged", "sequence", "bundles")
     class BundlesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -109,11 +109,15 @@ class FetchBundleResponse(_message.Message):
         key: str
         value: bytes
         def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    UNCHANGED_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     BUNDLES_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    unchanged: bool
     sequence: int
     bundles: _containers.ScalarMap[str, bytes]
-    def __init__(self, sequence: _Optional[int] = ..., bundles: _Optional[_Mapping[str, bytes]] = ...) -> None: ...
+    def __init__(self, version: _Optional[str] = ..., unchanged: _Optional[bool] = ..., sequence: _Optional[int] = ..., bundles: _Optional[_Mapping[str, bytes]] = ...) -> None: ...
 
 class MintJwtRequest(_message.Message):
     __slots__ = ("entry_id", "audiences")
