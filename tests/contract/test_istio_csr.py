@@ -360,7 +360,7 @@ async def test_what_istio_can_ask_for_and_does_not_get(tmp_path: Path) -> None:
 async def test_messages_that_are_none(tmp_path: Path) -> None:
     """Bytes that are no request, and one that is too large, are answered with a reason."""
     async with ca_lab(tmp_path, POD, issuers=ISSUERS) as lab, lab.channel() as channel:
-        call = channel.unary_unary(f"/{SERVICE}/CreateCertificate")
+        call: Any = channel.unary_unary(f"/{SERVICE}/CreateCertificate")
         for message in (b"\xff", b"\x0a\xff\xff", b"\x0a\x02\xff\xfe", b"\x1a" * 100_000):
             code, _ = await refusal(call(message, metadata=[bearer(pod_token())], timeout=10))
             assert code is grpc.StatusCode.INVALID_ARGUMENT
