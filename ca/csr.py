@@ -1,7 +1,8 @@
 """Certificate signing requests: of a request, only the public key and the proof of its possession count.
 
-Names and extensions that a request asks for are not read: what goes into a certificate comes from the
-caller's registration, so there is nothing to compare and nothing to smuggle.
+What goes into a certificate comes from the caller's registration: names and extensions that a request asks
+for are never copied. Its URIs are kept only so that a request for somebody else can be refused, instead of
+being answered with another identity than its sender expects.
 """
 
 from __future__ import annotations
@@ -32,11 +33,13 @@ _ONE_CSR = re.compile(
 class CheckedCsr:
     """A request whose sender holds the private key, of a kind the CA signs for.
 
-    `fingerprint` is the SHA-256 of its DER in hex, for the audit log.
+    `fingerprint` is the SHA-256 of its DER in hex, for the audit log. `uris` are the URIs it asks for as
+    alternative names.
     """
 
     public_key: PublicKey
     fingerprint: str
+    uris: tuple[str, ...] = ()
 
 
 def parse_csr(pem: bytes) -> CheckedCsr:
@@ -57,8 +60,24 @@ def parse_csr(pem: bytes) -> CheckedCsr:
         # Kind and size first: verifying is the costly part.
         public_key = check_public_key(request.public_key())
         proven = request.is_signature_valid
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
+        uris = _uris(request)
+    except (
+        ValueError,
+        TypeError,
+        UnsupportedAlgorithm,
+        x509.InvalidVersion,
+        x509.DuplicateExtension,
+        x509.UnsupportedGeneralNameType,
+    ) as error:
         raise RequestError("the signing request is malformed") from error
     if not proven:
         raise RequestError("the signature of the signing request does not verify")
-    return CheckedCsr(public_key, hashlib.sha256(der).hexdigest())
+    return CheckedCsr(public_key, hashlib.sha256(der).hexdigest(), uris)
+
+
+def _uris(request: x509.CertificateSigningRequest) -> tuple[str, ...]:
+    try:
+        names = request.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return ()
+    return tuple(names.get_values_for_type(x509.UniformResourceIdentifier))

@@ -6,6 +6,7 @@ Other processes change the same ledger (`ca entry create`, `ca revoke`), so it i
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
@@ -13,7 +14,7 @@ import structlog
 
 from ca.authority import Authority
 from ca.crl import crl_pem, is_due, key_identifier, renew_crl
-from ca.ledger import Ledger, StoredCrl
+from ca.ledger import Entry, Ledger, StoredCrl
 from ca.recording import Recorder, RecordingIssuer
 from ca.registration import Registration
 from garrison.errors import GarrisonError
@@ -51,8 +52,10 @@ class CaMemory:
         self._entries_version = -1
         self._complaint = ""
         self._published = ("", 0)
+        self._looking = threading.Lock()
         self.issuer = RecordingIssuer(lambda: authority, self._recorder)
         self.registrations = self._configured
+        self.entries: tuple[Entry, ...] = ()
         self.crls: tuple[StoredCrl, ...] = ()
         self._look()
 
@@ -60,8 +63,8 @@ class CaMemory:
         self, use_registrations: Callable[[Sequence[Registration]], None], push_bundle: Callable[[], None]
     ) -> None:
         """Follow the ledger until cancelled; the callbacks are called in the event loop's thread."""
+        registrations, crls = self.registrations, self.crls
         while True:
-            registrations, crls = self.registrations, self.crls
             try:
                 # Disks stall, and a CRL of many entries takes its time.
                 await asyncio.to_thread(self._look)
@@ -69,12 +72,34 @@ class CaMemory:
                 self._complain(error)
             except Exception:  # noqa: BLE001 - a bug here must not end the following
                 _log.exception("ledger not followed")
+            # Compared with what was told last: `refresh` may have looked in between.
             if self.registrations != registrations:
+                registrations = self.registrations
                 _log.info("registrations changed", registrations=len(self.registrations))
                 use_registrations(self.registrations)
             if self.crls != crls:
+                crls = self.crls
                 push_bundle()
             await asyncio.sleep(LOOK_SECONDS)
+
+    @property
+    def ledger(self) -> Ledger:
+        """The ledger itself; asking it may wait for a disk."""
+        return self._ledger
+
+    @property
+    def entries_version(self) -> int:
+        """The version of `entries` (`Ledger.entries_version`)."""
+        return self._entries_version
+
+    async def refresh(self) -> None:
+        """Look at the ledger now: something in it was changed here.
+
+        Raises:
+            LedgerUnavailableError: it cannot be read.
+
+        """
+        await asyncio.to_thread(self._look)
 
     def close(self) -> None:
         """Record what waits, and close the ledger."""
@@ -108,15 +133,21 @@ class CaMemory:
         return None
 
     def _look(self) -> None:
+        with self._looking:
+            self._look_alone()
+
+    def _look_alone(self) -> None:
         version = self._ledger.entries_version()
         if version != self._entries_version:
             domain = self._authority.trust_domain
-            entries = [entry.registration for entry in self._ledger.entries()]
-            foreign = [one for one in entries if one.spiffe_id.trust_domain != domain]
+            found = self._ledger.entries()
+            foreign = [one for one in found if one.registration.spiffe_id.trust_domain != domain]
             if foreign:
-                _log.warning("registrations of another trust domain", spiffe_id=str(foreign[0].spiffe_id))
-            ours = (one for one in entries if one.spiffe_id.trust_domain == domain)
-            self.registrations = (*self._configured, *ours)
+                spiffe_id = str(foreign[0].registration.spiffe_id)
+                _log.warning("registrations of another trust domain", spiffe_id=spiffe_id)
+            ours = tuple(one for one in found if one.registration.spiffe_id.trust_domain == domain)
+            self.registrations = (*self._configured, *(one.registration for one in ours))
+            self.entries = ours
             self._entries_version = version
         revocations = self._ledger.revocations()
         mine = self._mine()

@@ -29,8 +29,6 @@ from prometheus_client import (
 )
 
 from authz.authn.certificates import CertificateVerifier
-from authz.authn.key_cache import KeyCache
-from authz.authn.key_refresher import KeyRefresher, key_fetch
 from authz.bundles import TrustBundles, TrustFile, load_bundles
 from authz.environment import Environment
 from authz.mixer.lists import MAX_LIST_BYTES
@@ -58,6 +56,8 @@ from garrison.distribution.policies import BundleCompiler
 from garrison.documents import Diagnostic, DocumentCache, Position
 from garrison.errors import ConfigError
 from garrison.fetching import Fetcher
+from garrison.keys.cache import KeyCache
+from garrison.keys.refresher import KeyRefresher, key_fetch
 from garrison.process.admin import AdminServer
 from garrison.process.authenticators import Authenticators
 from garrison.process.check_limits import CheckLimits

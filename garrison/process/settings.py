@@ -29,7 +29,6 @@ from pydantic import (
 
 from authz.askers import Askers
 from authz.authn.failures import DEFAULT_OVERALL, DEFAULT_PER_SENDER, Failures
-from authz.authn.key_state import KeyRules
 from authz.authn.peers import FederatedDomain
 from authz.casbin_policy import AdapterFactory
 from authz.destination import Destination, destination_from_attributes
@@ -49,6 +48,7 @@ from garrison.documents.diagnostic import Position
 from garrison.errors import ConfigError
 from garrison.fetching import Fetcher
 from garrison.identity import SpiffeId, TrustDomain
+from garrison.keys.state import KeyRules
 from garrison.process.authenticators import AuthenticatorSettings, path_fields
 from garrison.process.quota import Credentials, StoreOptions
 from garrison.process.setting_types import STRICT as _STRICT

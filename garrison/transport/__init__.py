@@ -45,12 +45,14 @@ class Peer:
     """Who opened the connection: one object per connection, shared by its calls.
 
     `spiffe_id` and `certificate` (DER) are set only after a verified mTLS handshake; `address` is
-    `ip:port` for TCP and the socket's path for Unix sockets.
+    `ip:port` for TCP and the socket's path for Unix sockets. `is_private`: nobody on the way reads along,
+    because of TLS or because there is no way.
     """
 
     address: str
     spiffe_id: SpiffeId | None = None
     certificate: bytes | None = None
+    is_private: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -164,7 +164,7 @@ class H2Server:
 def _identify(transport: asyncio.BaseTransport, listener: Address) -> Peer | None:
     """Return who is at the other end; None if it does not speak HTTP/2 over our TLS."""
     if listener.scheme is Scheme.UNIX:
-        return Peer(listener.path)
+        return Peer(listener.path, is_private=True)
     name = transport.get_extra_info("peername")
     if name is None:
         return None
@@ -178,5 +178,5 @@ def _identify(transport: asyncio.BaseTransport, listener: Address) -> Peer | Non
     # Without a client CA no certificate is asked for, so one that is here has been verified.
     certificate = tls.getpeercert(binary_form=True)
     if certificate is None:
-        return Peer(address)
-    return Peer(address, spiffe_id=spiffe_id_of(certificate), certificate=certificate)
+        return Peer(address, is_private=True)
+    return Peer(address, spiffe_id=spiffe_id_of(certificate), certificate=certificate, is_private=True)
