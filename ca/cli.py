@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from ca.commands.agent import agent
 from ca.commands.archive import backup, restore
 from ca.commands.audit import audit
 from ca.commands.base import EXIT_CODES, Commands
@@ -46,6 +47,7 @@ for _command in (
     token,
     entry,
     audit,
+    agent,
     jwt,
     passphrase,
     backup,

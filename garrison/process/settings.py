@@ -66,7 +66,7 @@ ENVIRONMENT_PREFIX = "GARRISON_"
 # Kubernetes gives these to containers when a Service is called `garrison`; GARRISON_ENVOY is the demo's, and
 # the passphrases are no settings, so that nothing prints them.
 _NOT_OURS = re.compile(
-    r"GARRISON_(SERVICE_(HOST|PORT.*)|PORT(_.*)?|ENVOY|CONFIG|CA_PASSPHRASE|CA_NEW_PASSPHRASE)"
+    r"GARRISON_(SERVICE_(HOST|PORT.*)|PORT(_.*)?|ENVOY|CONFIG|CA_PASSPHRASE|CA_NEW_PASSPHRASE|AGENT_.*)"
 )
 
 # Envoy's largest header block (60 KiB by default) stands twice in a CheckRequest, and the body next to it;
