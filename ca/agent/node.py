@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -46,7 +46,7 @@ class Evidence:
 
     join_token_file: Path | None = None
     jwt_file: Path | None = None
-    join_token: str = ""
+    join_token: str = field(default="", repr=False)
 
     @classmethod
     def of(
@@ -173,8 +173,8 @@ class Node:
             self._refused = known
             if is_jwt:
                 raise NotAttestedError(
-                    f"{why}, and the server refuses the token in {self._evidence.jwt_file} ({error}): "
-                    "its audit log says why; look at `ca.token_issuers` there and at the registration of this node"
+                    f"{why}, and the server refuses `{self._evidence.jwt_file}` ({error}): look at its audit "
+                    "log, at `ca.token_issuers` there, and at the registration of this node"
                 ) from error
             raise NotAttestedError(
                 f"{why}, and the server refuses the join token ({error}): it is unknown, expired or was used "

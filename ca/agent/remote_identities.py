@@ -334,6 +334,8 @@ class RemoteIdentities:
         if future is None:
             if self._entries is None or registration not in self._entries:
                 raise IssuanceError(f"`{registration.spiffe_id}` is not this node's any more")
+            if not self._attempts.get(registration, Attempts()).may_try(self._now()):
+                raise IssuanceError("it was refused a moment ago, and is asked for again soon")
             future = asyncio.get_running_loop().create_future()
             self._signing[registration] = future
             self._waiting.append(registration)
@@ -465,7 +467,11 @@ class RemoteIdentities:
         if self._trouble:
             # Every refusal is a record in the server's audit log.
             return max(interval, pause_after(self._trouble, self._longest_pause, self._chance()))
-        return interval
+        dues = [held.renew_at for held in self._held.values()]
+        dues += [self._node.renew_at] if self._node.renew_at is not None else []
+        # What is overdue was tried just now, and is tried again with the next look.
+        following = min((due - now for due in dues if due > now), default=interval)
+        return max(MIN_PAUSE, min(interval, following))
 
     def _not_yet(self) -> StatusError:
         return StatusError(StatusCode.UNAVAILABLE, f"this node's agent knows nothing yet: {self.problem}")
