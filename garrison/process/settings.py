@@ -36,6 +36,7 @@ from authz.paths import PathNormalization
 from authz.policy.compile import MeshSettings
 from authz.providers import GrpcProvider
 from authz.service import DecisionLog
+from ca.issuer import MAX_TTL, MIN_TTL
 from ca.jwt_keys import DEFAULT_KEY_LIFETIME, MIN_KEY_LIFETIME
 from ca.registration import DEFAULT_JWT_TTL, Registration, Selector
 from garrison.distribution.announcement import Trust
@@ -49,6 +50,11 @@ from garrison.errors import ConfigError
 from garrison.fetching import Fetcher
 from garrison.identity import SpiffeId, TrustDomain
 from garrison.keys.state import KeyRules
+from garrison.process.attestation_settings import (
+    CaTokenReviewSettings,
+    TokenIssuerSettings,
+    check_issuers,
+)
 from garrison.process.authenticators import AuthenticatorSettings, path_fields
 from garrison.process.quota import Credentials, StoreOptions
 from garrison.process.setting_types import STRICT as _STRICT
@@ -209,12 +215,10 @@ class OidcSettings(BaseModel):
 
 
 class CaSettings(BaseModel):
-    """The CA that SDS and the Workload API issue from."""
+    """The CA: SDS, certificates for callers that attest themselves, agents."""
 
     model_config = _STRICT
-    dir: FilePath | None = Field(
-        default=None, description="folder that `ca init` wrote; none: no SDS and no Workload API"
-    )
+    dir: FilePath | None = Field(default=None, description="folder that `ca init` wrote; none: no CA")
     ledger: FilePath | None = Field(
         default=None, description="file of the CA's ledger; none: `ledger.sqlite3` in `ca.dir`"
     )
@@ -232,6 +236,16 @@ class CaSettings(BaseModel):
         default=[], description="folders whose files callers of SDS may name; none: no files"
     )
     oidc: OidcSettings = OidcSettings()
+    listen: list[ListenAddress] = Field(
+        default=[],
+        description="tls:// addresses for agents and signing requests, with or without a client certificate",
+    )
+    tls: TlsSettings = TlsSettings()
+    max_ttl: Duration = Field(
+        default=MAX_TTL, description="longest life of a certificate that may be asked for"
+    )
+    token_issuers: list[TokenIssuerSettings] = Field(default=[], description="whose JWTs say who a caller is")
+    token_review: CaTokenReviewSettings = CaTokenReviewSettings()
 
     @field_validator("jwt_key_lifetime")
     @classmethod
@@ -239,6 +253,31 @@ class CaSettings(BaseModel):
         if value < MIN_KEY_LIFETIME:
             raise ValueError(f"a key signs for at least {MIN_KEY_LIFETIME}, so that all know it before")
         return value
+
+    @field_validator("max_ttl")
+    @classmethod
+    def _within_what_the_ca_signs(cls, value: timedelta) -> timedelta:
+        if not MIN_TTL <= value <= MAX_TTL:
+            raise ValueError("`max_ttl` is between 1s and 24h")
+        return value
+
+    @field_validator("token_issuers")
+    @classmethod
+    def _issuers_differ(cls, value: list[TokenIssuerSettings]) -> list[TokenIssuerSettings]:
+        check_issuers(value)
+        return value
+
+    @model_validator(mode="after")
+    def _listens_over_tls(self) -> Self:
+        if self.listen and self.dir is None:
+            raise ValueError("`listen` needs `dir`: without there is no CA")
+        if any(address.scheme is not Scheme.TLS for address in self.listen):
+            raise ValueError("`listen` takes `tls://HOST:PORT` only; Unix sockets are in `control.listen`")
+        if self.listen and self.tls.files() is None:
+            raise ValueError("`listen` needs `tls.certificate` and `tls.private_key`")
+        if self.tls.client_ca is not None:
+            raise ValueError("`tls.client_ca` is not for `ca`: callers are verified with the CA's own roots")
+        return self
 
 
 class KeysSettings(BaseModel):
@@ -869,6 +908,7 @@ _OF_OBJECTS = (
     list[TrustBundleSettings],
     list[FederatedBundleSettings],
     list[AuthenticatorSettings],
+    list[TokenIssuerSettings],
 )
 
 
@@ -1001,6 +1041,9 @@ def _anchor_paths(data: dict[str, Any], folder: Path) -> None:
         holder[leaf.path[-1]] = anchored
     for bundle in (*data.get("trust_bundles", ()), *data.get("federated_bundles", ())):
         bundle["file"] = str(folder / bundle["file"])
+    for issuer in data.get("ca", {}).get("token_issuers", ()):
+        if "jwks_file" in issuer:
+            issuer["jwks_file"] = str(folder / issuer["jwks_file"])
     for section, name in path_fields(data.get("authenticators", ())):
         section[name] = str(folder / section[name])
 
