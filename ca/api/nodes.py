@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -31,8 +30,8 @@ from ca.ledger import Entry, LedgerCode, LedgerRefusalError
 from ca.protos import nodes_pb2 as pb
 from ca.recording import Requester
 from ca.registration import Registration, Selector, SelectorKind
-from garrison.errors import DependencyError
-from garrison.identity import SpiffeId
+from garrison.errors import DependencyError, IssuanceError, RequestError
+from garrison.identity import SpiffeId, TrustDomain
 from garrison.transport import Call, Method, Methods, StatusCode, StatusError
 
 SERVICE = "garrison.ca.v1.Nodes"
@@ -53,17 +52,25 @@ _Message = TypeVar("_Message", bound=Message)
 
 
 class Nodes:
-    """Answers agents. `mint_jwt` makes JWT-SVIDs where the CA can."""
+    """Answers agents. `mint_jwt` makes JWT-SVIDs where the CA can.
+
+    `bundle` returns the bundle of our trust domain, the one that is handed out everywhere, and `federated`
+    those of others that operators configured; threads call them. The ledger may know more of others.
+    """
 
     def __init__(
         self,
         issuing: Issuing,
         *,
         mint_jwt: MintJwt | None = None,
+        bundle: Callable[[], SpiffeBundle] | None = None,
+        federated: Callable[[], Mapping[TrustDomain, SpiffeBundle]] = dict,
         monotonic_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._issuing = issuing
         self._mint_jwt = mint_jwt
+        self._bundle = bundle
+        self._federated = federated
         self._monotonic_ns = monotonic_ns
         self._calls = Budget(*_CALLS)
         self._svids = Budget(*_SVIDS)
@@ -148,17 +155,20 @@ class Nodes:
         answer.version = version
         return answer.SerializeToString()
 
-    def _bundles(self, wanted: set[Any]) -> tuple[dict[str, bytes], int]:
+    def _bundles(self, wanted: set[TrustDomain]) -> tuple[dict[str, bytes], int]:
         authority, ledger = self._issuing.registry.issuer.authority, self._issuing.registry.ledger
-        sequence = ledger.bundle_sequence()
-        own: dict[str, Any] = json.loads(format_spiffe_bundle(SpiffeBundle(authority.roots)))
-        if sequence:
-            own["spiffe_sequence"] = sequence
-        found = {str(authority.trust_domain): json.dumps(own).encode()}
+        if self._bundle is not None:
+            own = self._bundle()
+        else:
+            own = SpiffeBundle(authority.roots, sequence=ledger.bundle_sequence() or None)
+        found = {str(authority.trust_domain): format_spiffe_bundle(own).encode()}
         for other in ledger.federated():
             if other.trust_domain in wanted and other.document is not None:
                 found[str(other.trust_domain)] = other.document
-        return found, sequence
+        for name, bundle in self._federated().items():
+            if name in wanted:
+                found[str(name)] = format_spiffe_bundle(bundle).encode()
+        return found, own.sequence or 0
 
     async def _mint(self, message: bytes, call: Call) -> bytes:
         request = self._parse(pb.MintJwtRequest, message, call, "MintJwt")
@@ -173,7 +183,13 @@ class Nodes:
             refused = Refused(Reason.BAD_REQUEST, f"a JWT-SVID has 1 to {MAX_AUDIENCES} audiences")
             raise self._refuse(refused, node, "MintJwt")
         requester = Requester(f"{node}, entry {entry.entry_id}", ATTESTED_BY)
-        token, ends = await self._mint_jwt(entry, audiences, requester, self._issuing.now())
+        try:
+            token, ends = await self._mint_jwt(entry, audiences, requester, self._issuing.now())
+        except RequestError as error:
+            raise self._refuse(Refused(Reason.BAD_REQUEST, str(error)), node, "MintJwt") from error
+        except IssuanceError as error:
+            _log.error("ca issuance failed", spiffe_id=str(entry.registration.spiffe_id), reason=str(error))
+            raise StatusError(StatusCode.UNAVAILABLE, f"no token can be made now: {error}") from error
         return pb.MintJwtResponse(token=token, expires_at=int(ends.timestamp())).SerializeToString()
 
     def _parse(self, kind: type[_Message], message: bytes, call: Call, method: str) -> _Message:

@@ -7,16 +7,20 @@ first attestation and all renewals. grpcio cannot do that, so they are on `h2`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import datetime
 
 from ca.api.issuing import Attestors, Issuing
 from ca.api.istio_csr import SERVICE as ISTIO
 from ca.api.istio_csr import IstioCertificates
-from ca.api.nodes import MAX_REQUEST_BYTES, Nodes
+from ca.api.nodes import MAX_REQUEST_BYTES, MintJwt, Nodes
 from ca.api.nodes import SERVICE as NODES
 from ca.attestors.jwt import JwtAttestor
 from ca.authority import ROOT_CERT
+from ca.ledger import Entry
+from ca.local_identities import LocalIdentities
 from ca.memory import CaMemory
+from ca.recording import Requester
 from ca.refusals import RefusalLog
 from garrison.keys.cache import KeyCache
 from garrison.keys.jwks import KeySource
@@ -41,6 +45,7 @@ class CaServices:
         settings: Settings,
         memory: CaMemory,
         process_of: Callable[[Peer], PeerCredentials | None],
+        identities: LocalIdentities,
     ) -> None:
         issuers = [one.trusted() for one in settings.ca.token_issuers]
         self._sources = [one.keys for one in issuers if isinstance(one.keys, KeySource)]
@@ -54,7 +59,12 @@ class CaServices:
         self._issuing = Issuing(memory, attestors, self._refusals, max_ttl=settings.ca.max_ttl)
         self.methods: Methods = {
             **IstioCertificates(self._issuing).methods(),
-            **Nodes(self._issuing).methods(),
+            **Nodes(
+                self._issuing,
+                mint_jwt=_minting(identities),
+                bundle=identities.bundle,
+                federated=identities.federated,
+            ).methods(),
         }
         self.files = tls_files(settings)
         self._server: RequestServer | None = None
@@ -118,3 +128,15 @@ def tls_files(settings: Settings) -> TlsFiles | None:
     if files is None or settings.ca.dir is None or not settings.ca.listen:
         return None
     return TlsFiles(files.certificate, files.key, settings.ca.dir / ROOT_CERT, is_client_optional=True)
+
+
+def _minting(identities: LocalIdentities) -> MintJwt:
+    """Return what makes the tokens of nodes' workloads, with the keys that local callers' tokens have."""
+
+    async def mint(
+        entry: Entry, audiences: Sequence[str], _requester: Requester, _now: datetime
+    ) -> tuple[str, datetime]:
+        # The key may have to be read from disk, or made.
+        return await asyncio.to_thread(identities.mint_jwt, entry.registration, audiences)
+
+    return mint

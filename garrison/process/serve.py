@@ -246,7 +246,7 @@ class Server:
             identities = self._local_identities(self._memory, control)
             handlers += self._identity_handlers(identities)
             services += [SDS, ADS, WORKLOAD]
-            self._ca = CaServices(self._settings, self._memory, control.process_of)
+            self._ca = CaServices(self._settings, self._memory, control.process_of, identities)
             services += CA_SERVICES
         admin = self._admin()
         reloaders = [*self._reloaders(), *self._certificates(request, control)]
