@@ -119,6 +119,7 @@ class Agent:
         try:
             await server.start([inner])
             try:
+                path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
                 await listener.start()
             except OSError as error:
                 reason = (error.strerror or str(error)).lower()

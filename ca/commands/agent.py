@@ -150,7 +150,7 @@ def agent(context: click.Context, /, **options: Any) -> None:
             variable = f"{_PREFIX}{name.upper()}"
             raise Failure(f"it needs --{name} or the environment variable {variable}", EXIT_UNUSABLE)
     evidence = Evidence.of(options["join_token_file"], options["jwt_file"], os.environ)
-    # Nobody whom we start needs it, and /proc shows it to whoever may look at us.
+    # Nobody whom we may start needs it.
     os.environ.pop(TOKEN_VARIABLE, None)
     settings = AgentSettings(
         server=options["server"],

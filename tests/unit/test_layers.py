@@ -66,6 +66,7 @@ PURE = [
     "authz/policy",
     "authz/rate_limits.py",
     "authz/response.py",
+    "ca/agent/schedule.py",
     "ca/audit.py",
     "ca/bundle.py",
     "ca/inspection.py",
