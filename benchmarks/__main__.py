@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks import (
+    bench_ca,
     bench_check,
     bench_envoy,
     bench_load,
@@ -47,6 +48,7 @@ BENCHMARKS = {
     "envoy": bench_envoy.envoy,
     "ratelimit": bench_ratelimit.rate_limit,
     "rlqs": bench_rlqs.rlqs,
+    "ca": bench_ca.ca,
 }
 
 

@@ -47,10 +47,11 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Server(Measured):
-    """A `garrison serve` that is ready; `request` is where it answers calls."""
+    """A `garrison serve` that is ready; `request` is where it answers calls, `ca` where its CA does."""
 
     request: Address
     admin: Address
+    ca: tuple[Address, ...] = ()
 
     def decisions(self) -> int:
         """Return how many `Check` calls it says it has answered."""
@@ -85,7 +86,9 @@ def start_server(children: Children, folder: Path, name: str, settings: dict[str
         return bool(ready)
 
     child.wait_until(is_ready, "becoming ready", _START_SECONDS)
-    return Server(child, Address.parse(ready[0]["request"][0]), Address.parse(ready[0]["admin"]))
+    said = ready[0]
+    own = tuple(Address.parse(one) for one in said["ca"])
+    return Server(child, Address.parse(said["request"][0]), Address.parse(said["admin"]), own)
 
 
 def _events(log: Path, name: str) -> list[dict[str, Any]]:

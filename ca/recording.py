@@ -22,6 +22,9 @@ from garrison.identity import SpiffeId
 
 # More would hold up other processes for longer than it saves.
 MAX_BATCH = 256
+# How long is waited for more after a flush for several: one costs the processor as much as recording ten, and
+# waking up for each certificate costs more than its record. Who comes alone waits for nobody.
+LINGER_SECONDS = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,9 @@ class Recorder:
         self._wakeup = threading.Condition()
         self._waiting: list[tuple[IssuedCertificate, asyncio.Future[None]]] = []
         self._closed = False
+        self._closing = threading.Event()
+        # Whether the thread looks by itself soon.
+        self._lingering = False
         self._thread: threading.Thread | None = None
 
     async def record(self, certificate: IssuedCertificate) -> None:
@@ -64,7 +70,8 @@ class Recorder:
                 self._thread = threading.Thread(target=self._work, name="ca-recorder", daemon=True)
                 self._thread.start()
             self._waiting.append((certificate, future))
-            self._wakeup.notify()
+            if len(self._waiting) == 1 and not self._lingering:
+                self._wakeup.notify()
         await future
 
     def close(self) -> None:
@@ -72,17 +79,22 @@ class Recorder:
         with self._wakeup:
             self._closed = True
             self._wakeup.notify()
+        self._closing.set()
         if self._thread is not None:
             self._thread.join()
 
     def _work(self) -> None:
         while True:
+            if self._lingering:
+                self._closing.wait(LINGER_SECONDS)
             with self._wakeup:
+                self._lingering = False
                 while not self._waiting and not self._closed:
                     self._wakeup.wait()
                 batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
             if not batch:
                 return
+            self._lingering = len(batch) > 1
             errors = self._write([certificate for certificate, _ in batch])
             answers = [(future, error) for (_, future), error in zip(batch, errors, strict=True)]
             loop = answers[0][0].get_loop()

@@ -65,6 +65,7 @@ class CaServices:
                 self.methods,
                 tls=self.files,
                 limits=Limits(max_message_bytes=MAX_REQUEST_BYTES + 1024),
+                unix_mode=settings.ca.unix_mode,
             )
 
     @property

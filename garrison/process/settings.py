@@ -203,7 +203,11 @@ class CaSettings(BaseModel):
     )
     listen: list[ListenAddress] = Field(
         default=[],
-        description="tls:// addresses for agents and signing requests, with or without a client certificate",
+        description="where agents and signing requests are answered: unix://, and tls:// with or without "
+        "a client certificate",
+    )
+    unix_mode: FileMode = Field(
+        default=0o600, description="permissions of Unix sockets; 0666 for workloads of other users"
     )
     tls: TlsSettings = TlsSettings()
     max_ttl: Duration = Field(
@@ -229,9 +233,12 @@ class CaSettings(BaseModel):
     def _listens_over_tls(self) -> Self:
         if self.listen and self.dir is None:
             raise ValueError("`listen` needs `dir`: without there is no CA")
-        if any(address.scheme is not Scheme.TLS for address in self.listen):
-            raise ValueError("`listen` takes `tls://HOST:PORT` only; Unix sockets are in `control.listen`")
-        if self.listen and self.tls.files() is None:
+        schemes = {address.scheme for address in self.listen}
+        if Scheme.TCP in schemes:
+            raise ValueError(
+                "`listen` takes `tls://HOST:PORT` and `unix:///PATH`: no certificate without TLS"
+            )
+        if Scheme.TLS in schemes and self.tls.files() is None:
             raise ValueError("`listen` needs `tls.certificate` and `tls.private_key`")
         if self.tls.client_ca is not None:
             raise ValueError("`tls.client_ca` is not for `ca`: callers are verified with the CA's own roots")

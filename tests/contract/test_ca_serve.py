@@ -78,7 +78,7 @@ def create(server: Any, pki: Path, holder: Holder, token: str = "", shown: Holde
             IstioCertificateResponse.FromString,
         )(
             IstioCertificateRequest(csr=holder.csr().decode()),
-            metadata=[bearer(token)] if token else [],
+            metadata=(bearer(token),) if token else (),
             timeout=20,
         )
     return list(found.cert_chain)

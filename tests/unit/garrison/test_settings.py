@@ -131,7 +131,7 @@ def test_quotas_are_given_out_as_the_settings_say(tmp_path: Path) -> None:
             "selector `unix:name:x`",
         ),
         ("ca: {listen: ['tls://127.0.0.1:1']}\n", "`listen` needs `dir`"),
-        ("ca: {dir: a, listen: ['tcp://127.0.0.1:1']}\n", "`listen` takes `tls://HOST:PORT` only"),
+        ("ca: {dir: a, listen: ['tcp://127.0.0.1:1']}\n", "`listen` takes `tls://HOST:PORT` and"),
         ("ca: {dir: a, listen: ['tls://127.0.0.1:1']}\n", "needs `tls.certificate` and `tls.private_key`"),
         (
             "ca: {dir: a, tls: {certificate: a, private_key: b, client_ca: c}}\n",
