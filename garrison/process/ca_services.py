@@ -115,7 +115,6 @@ class CaServices:
 
 def tls_files(settings: Settings) -> TlsFiles | None:
     """Return the TLS files of the CA's own addresses: callers are verified with the CA's own roots."""
-    files = settings.ca.tls.files()
-    if files is None or settings.ca.dir is None or not settings.ca.listen:
+    if settings.ca.dir is None or not settings.ca.listen:
         return None
-    return TlsFiles(files.certificate, files.key, settings.ca.dir / ROOT_CERT, is_client_optional=True)
+    return settings.ca.tls.files(settings.ca.dir / ROOT_CERT)

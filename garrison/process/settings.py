@@ -128,6 +128,26 @@ class TlsSettings(BaseModel):
         return TlsFiles(self.certificate, self.private_key, self.client_ca)
 
 
+class CaTlsSettings(BaseModel):
+    """PEM files of the CA's own TLS listeners; callers are verified with the CA's own roots."""
+
+    model_config = _STRICT
+    certificate: FilePath | None = Field(default=None, description="certificate chain, leaf first (PEM)")
+    private_key: FilePath | None = Field(default=None, description="the certificate's private key (PEM)")
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> Self:
+        if (self.certificate is None) != (self.private_key is None):
+            raise ValueError("`certificate` and `private_key` go together")
+        return self
+
+    def files(self, roots: Path) -> TlsFiles | None:
+        """Return the files for the transport, None without a certificate."""
+        if self.certificate is None or self.private_key is None:
+            return None
+        return TlsFiles(self.certificate, self.private_key, roots, is_client_optional=True)
+
+
 class RequestSettings(BaseModel):
     """The request path: `Authorization`, `RateLimitService`, health."""
 
@@ -209,7 +229,7 @@ class CaSettings(BaseModel):
     unix_mode: FileMode = Field(
         default=0o600, description="permissions of Unix sockets; 0666 for workloads of other users"
     )
-    tls: TlsSettings = TlsSettings()
+    tls: CaTlsSettings = CaTlsSettings()
     max_ttl: Duration = Field(
         default=MAX_TTL, description="longest life of a certificate that may be asked for"
     )
@@ -238,10 +258,8 @@ class CaSettings(BaseModel):
             raise ValueError(
                 "`listen` takes `tls://HOST:PORT` and `unix:///PATH`: no certificate without TLS"
             )
-        if Scheme.TLS in schemes and self.tls.files() is None:
+        if Scheme.TLS in schemes and self.tls.certificate is None:
             raise ValueError("`listen` needs `tls.certificate` and `tls.private_key`")
-        if self.tls.client_ca is not None:
-            raise ValueError("`tls.client_ca` is not for `ca`: callers are verified with the CA's own roots")
         return self
 
 

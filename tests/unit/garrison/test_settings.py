@@ -134,8 +134,8 @@ def test_quotas_are_given_out_as_the_settings_say(tmp_path: Path) -> None:
         ("ca: {dir: a, listen: ['tcp://127.0.0.1:1']}\n", "`listen` takes `tls://HOST:PORT` and"),
         ("ca: {dir: a, listen: ['tls://127.0.0.1:1']}\n", "needs `tls.certificate` and `tls.private_key`"),
         (
-            "ca: {dir: a, tls: {certificate: a, private_key: b, client_ca: c}}\n",
-            "`tls.client_ca` is not for `ca`",
+            "ca: {dir: a, tls: {certificate: a}}\n",
+            "`certificate` and `private_key` go together",
         ),
         ("ca: {max_ttl: 25h}\n", "`max_ttl` is between 1s and 24h"),
         ("ca: {token_issuers: [{issuer: 'https://a', audiences: []}]}\n", "ca.token_issuers[0].audiences"),
