@@ -12,7 +12,8 @@ import re
 from dataclasses import dataclass
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from ca.keys import PublicKey, check_public_key
@@ -59,7 +60,7 @@ def parse_csr(pem: bytes) -> CheckedCsr:
         der = request.public_bytes(Encoding.DER)
         # Kind and size first: verifying is the costly part.
         public_key = check_public_key(request.public_key())
-        proven = request.is_signature_valid
+        proven = _is_signed_by(request, public_key)
         uris = _uris(request)
     except (
         ValueError,
@@ -73,6 +74,18 @@ def parse_csr(pem: bytes) -> CheckedCsr:
     if not proven:
         raise RequestError("the signature of the signing request does not verify")
     return CheckedCsr(public_key, hashlib.sha256(der).hexdigest(), uris)
+
+
+def _is_signed_by(request: x509.CertificateSigningRequest, public_key: PublicKey) -> bool:
+    algorithm = request.signature_hash_algorithm
+    if not isinstance(public_key, ec.EllipticCurvePublicKey) or algorithm is None:
+        return request.is_signature_valid
+    # What the library does, but for decoding the key a second time, which takes as long as half of the rest.
+    try:
+        public_key.verify(request.signature, request.tbs_certrequest_bytes, ec.ECDSA(algorithm))
+    except InvalidSignature:
+        return False
+    return True
 
 
 def _uris(request: x509.CertificateSigningRequest) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
-"""What was refused: counted, and recorded in the audit log, without the caller waiting for a disk.
+"""What was refused: counted, logged, and recorded in the audit log, without the caller waiting for a disk.
 
-Anybody can be refused as often as they like, and the log is kept for ever: above a rate, refusals are counted
-in the next record (`left_out`) instead of having one each.
+Anybody can be refused as often as they like, and the audit log is kept for ever: above a rate, refusals are
+counted in the next record and line (`left_out`) instead of having one each.
 """
 
 from __future__ import annotations
@@ -44,7 +44,6 @@ class RefusalLog:
     def add(self, refused: Refused, *, now: datetime, by: str, method: str) -> None:
         """Note that `by` was refused; for one event loop."""
         self.counts[refused.reason] += 1
-        _log.warning("ca refused", method=method, by=by, code=refused.reason, reason=refused.detail)
         details: dict[str, str | int] = {
             "detail": refused.detail[:_MOST_TEXT],
             "method": method,
@@ -57,6 +56,7 @@ class RefusalLog:
             if self._left_out:
                 details["left_out"] = self._left_out
                 self._left_out = 0
+            _log.warning("ca refused", by=by, **details)
             self._waiting.append((now, by[:_MOST_TEXT], details))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="ca-refusals", daemon=True)

@@ -70,13 +70,9 @@ def leaf_template(spiffe_id: SpiffeId, public_key: PublicKey, dns_names: Iterabl
         subject=x509.Name([]),
         public_key=check_public_key(public_key),
         extensions=(
-            (x509.BasicConstraints(ca=False, path_length=None), True),
-            (_key_usage(digital_signature=True), True),
-            (
-                # Section 4.4: if present, both.
-                x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
-                False,
-            ),
+            (_NO_CA, True),
+            (_LEAF_USAGE, True),
+            (_BOTH_ENDS, False),
             (alternative, True),  # RFC 5280, 4.2.1.6: critical, because the subject is empty.
             (x509.SubjectKeyIdentifier.from_public_key(public_key), False),
         ),
@@ -141,3 +137,9 @@ def _key_usage(
         encipher_only=False,
         decipher_only=False,
     )
+
+
+# The same in every leaf, so made once. Section 4.4: if extended usages are present, both.
+_NO_CA = x509.BasicConstraints(ca=False, path_length=None)
+_LEAF_USAGE = _key_usage(digital_signature=True)
+_BOTH_ENDS = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])

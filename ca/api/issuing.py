@@ -167,7 +167,8 @@ class Issuing:
 
         """
         now = self._now()
-        evidence = read_evidence(call, self._attestors.process_of(call.peer))
+        process = call.peer.process or self._attestors.process_of(call.peer)
+        evidence = read_evidence(call, process)
         by = describe(call, evidence)
         if isinstance(evidence, Refused):
             raise self.refuse(evidence, now=now, by=by, method=method)

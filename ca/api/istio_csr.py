@@ -6,6 +6,9 @@ says so.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
+from cryptography import x509
 from google.protobuf.message import DecodeError
 
 from ca.api.evidence import describe
@@ -41,11 +44,23 @@ class IstioCertificates:
         issued = await self._issuing.issue(
             call, request.csr.encode(), seconds=request.validity_duration, method="CreateCertificate"
         )
+        leaf, *links = issued.svid.certificates
         roots = self._issuing.registry.issuer.authority.roots
-        chain = [format_certificates([one]).decode() for one in issued.svid.certificates]
-        # Clients take the last element as the trust bundle: all roots are in it, and it is never left out.
-        answer = IstioCertificateResponse(cert_chain=[*chain, format_certificates(roots).decode()])
+        answer = IstioCertificateResponse(
+            cert_chain=[
+                format_certificates([leaf]).decode(),
+                *(_pem((one,)) for one in links),
+                # Clients take the last element as the trust bundle: it has all roots, and is never left out.
+                _pem(roots),
+            ]
+        )
         return answer.SerializeToString()
+
+
+@lru_cache(maxsize=64)
+def _pem(certificates: tuple[x509.Certificate, ...]) -> str:
+    """Return PEM of what is the same in all answers."""
+    return format_certificates(certificates).decode()
 
 
 def parse(message: bytes) -> IstioCertificateRequest | Refused:

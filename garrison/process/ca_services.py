@@ -75,6 +75,7 @@ class CaServices:
                 self.methods,
                 tls=self.files,
                 limits=Limits(max_message_bytes=MAX_REQUEST_BYTES + 1024),
+                unix_mode=settings.ca.unix_mode,
             )
 
     @property
@@ -124,10 +125,9 @@ class CaServices:
 
 def tls_files(settings: Settings) -> TlsFiles | None:
     """Return the TLS files of the CA's own addresses: callers are verified with the CA's own roots."""
-    files = settings.ca.tls.files()
-    if files is None or settings.ca.dir is None or not settings.ca.listen:
+    if settings.ca.dir is None or not settings.ca.listen:
         return None
-    return TlsFiles(files.certificate, files.key, settings.ca.dir / ROOT_CERT, is_client_optional=True)
+    return settings.ca.tls.files(settings.ca.dir / ROOT_CERT)
 
 
 def _minting(identities: LocalIdentities) -> MintJwt:

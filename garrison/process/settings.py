@@ -129,6 +129,26 @@ class TlsSettings(BaseModel):
         return TlsFiles(self.certificate, self.private_key, self.client_ca)
 
 
+class CaTlsSettings(BaseModel):
+    """PEM files of the CA's own TLS listeners; callers are verified with the CA's own roots."""
+
+    model_config = _STRICT
+    certificate: FilePath | None = Field(default=None, description="certificate chain, leaf first (PEM)")
+    private_key: FilePath | None = Field(default=None, description="the certificate's private key (PEM)")
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> Self:
+        if (self.certificate is None) != (self.private_key is None):
+            raise ValueError("`certificate` and `private_key` go together")
+        return self
+
+    def files(self, roots: Path) -> TlsFiles | None:
+        """Return the files for the transport, None without a certificate."""
+        if self.certificate is None or self.private_key is None:
+            return None
+        return TlsFiles(self.certificate, self.private_key, roots, is_client_optional=True)
+
+
 class RequestSettings(BaseModel):
     """The request path: `Authorization`, `RateLimitService`, health."""
 
@@ -238,9 +258,13 @@ class CaSettings(BaseModel):
     oidc: OidcSettings = OidcSettings()
     listen: list[ListenAddress] = Field(
         default=[],
-        description="tls:// addresses for agents and signing requests, with or without a client certificate",
+        description="where agents and signing requests are answered: unix://, and tls:// with or without "
+        "a client certificate",
     )
-    tls: TlsSettings = TlsSettings()
+    unix_mode: FileMode = Field(
+        default=0o600, description="permissions of Unix sockets; 0666 for workloads of other users"
+    )
+    tls: CaTlsSettings = CaTlsSettings()
     max_ttl: Duration = Field(
         default=MAX_TTL, description="longest life of a certificate that may be asked for"
     )
@@ -271,12 +295,13 @@ class CaSettings(BaseModel):
     def _listens_over_tls(self) -> Self:
         if self.listen and self.dir is None:
             raise ValueError("`listen` needs `dir`: without there is no CA")
-        if any(address.scheme is not Scheme.TLS for address in self.listen):
-            raise ValueError("`listen` takes `tls://HOST:PORT` only; Unix sockets are in `control.listen`")
-        if self.listen and self.tls.files() is None:
+        schemes = {address.scheme for address in self.listen}
+        if Scheme.TCP in schemes:
+            raise ValueError(
+                "`listen` takes `tls://HOST:PORT` and `unix:///PATH`: no certificate without TLS"
+            )
+        if Scheme.TLS in schemes and self.tls.certificate is None:
             raise ValueError("`listen` needs `tls.certificate` and `tls.private_key`")
-        if self.tls.client_ca is not None:
-            raise ValueError("`tls.client_ca` is not for `ca`: callers are verified with the CA's own roots")
         return self
 
 

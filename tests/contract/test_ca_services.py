@@ -78,7 +78,7 @@ def create(server: Any, pki: Path, holder: Holder, token: str = "", shown: Holde
             IstioCertificateResponse.FromString,
         )(
             IstioCertificateRequest(csr=holder.csr().decode()),
-            metadata=[bearer(token)] if token else [],
+            metadata=(bearer(token),) if token else (),
             timeout=20,
         )
     return list(found.cert_chain)
@@ -114,7 +114,7 @@ def test_an_istio_agent_and_a_server(pki: Path, ledger: SqliteLedger) -> None:
         for bad in (pod_token(aud="x"), "t" * 43):
             with pytest.raises(grpc.RpcError, match="request authenticate failure"):
                 create(ready, pki, Holder(), bad)
-        server.wait_for("ca refused", lambda event: event["code"] == "token_unknown")
+        server.wait_for("ca refused", lambda event: event["reason"] == "token_unknown")
         _, metrics = page(ready["admin"], "/metrics")
         assert 'garrison_ca_certificates_total{attested_by="jwt"} 1.0' in metrics
         assert 'garrison_ca_certificates_total{attested_by="x509_svid"} 1.0' in metrics

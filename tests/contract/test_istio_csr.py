@@ -156,6 +156,20 @@ async def test_a_local_process_needs_no_token(tmp_path: Path) -> None:
 
 
 @asynchronous
+async def test_a_local_process_on_a_socket_without_a_splice(tmp_path: Path) -> None:
+    """`h2` asks the kernel itself; a program of another user would be another caller."""
+    async with ca_lab(tmp_path, Registration.parse(API, [ME])) as lab:
+        address = Address.parse(f"unix://{tmp_path}/h2.sock")
+        server = RequestServer(Transport.NGH2, [address], IstioCertificates(lab.issuing).methods())
+        await server.start()
+        async with grpc.aio.insecure_channel(f"unix:{address.path}") as channel:
+            assert str(check_leaf(leaf(await create(channel, Holder().csr())))) == API
+        await server.drain(1)
+        (record,) = lab.ledger.issued(CertificateQuery(), now=lab.clock.now()).certificates
+        assert f"pid {os.getpid()}" in record.requester
+
+
+@asynchronous
 async def test_a_join_token_is_burnt_once_by_two_servers(tmp_path: Path) -> None:
     """Many callers with one token, on two ledgers' handles of one file: exactly one gets a certificate."""
     other = tmp_path / "other"

@@ -16,7 +16,7 @@ import grpc
 from cryptography import x509
 from support.ca_api import CaLab, Holder, asynchronous, bearer, ca_lab, create, node_call, refusal
 
-from ca.api.nodes import MAX_SVIDS, SERVICE
+from ca.api.nodes import MAX_SVIDS, SERVICE, Nodes
 from ca.inspection import check_leaf
 from ca.ledger import (
     CertificateQuery,
@@ -32,6 +32,9 @@ from ca.recording import Requester
 from ca.registration import Registration
 from ca.verification import verify_svid
 from garrison.identity import TrustDomain
+from garrison.transport.address import Address
+from garrison.transport.listeners import RequestServer, Transport
+from garrison.transport.tls import TlsFiles
 
 NODE = "spiffe://cluster.local/agent/one"
 OTHER = "spiffe://cluster.local/agent/two"
@@ -301,6 +304,27 @@ async def test_a_node_that_asks_too_often_is_slowed_down(tmp_path: Path) -> None
         codes = {one.code() for one in answers if isinstance(one, grpc.aio.AioRpcError)}
         assert codes == {grpc.StatusCode.RESOURCE_EXHAUSTED}
         await other.call(pb.FetchBundleRequest())
+
+
+@asynchronous
+async def test_nodes_over_grpcio(tmp_path: Path) -> None:
+    """The control path serves them too: there, whoever has no certificate of ours does not get a connection."""
+    async with ca_lab(tmp_path) as lab, joined(lab) as node:
+        files = TlsFiles(tmp_path / "tls.pem", tmp_path / "tls.key", tmp_path / "roots.pem")
+        address = Address.parse("tls://127.0.0.1:0")
+        server = RequestServer(Transport.GRPCIO, [address], Nodes(lab.issuing).methods(), tls=files)
+        await server.start()
+        target = f"localhost:{server.addresses[0].port}"
+        for holder, is_in in ((node.holder, True), (None, False)):
+            key, chain = holder.credentials if holder is not None else (None, None)
+            credentials = grpc.ssl_channel_credentials(lab.authority.bundle_pem(), key, chain)
+            async with grpc.aio.secure_channel(target, credentials) as channel:
+                call = node_call(channel, "FetchEntries", pb.FetchEntriesRequest())
+                if is_in:
+                    assert (await call).version
+                else:
+                    assert (await refusal(call))[0] is grpc.StatusCode.UNAVAILABLE
+        await server.drain(1)
 
 
 @asynchronous

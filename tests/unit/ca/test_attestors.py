@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -276,6 +276,9 @@ def test_an_hour_between_the_clocks_is_too_much() -> None:
     text = jwt(ec_signer(), iat=int(NOW.timestamp()), nbf=int(NOW.timestamp()))
     assert reason(bring(text, now=NOW + HOUR)) is Reason.EXPIRED
     assert reason(bring(text, now=NOW - HOUR)) is Reason.NOT_YET_VALID
+    ends = datetime.fromtimestamp(int(NOW.timestamp()) + 600, UTC)
+    assert reason(bring(text, now=ends)) is Reason.EXPIRED
+    assert isinstance(bring(text, now=ends - timedelta(microseconds=1)), Attested)
     assert isinstance(bring(text, now=NOW - timedelta(seconds=20)), Attested)
 
 
