@@ -201,7 +201,7 @@ class Node:
         """
         try:
             roots = [x509.load_der_x509_certificate(one) for one in answer.roots]
-        except ValueError as error:
+        except (ValueError, x509.InvalidVersion) as error:
             raise IssuanceError("the server's roots are malformed") from error
         svid = parse_svid(answer.svid, key, roots, expected, self._now())
         node = NodeSvid(svid, key)

@@ -107,8 +107,12 @@ class RemoteIdentities:
 
     @property
     def is_serving(self) -> bool:
-        """Whether callers get answers: entries and bundle are known, and this node is one of the server's."""
-        return self._entries is not None and self._trust_domain in self._bundles and not self._cast_out
+        """Whether callers get answers: entries and bundle are known, and something can be given or got."""
+        if self._entries is None or self._trust_domain not in self._bundles or self._cast_out:
+            return False
+        now, node = self._now(), self._node.svid
+        is_node = node is not None and node.is_valid(now)
+        return is_node or any(now < held.svid.not_after for held in self._held.values())
 
     def attest(self, peer: str) -> PeerCredentials | None:
         """Return who is behind `peer`; see `Identities`."""
@@ -292,7 +296,7 @@ class RemoteIdentities:
         for one in answer.entries:
             try:
                 found[_registration(one, node.svid.spiffe_id)] = one.entry_id
-            except ValueError as error:
+            except (ValueError, OverflowError) as error:
                 _log.error("entry not understood", entry_id=one.entry_id, reason=str(error))
         self._entries = found
         self._entries_version = answer.version
@@ -357,6 +361,10 @@ class RemoteIdentities:
                 results = await self._sign_batch(batch)
             except Exception as error:  # noqa: BLE001 - whatever it is, who waits must not wait for ever
                 results = [error] * len(batch)
+            except asyncio.CancelledError:
+                for one in wanted[start:]:
+                    self._signing.pop(one).cancel()
+                raise
             for one, result in zip(batch, results, strict=True):
                 future = self._signing.pop(one)
                 if future.cancelled():
@@ -427,7 +435,7 @@ class RemoteIdentities:
             raise IssuanceError(f"the server's token is no good: {error}") from error
         if found.spiffe_id != registration.spiffe_id:
             raise IssuanceError(f"the server sent a token of `{found.spiffe_id}`")
-        return _Token(answer.token, now, datetime.fromtimestamp(answer.expires_at, UTC))
+        return _Token(answer.token, now, datetime.fromtimestamp(int(found.claims["exp"]), UTC))
 
     def _forget_all(self, error: ServerRefusedError) -> None:
         """Hand out nothing any more: the server does not know this node, or knows better."""
@@ -481,7 +489,7 @@ def _registration(entry: pb.Entry, node: SpiffeId) -> Registration:
     """Return an entry as a registration of this node.
 
     Raises:
-        ValueError: it is none.
+        ValueError, OverflowError: it is none.
 
     """
     return Registration.parse(

@@ -90,6 +90,7 @@ class NodesServer:
         self._chance = chance
         self._channel: grpc.aio.Channel | None = None
         self._shown: NodeSvid | None = None
+        self._retiring: set[asyncio.Task[None]] = set()
         self._failed_at = datetime.min.replace(tzinfo=UTC)
         self.attempts = Attempts()
         self.last_contact: datetime | None = None
@@ -111,7 +112,7 @@ class NodesServer:
         if not self.attempts.may_try(began):
             raise ServerAwayError(f"the server is away: {self.last_error}")
         method = type(request).__name__.removesuffix("Request")
-        channel = await self._channel_for(node)
+        channel = self._channel_for(node)
         call = channel.unary_unary(f"/{SERVICE}/{method}", type(request).SerializeToString, answer.FromString)
         metadata = (("authorization", f"Bearer {bearer}"),) if bearer is not None else ()
         try:
@@ -125,10 +126,20 @@ class NodesServer:
         return found
 
     async def close(self) -> None:
-        """Hang up."""
+        """Hang up; calls that are still in flight end."""
+        self._retire(0)
+        await asyncio.gather(*self._retiring)
+
+    def _retire(self, grace_seconds: float = CALL_SECONDS) -> None:
+        """Make no new calls on the channel, and close it once those in flight have ended.
+
+        To close it at once would cancel them, and whoever waits for them with them.
+        """
         channel, self._channel = self._channel, None
         if channel is not None:
-            await channel.close()
+            task = asyncio.get_running_loop().create_task(channel.close(grace_seconds or None))
+            self._retiring.add(task)
+            task.add_done_callback(self._retiring.discard)
 
     def _has_answered(self) -> None:
         if self.attempts.failures:
@@ -151,13 +162,13 @@ class NodesServer:
                 _log.warning("server does not answer", server=str(self._address), reason=str(why))
             self.last_error = str(why)
             # A channel of its own for the next try: one that failed has a backoff that knows nothing of ours.
-            await self.close()
+            self._retire()
         return why
 
-    async def _channel_for(self, node: NodeSvid | None) -> grpc.aio.Channel:
+    def _channel_for(self, node: NodeSvid | None) -> grpc.aio.Channel:
         if self._channel is not None and self._shown is node:
             return self._channel
-        await self.close()
+        self._retire()
         key = private_key_pem(node.key) if node is not None else None
         chain = node.svid.chain_pem if node is not None else None
         options: list[tuple[str, Any]] = [

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import stat
-from datetime import timedelta
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,19 @@ from ca.agent.server import ServerAwayError, ServerNotTrustedError
 from ca.agent.state import AgentState
 from ca.api.identities import EntitlementError
 from ca.authority import Hierarchy
+from ca.bundle import SpiffeBundle
 from ca.inspection import check_key_pair
-from ca.ledger import EndpointProfile, FederatedBundle, RevocationReason, issuer_of
+from ca.jwt_key_store import JwtKeyStore
+from ca.jwt_svid import issue_jwt_svid
+from ca.ledger import EndpointProfile, Entry, FederatedBundle, RevocationReason, issuer_of
+from ca.recording import Requester
 from ca.verification import verify_svid
 from garrison.errors import ConfigError, IssuanceError
 from garrison.identity import TrustDomain
 from garrison.transport import StatusCode, StatusError
 from garrison.transport.unix_peer import PeerCredentials
 
+HIERARCHY = Hierarchy.create(DOMAIN, now=datetime.now(UTC))
 STRANGER = PeerCredentials(2, 2, 2, "/bin/other")
 
 
@@ -257,6 +263,7 @@ async def test_while_the_server_is_away(tmp_path: Path) -> None:
         await agent.line.mend()
         agent.clock.off += timedelta(minutes=1)
         await agent.identities.keep()
+        assert not agent.identities.is_serving
         assert "expired at" in agent.identities.problem
         assert "`ca token create" in agent.identities.problem
 
@@ -378,3 +385,68 @@ async def test_an_svid_that_does_not_verify_is_not_handed_out(tmp_path: Path) ->
             with pytest.raises(IssuanceError, match=reason):
                 await agent.identities.svid(caller, caller.registrations[0])
         assert len(seen) == 3
+
+
+@asynchronous
+async def test_tokens_are_kept_until_half_their_life(tmp_path: Path) -> None:
+    """The same for the same audiences, another for others; while the server is away until shortly before the end."""
+    (tmp_path / "keys").mkdir()
+    store = JwtKeyStore(tmp_path / "keys")
+
+    async def mint(
+        entry: Entry, audiences: Sequence[str], _requester: Requester, now: datetime
+    ) -> tuple[str, datetime]:
+        ttl, spiffe_id = entry.registration.jwt_ttl, entry.registration.spiffe_id
+        token = issue_jwt_svid(store.ring(now).signing(now), spiffe_id, audiences, now=now, ttl=ttl)
+        return token, now + ttl
+
+    def bundle() -> SpiffeBundle:
+        authorities = store.ring(datetime.now(UTC)).authorities()
+        return SpiffeBundle(HIERARCHY.authority().roots, authorities, sequence=7)
+
+    async with (
+        ca_lab(tmp_path, hierarchy=HIERARCHY, mint_jwt=mint, bundle=bundle) as lab,
+        agent_parts(lab, tmp_path) as agent,
+    ):
+        await lab.register("web", WEB, "unix:uid:1", parent_id=NODE)
+        await agent.identities.keep()
+        caller = agent.caller()
+        web = caller.registrations[0]
+        assert agent.identities.status()["bundle_sequence"] == 7
+        first = await agent.identities.sign_jwt(caller, web, ["db"])
+        assert await agent.identities.sign_jwt(caller, web, ["db"]) == first
+        assert await agent.identities.sign_jwt(caller, web, ["db", "x"]) != first
+        agent.clock.off = timedelta(seconds=151)
+        await agent.line.cut()
+        assert await agent.identities.sign_jwt(caller, web, ["db"]) == first
+        await agent.line.mend()
+        agent.clock.off = timedelta(seconds=200)
+        assert await agent.identities.sign_jwt(caller, web, ["db"]) != first
+        await agent.line.cut()
+        agent.clock.off = timedelta(seconds=600)
+        with pytest.raises(ServerAwayError):
+            await agent.identities.sign_jwt(caller, web, ["db"])
+
+
+@asynchronous
+async def test_what_a_caller_asks_survives_what_happens_to_others(tmp_path: Path) -> None:
+    """A call in flight ends by itself while the node renews itself and goes on over another connection."""
+    slow, go_on = asyncio.Event(), asyncio.Event()
+
+    async def mint(*_: Any) -> tuple[str, datetime]:
+        slow.set()
+        await go_on.wait()
+        raise IssuanceError("no key")
+
+    async with ca_lab(tmp_path, mint_jwt=mint) as lab, agent_parts(lab, tmp_path) as agent:
+        await lab.register("web", WEB, "unix:uid:1", parent_id=NODE)
+        await agent.identities.keep()
+        caller = agent.caller()
+        asked = asyncio.ensure_future(agent.identities.sign_jwt(caller, caller.registrations[0], ["db"]))
+        await asyncio.wait_for(slow.wait(), 5)
+        agent.node.renew_at = agent.clock.now()
+        await agent.identities.keep()
+        assert agent.calls["AttestNode"] == 2
+        go_on.set()
+        with pytest.raises(ServerAwayError, match="no key"):
+            await asyncio.wait_for(asked, 5)

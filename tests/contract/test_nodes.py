@@ -17,6 +17,7 @@ from cryptography import x509
 from support.ca_api import CaLab, Holder, asynchronous, bearer, ca_lab, create, node_call, refusal
 
 from ca.api.nodes import MAX_SVIDS, SERVICE, Nodes
+from ca.bundle import JwtAuthority, SpiffeBundle, parse_spiffe_bundle
 from ca.inspection import check_leaf
 from ca.ledger import (
     CertificateQuery,
@@ -31,6 +32,7 @@ from ca.protos import nodes_pb2 as pb
 from ca.recording import Requester
 from ca.registration import Registration
 from ca.verification import verify_svid
+from garrison.errors import IssuanceError, RequestError
 from garrison.identity import TrustDomain
 from garrison.transport.address import Address
 from garrison.transport.listeners import RequestServer, Transport
@@ -263,6 +265,45 @@ async def test_a_node_gets_the_bundles_that_it_needs(tmp_path: Path) -> None:
         assert (second.sequence, json.loads(second.bundles["cluster.local"])["spiffe_sequence"]) == (1, 1)
         third = await node.call(pb.FetchBundleRequest(version=second.version))
         assert third == pb.FetchBundleResponse(version=second.version, unchanged=True, sequence=1)
+
+
+@asynchronous
+async def test_the_bundle_is_the_one_of_everywhere(tmp_path: Path) -> None:
+    """Numbered and with the keys for tokens, if the server has one; configured partners stand beside those of the ledger."""
+    key = JwtAuthority("k1", Holder().key.public_key())
+    partner = TrustDomain("partner.example")
+    own: list[SpiffeBundle] = []
+
+    async with ca_lab(
+        tmp_path, bundle=lambda: own[0], federated=lambda: {partner: SpiffeBundle(sequence=3)}
+    ) as lab:
+        own.append(SpiffeBundle(lab.authority.roots, (key,), sequence=9, refresh_hint=300))
+        async with joined(lab) as node:
+            first = await node.call(pb.FetchBundleRequest())
+            assert first.sequence == 9
+            assert list(first.bundles) == ["cluster.local"]
+            assert parse_spiffe_bundle(first.bundles["cluster.local"]) == own[0]
+            await lab.register("web", WEB, "unix:uid:1", parent_id=NODE, federates_with=["partner.example"])
+            second = await node.call(pb.FetchBundleRequest(version=first.version))
+            assert parse_spiffe_bundle(second.bundles["partner.example"]).sequence == 3
+            own[0] = SpiffeBundle(lab.authority.roots, (), sequence=10)
+            third = await node.call(pb.FetchBundleRequest(version=second.version))
+            assert (third.unchanged, third.sequence) == (False, 10)
+
+
+@asynchronous
+async def test_a_token_that_cannot_be_made(tmp_path: Path) -> None:
+    """Without a key it can be had later; with an audience that no token is made for it cannot."""
+    failures: list[Exception] = [IssuanceError("there is no key"), RequestError("a bad audience")]
+
+    async def mint(*_: Any) -> tuple[str, datetime]:
+        raise failures.pop(0)
+
+    async with ca_lab(tmp_path, mint_jwt=mint) as lab, joined(lab) as node:
+        await lab.register("web", WEB, "unix:uid:1", parent_id=NODE)
+        for code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INVALID_ARGUMENT):
+            found, _ = await refusal(node.call(pb.MintJwtRequest(entry_id="web", audiences=["a"])))
+            assert found is code
 
 
 @asynchronous

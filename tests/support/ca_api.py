@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,7 +23,7 @@ from ca.api.nodes import SERVICE as NODES
 from ca.api.nodes import MintJwt, Nodes
 from ca.attestors.jwt import JwtAttestor, TrustedIssuer
 from ca.authority import Authority, Hierarchy
-from ca.bundle import format_certificates
+from ca.bundle import SpiffeBundle, format_certificates
 from ca.keys import PrivateKey, new_private_key, private_key_pem
 from ca.ledger import Entry, JoinToken, token_hash
 from ca.memory import CaMemory
@@ -144,6 +144,8 @@ async def ca_lab(
     max_ttl: timedelta = timedelta(hours=24),
     transport: Transport = Transport.NGH2,
     mint_jwt: MintJwt | None = None,
+    bundle: Callable[[], SpiffeBundle] | None = None,
+    federated: Callable[[], Mapping[TrustDomain, SpiffeBundle]] = dict,
     attestors: Attestors | None = None,
     ledger_in: Path | None = None,
 ) -> AsyncIterator[CaLab]:
@@ -160,7 +162,10 @@ async def ca_lab(
 
     attestors = attestors or Attestors(JwtAttestor(issuers), None, process_of)
     issuing = Issuing(memory, attestors, refusals, max_ttl=max_ttl, now=clock.now)
-    methods = {**IstioCertificates(issuing).methods(), **Nodes(issuing, mint_jwt=mint_jwt).methods()}
+    methods = {
+        **IstioCertificates(issuing).methods(),
+        **Nodes(issuing, mint_jwt=mint_jwt, bundle=bundle, federated=federated).methods(),
+    }
     files = server_files(folder, authority, is_client_optional=transport is Transport.NGH2)
     server = RequestServer(
         transport,
