@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 from support.agents import NODE, SECRET, WEB, agent_parts
 from support.ca_api import DOMAIN, CaLab, asynchronous, ca_lab
 
-from ca.agent.node import Evidence, NotAttestedError
+from ca.agent.node import Evidence, NotAttestedError, parse_svid
 from ca.agent.remote_identities import MAX_BATCH
 from ca.agent.server import ServerAwayError, ServerNotTrustedError
 from ca.agent.state import AgentState
@@ -24,11 +25,13 @@ from ca.bundle import SpiffeBundle
 from ca.inspection import check_key_pair
 from ca.jwt_key_store import JwtKeyStore
 from ca.jwt_svid import issue_jwt_svid
+from ca.keys import new_private_key
 from ca.ledger import EndpointProfile, Entry, FederatedBundle, RevocationReason, issuer_of
+from ca.protos import nodes_pb2 as pb
 from ca.recording import Requester
 from ca.verification import verify_svid
 from garrison.errors import ConfigError, IssuanceError
-from garrison.identity import TrustDomain
+from garrison.identity import SpiffeId, TrustDomain
 from garrison.transport import StatusCode, StatusError
 from garrison.transport.unix_peer import PeerCredentials
 
@@ -379,7 +382,9 @@ async def test_an_svid_that_does_not_verify_is_not_handed_out(tmp_path: Path) ->
         for _ in range(3):
             await agent.identities.keep()
         assert len(seen) == 2
-        assert (await agent.identities.svid(caller, caller.registrations[0])).svid == first.svid
+        held = await agent.identities.svid(caller, caller.registrations[0])
+        assert held.svid == first.svid
+        check_key_pair(held.svid.leaf, held.key)
         agent.clock.off = timedelta(minutes=21)
         for reason in ("not valid|expired|does not verify", "refused a moment ago"):
             with pytest.raises(IssuanceError, match=reason):
@@ -450,3 +455,25 @@ async def test_what_a_caller_asks_survives_what_happens_to_others(tmp_path: Path
         go_on.set()
         with pytest.raises(ServerAwayError, match="no key"):
             await asyncio.wait_for(asked, 5)
+
+
+def test_an_answer_is_taken_only_as_what_was_asked_for() -> None:
+    """Another key, ID or CA, nothing at all, and bytes that are no certificate are refused."""
+    now, key = datetime.now(UTC), new_private_key()
+    authority, stranger = HIERARCHY.authority(), Hierarchy.create(DOMAIN, now=now).authority()
+    web = SpiffeId.parse(WEB)
+    svid = authority.issue(web, key.public_key(), now=now, ttl=timedelta(hours=1))
+    ders = [one.public_bytes(Encoding.DER) for one in svid.certificates]
+    good = pb.X509Svid(spiffe_id=WEB, certificates=ders)
+    assert parse_svid(good, key, authority.roots, web, now) == svid
+    for message, own, roots, expected, at, reason in (
+        (good, new_private_key(), authority.roots, web, now, "do not belong together"),
+        (good, key, stranger.roots, web, now, "verify|issuer"),
+        (good, key, authority.roots, SpiffeId.parse(NODE), now, "not of `spiffe://cluster.local/agent/one`"),
+        (good, key, authority.roots, web, now + timedelta(hours=2), "valid|expired"),
+        (pb.X509Svid(certificates=ders[:1]), key, authority.roots, web, now, "verify|issuer"),
+        (pb.X509Svid(), key, authority.roots, web, now, "no certificate"),
+        (pb.X509Svid(certificates=[b"x"]), key, authority.roots, web, now, "malformed"),
+    ):
+        with pytest.raises(IssuanceError, match=reason):
+            parse_svid(message, own, roots, expected, at)
