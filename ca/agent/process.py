@@ -8,9 +8,11 @@ import signal
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import structlog
 from google.protobuf.json_format import MessageToDict, ParseDict
+from google.protobuf.message import DecodeError
 from google.protobuf.struct_pb2 import Struct
 
 from ca.agent.node import Evidence, Node
@@ -33,6 +35,25 @@ from garrison.transport.unix_peer import PeerCredentialListener
 
 # Takes and returns `google.protobuf.Struct`; what is in it is documented in docs/reference/agent.md.
 STATUS = "/garrison.ca.v1.Agent/Status"
+STATUS_FIELDS = (
+    "serving",
+    "problem",
+    "node",
+    "node_expires_at",
+    "node_renews_at",
+    "server",
+    "last_contact",
+    "last_error",
+    "failures",
+    "asked_again_at",
+    "entries",
+    "bundle_sequence",
+    "renewals",
+    "streams",
+    "denials",
+    "pid",
+    "svids",
+)
 # After a bug of ours: neither give up, nor try in a tight loop.
 _BUG_PAUSE_SECONDS = 5.0
 
@@ -168,6 +189,20 @@ class Agent:
         return ParseDict(values, Struct()).SerializeToString()
 
 
-def parse_status(message: bytes) -> dict[str, object]:
-    """Return what `Status` answered."""
-    return dict(MessageToDict(Struct.FromString(message)))
+def parse_status(message: bytes) -> dict[str, Any]:
+    """Return what `Status` answered, in the order in which people look at it.
+
+    Raises:
+        ValueError: it is no answer of an agent.
+
+    """
+    try:
+        found = MessageToDict(Struct.FromString(message))
+    except DecodeError as error:
+        raise ValueError("it is no answer of an agent") from error
+    if not set(STATUS_FIELDS) <= found.keys():
+        raise ValueError("it is no answer of an agent")
+    # A Struct has no order and no whole numbers.
+    return {
+        name: int(found[name]) if isinstance(found[name], float) else found[name] for name in STATUS_FIELDS
+    }

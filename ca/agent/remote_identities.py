@@ -203,6 +203,8 @@ class RemoteIdentities:
                 self._forget_all(error)
             else:
                 self._complain(f"the server refuses: {error}")
+        except ServerAwayError as error:
+            self._complain(str(error), is_logged=True)
         except (DependencyError, IssuanceError) as error:
             self._complain(str(error))
         except (NotAttestedError, ConfigError) as error:
@@ -453,13 +455,13 @@ class RemoteIdentities:
             self._attempts.clear()
             self.changes.tell()
 
-    def _complain(self, problem: str) -> None:
+    def _complain(self, problem: str, *, is_logged: bool = False) -> None:
         # Once, not with every try.
         self._trouble = self._trouble + 1 if problem else 0
         if problem != self.problem:
-            if problem:
+            if problem and not is_logged:
                 _log.warning("agent in trouble", reason=problem)
-            elif self.problem:
+            elif not problem:
                 _log.info("agent in order")
             self.problem = problem
 

@@ -110,7 +110,7 @@ class NodesServer:
         """
         began = self._now()
         if not self.attempts.may_try(began):
-            raise ServerAwayError(f"the server is away: {self.last_error}")
+            raise ServerAwayError(self.last_error)
         method = type(request).__name__.removesuffix("Request")
         channel = self._channel_for(node)
         call = channel.unary_unary(f"/{SERVICE}/{method}", type(request).SerializeToString, answer.FromString)
@@ -149,7 +149,8 @@ class NodesServer:
         self.last_error = ""
 
     async def _away(self, began: datetime, error: grpc.aio.AioRpcError) -> ServerAwayError:
-        why: ServerAwayError = ServerAwayError(f"{error.code().name}: {error.details() or 'no answer'}")
+        text = error.details() or error.code().name
+        why: ServerAwayError = ServerAwayError(f"the server does not answer: {text}")
         if error.code() is grpc.StatusCode.UNAVAILABLE:
             # gRPC says of a bad certificate only that the server is unavailable.
             untrusted = await asyncio.to_thread(self._look_why)

@@ -196,13 +196,12 @@ def status(socket: Path, as_json: bool) -> None:  # noqa: FBT001
         try:
             ask: Any = channel.unary_unary(STATUS)
             answer = ask(b"", timeout=_STATUS_SECONDS)
-        except grpc.RpcError as error:
-            raise Failure(f"{socket}: no agent answers there ({error.details()})", EXIT_UNUSABLE) from error
-    found = parse_status(answer)
+            found = parse_status(answer)
+        except (grpc.RpcError, ValueError) as error:
+            why = error.details() if isinstance(error, grpc.Call) else error
+            raise Failure(f"{socket}: no agent answers there ({why})", EXIT_UNUSABLE) from error
     if not as_json:
-        svids = found.pop("svids")
-        assert isinstance(svids, list)  # noqa: S101 - an agent wrote it
-        for one in svids:
+        for one in found.pop("svids"):
             found[one["spiffe_id"]] = f"until {one['expires_at']}, renewed at {one['renews_at']}"
     print_values(as_json, found)
     if not found["serving"]:
