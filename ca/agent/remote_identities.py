@@ -255,34 +255,38 @@ class RemoteIdentities:
         entries = await self._server.call(
             pb.FetchEntriesRequest(version=self._entries_version), pb.FetchEntriesResponse, node=node
         )
-        bundle = await self._server.call(
-            pb.FetchBundleRequest(version=self._bundle_version), pb.FetchBundleResponse, node=node
-        )
         changed = self._trust_domain != domain
         self._trust_domain = domain
-        if not bundle.unchanged:
-            # Before the entries: their SVIDs are verified with it.
-            self._use_bundles(domain, bundle)
-            changed = True
-        if self._entries is None or not entries.unchanged:
-            self._use_entries(node, entries)
-            changed = True
-        if changed:
-            self.changes.tell()
+        try:
+            # First the bundle: SVIDs of new entries are verified with it, and it has what they federate with.
+            bundle = await self._server.call(
+                pb.FetchBundleRequest(version=self._bundle_version), pb.FetchBundleResponse, node=node
+            )
+            if not bundle.unchanged:
+                self._use_bundles(domain, bundle)
+                changed = True
+        finally:
+            # Whatever is wrong with the bundle: who has lost an entry must not keep it for that.
+            if self._entries is None or not entries.unchanged:
+                self._use_entries(node, entries)
+                changed = True
+            if changed:
+                self.changes.tell()
 
     def _use_bundles(self, domain: TrustDomain, answer: pb.FetchBundleResponse) -> None:
-        """Take over all bundles or none.
+        """Take over our bundle and those of others that are well-formed.
 
         Raises:
-            IssuanceError: one is malformed, or ours is not among them.
+            IssuanceError: ours is malformed, has no roots, or is not there; nothing is taken over.
 
         """
-        try:
-            found = {
-                TrustDomain.parse(name): parse_spiffe_bundle(text) for name, text in answer.bundles.items()
-            }
-        except ValueError as error:
-            raise IssuanceError(f"the server's bundles are malformed: {error}") from error
+        found: dict[TrustDomain, SpiffeBundle] = {}
+        for name, text in answer.bundles.items():
+            try:
+                found[TrustDomain.parse(name)] = parse_spiffe_bundle(text)
+            except ValueError as error:
+                # A partner's mistake must not keep our own roots from coming.
+                _log.error("bundle not understood", trust_domain=name, reason=str(error))
         if domain not in found or not found[domain].x509_authorities:
             raise IssuanceError(f"the server sent no roots of `{domain}`")
         self._bundles = found

@@ -477,3 +477,35 @@ def test_an_answer_is_taken_only_as_what_was_asked_for() -> None:
     ):
         with pytest.raises(IssuanceError, match=reason):
             parse_svid(message, own, roots, expected, at)
+
+
+@asynchronous
+async def test_a_bad_bundle_holds_up_nothing_else(tmp_path: Path) -> None:
+    """A partner's is left out; with ours bad the one before stays, and a deleted entry is gone all the same."""
+    async with ca_lab(tmp_path) as lab, agent_parts(lab, tmp_path) as agent:
+        partner = TrustDomain("partner.example")
+        lab.ledger.put_federated(
+            FederatedBundle(partner, "https://partner.example/", EndpointProfile.WEB, None, b'{"keys": 1}'),
+            now=lab.clock.now(),
+            by="test",
+        )
+        await lab.register("web", WEB, "unix:uid:1", parent_id=NODE, federates_with=["partner.example"])
+        await agent.identities.keep()
+        caller = agent.caller()
+        assert set(agent.identities.bundles(caller)) == {DOMAIN}
+        real = agent.server.call
+
+        async def emptied(request: Any, answer: Any, **options: Any) -> Any:
+            found = await real(request, answer, **options)
+            if answer.DESCRIPTOR.name == "FetchBundleResponse":
+                return pb.FetchBundleResponse(version="x", bundles={str(DOMAIN): b'{"keys": []}'})
+            return found
+
+        agent.server.call = emptied  # type: ignore[method-assign]  # a server that is not ours
+        lab.ledger.delete_entry("web", now=lab.clock.now(), by="test")
+        await lab.memory.refresh()
+        await agent.identities.keep()
+        assert "no roots of `cluster.local`" in agent.identities.problem
+        assert agent.identities.bundles(caller)[DOMAIN].x509_authorities == lab.authority.roots
+        with pytest.raises(EntitlementError):
+            agent.caller()
