@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from authz.authn.certificates import NO_BUNDLES, Bundles
 from authz.authn.credentials import Authenticator
 from authz.authn.failures import Failures
-from authz.authn.keys import NO_KEYS, Keys
 from authz.mixer.evaluate import Lists
 from authz.mixer.lists import EntryList, ListSource
 from authz.mixer.quotas import QuotaAnswer, QuotaCharge, Quotas
 from authz.rate_limits import LimitAnswer, LimitRequest, RateLimits
 from garrison.errors import DependencyError
+from garrison.keys.jwks import NO_KEYS, Keys
 
 
 class _NoLists:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from benchmarks import (
     bench_ca,
+    bench_ca_api,
     bench_check,
     bench_envoy,
     bench_failures,
@@ -40,7 +41,7 @@ _RESULTS = Path(__file__).parent / "results"
 _CPU_INFO = Path("/proc/cpuinfo")
 _TARGET_SECONDS = 10.0
 # What `--quick` leaves out unless it is asked for by name.
-_NOT_QUICK = {"ca", "log", "rlqs", "failures", "workers"}
+_NOT_QUICK = {"ca", "ca-api", "log", "rlqs", "failures", "workers"}
 BENCHMARKS = {
     "check": bench_check.transports,
     "log": bench_check.decision_log,
@@ -53,6 +54,7 @@ BENCHMARKS = {
     "workers": bench_workers.workers,
     "rlqs": bench_rlqs.rlqs,
     "ca": bench_ca.ca,
+    "ca-api": bench_ca_api.ca_api,
 }
 
 

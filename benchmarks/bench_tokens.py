@@ -22,13 +22,13 @@ from jwt.utils import base64url_encode
 from authz.attributes import Attributes
 from authz.authn import jwt
 from authz.authn.jwt import DEFAULT_PLACES, JwtRule, TokenRules
-from authz.authn.keys import KeySet, parse_jwks
 from authz.paths import PathNormalization
 from benchmarks.load import LoadResult, load, write_messages
 from benchmarks.report import Requirement, Row, Sample, Section
 from benchmarks.run import BenchmarkError, Run
 from benchmarks.servers import Server, start_server
 from benchmarks.workload import BROWSER_HEADERS, CHECK
+from garrison.keys.jwks import KeySet, parse_jwks
 
 _ISSUER = "https://login.bench.example"
 _SERVICE = "tokens.default.svc.cluster.local"

@@ -64,12 +64,13 @@ def family_cpu_seconds(pid: int, name: str = "") -> float:
 
 @dataclass(frozen=True, slots=True)
 class Server(Measured):
-    """A `garrison serve` that is ready; `request` is where it answers calls."""
+    """A `garrison serve` that is ready; `request` is where it answers calls, `ca` where its CA does."""
 
     request: Address
     admin: Address
     # One or more for each worker.
     endpoints: tuple[Address, ...] = ()
+    ca: tuple[Address, ...] = ()
 
     def decisions(self) -> int:
         """Return how many `Check` calls it says it has answered."""
@@ -104,8 +105,10 @@ def start_server(children: Children, folder: Path, name: str, settings: dict[str
         return bool(ready)
 
     child.wait_until(is_ready, "becoming ready", _START_SECONDS)
-    endpoints = tuple(map(Address.parse, ready[0]["request"]))
-    return Server(child, endpoints[0], Address.parse(ready[0]["admin"]), endpoints)
+    said = ready[0]
+    endpoints = tuple(map(Address.parse, said["request"]))
+    own = tuple(map(Address.parse, said["ca"]))
+    return Server(child, endpoints[0], Address.parse(said["admin"]), endpoints, own)
 
 
 def _events(log: Path, name: str) -> list[dict[str, Any]]:

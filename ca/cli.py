@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from ca.commands.agent import agent
 from ca.commands.archive import backup, restore
 from ca.commands.audit import audit
 from ca.commands.authority import authority
@@ -47,6 +48,7 @@ for _command in (
     token,
     entry,
     audit,
+    agent,
     jwt,
     authority,
     passphrase,

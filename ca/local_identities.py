@@ -89,6 +89,10 @@ class LocalIdentities:
         """Return our bundle, then the federated ones; see `Identities`."""
         return {self.trust_domain: self.bundle(), **self._federated}
 
+    def federated(self) -> Mapping[TrustDomain, SpiffeBundle]:
+        """Return the bundles of other trust domains. Threads may call it."""
+        return self._federated
+
     def bundle(self) -> SpiffeBundle:
         """Return the bundle of our trust domain, numbered. Threads may call it."""
         now = self._now()
@@ -110,12 +114,22 @@ class LocalIdentities:
         audience: Sequence[str],
     ) -> str:
         """Return a token signed by the key whose turn it is; see `Identities`."""
+        return self.mint_jwt(registration, audience)[0]
+
+    def mint_jwt(self, registration: Registration, audience: Sequence[str]) -> tuple[str, datetime]:
+        """Return a token signed by the key whose turn it is, and when it ends.
+
+        Raises:
+            IssuanceError: there is no key, or the CA refuses.
+            RequestError: an audience that no token is made for.
+
+        """
         now = self._now()
         try:
             key = self._jwt_keys.ring(now).signing(now)
         except ConfigError as error:
             raise IssuanceError(f"there is no key for tokens: {error}") from error
-        return issue_jwt_svid(
+        token = issue_jwt_svid(
             key,
             registration.spiffe_id,
             audience,
@@ -123,6 +137,7 @@ class LocalIdentities:
             ttl=registration.jwt_ttl,
             token_issuer=self._token_issuer,
         )
+        return token, now + registration.jwt_ttl
 
     def use_registrations(self, registrations: Sequence[Registration]) -> None:
         """Give out these from now on; who may have nothing any more loses its stream."""

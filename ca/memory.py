@@ -7,18 +7,20 @@ looked at every second. What the rotation of authorities asks for is done from h
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import structlog
+from cryptography import x509
 
 from ca.authorities import Authorities, View
 from ca.authority import Authority
 from ca.crl import crl_pem, is_due, key_identifier, renew_crl
 from ca.issuer import Issuer
-from ca.ledger import KeyState, Ledger, StoredCrl
+from ca.ledger import Entry, KeyState, Ledger, StoredCrl
 from ca.recording import Recorder, RecordingIssuer
 from ca.registration import Registration
 from ca.rotation import Schedule, Standing, active_of, published, schedule
@@ -73,10 +75,12 @@ class CaMemory:
         self._entries_version = -1
         self._complaint = ""
         self._published = ("", 0)
+        self._looking = threading.Lock()
         self.rotations: Counter[str] = Counter()
         self.rotation_problem = ""
         self.issuer = RecordingIssuer(lambda: self._authority, self._recorder, lambda: self._refusal)
         self.registrations = self._configured
+        self.entries: tuple[Entry, ...] = ()
         self.crls: tuple[StoredCrl, ...] = ()
         if authorities is not None:
             authorities.reconcile(now=now(), by=_SERVER)
@@ -95,8 +99,8 @@ class CaMemory:
 
         `reissue` replaces whatever was issued: an authority is tainted.
         """
+        registrations, crls = self.registrations, self.crls
         while True:
-            registrations, crls = self.registrations, self.crls
             try:
                 # Disks stall, and a CRL of many entries takes its time.
                 await asyncio.to_thread(self._look)
@@ -104,16 +108,45 @@ class CaMemory:
                 self._complain(error)
             except Exception:  # noqa: BLE001 - a bug here must not end the following
                 _log.exception("ledger not followed")
+            # Compared with what was told last: `refresh` may have looked in between.
             if self.registrations != registrations:
+                registrations = self.registrations
                 _log.info("registrations changed", registrations=len(self.registrations))
                 use_registrations(self.registrations)
-            new_roots = self._use_roots()
+            # One view for both steps: `refresh` may bring another in between.
+            view = self._view
+            new_roots = view is not None and self._use_roots(view)
             if new_roots or self.crls != crls:
+                crls = self.crls
                 push_bundle()
             # Nothing is signed under a root before it was pushed.
-            if not new_roots and self._use_authority():
+            if view is not None and not new_roots and self._use_authority(view):
                 reissue()
             await asyncio.sleep(LOOK_SECONDS)
+
+    @property
+    def ledger(self) -> Ledger:
+        """The ledger itself; asking it may wait for a disk."""
+        return self._ledger
+
+    @property
+    def entries_version(self) -> int:
+        """The version of `entries` (`Ledger.entries_version`)."""
+        return self._entries_version
+
+    @property
+    def intermediates(self) -> tuple[x509.Certificate, ...]:
+        """The signing certificates of all authorities that are published."""
+        return () if self._view is None else tuple(one.certificate for one in self._view.issuers)
+
+    async def refresh(self) -> None:
+        """Look at the ledger now: something in it was changed here.
+
+        Raises:
+            LedgerUnavailableError: it cannot be read.
+
+        """
+        await asyncio.to_thread(self._look)
 
     @property
     def active(self) -> Standing | None:
@@ -163,26 +196,24 @@ class CaMemory:
         found = Counter(one.state for one in self.standings)
         return {state.value: found[state] for state in KeyState}
 
-    def _use_roots(self) -> bool:
-        """Verify with the roots of the view from now on; tell whether they are others."""
-        if self._view is None or self._view.authority.roots == self._authority.roots:
+    def _use_roots(self, view: View) -> bool:
+        """Verify with the roots of `view` from now on; tell whether they are others."""
+        if view.authority.roots == self._authority.roots:
             return False
-        _log.info("trust bundle changed", roots=len(self._view.authority.roots))
-        self._authority = replace(self._authority, roots=self._view.authority.roots)
+        _log.info("trust bundle changed", roots=len(view.authority.roots))
+        self._authority = replace(self._authority, roots=view.authority.roots)
         return True
 
-    def _use_authority(self) -> bool:
-        """Sign with the authority of the view, whose root was pushed before; tell whether one is tainted."""
-        if self._view is None:
-            return False
-        if self._view.authority.issuer != self._authority.issuer:
-            _log.info("authority changed", ends=f"{self._view.authority.not_after:%FT%TZ}")
-        self._authority = self._view.authority
-        if self._view.refusal != self._refusal:
-            self._refusal = self._view.refusal
+    def _use_authority(self, view: View) -> bool:
+        """Sign with the authority of `view`, whose root was pushed before; tell whether one is tainted."""
+        if view.authority.issuer != self._authority.issuer:
+            _log.info("authority changed", ends=f"{view.authority.not_after:%FT%TZ}")
+        self._authority = view.authority
+        if view.refusal != self._refusal:
+            self._refusal = view.refusal
             _log.warning("issuing ended" if self._refusal else "issuing resumed", reason=self._refusal)
-        tainted = self._view.tainted - self._tainted
-        self._tainted = self._view.tainted
+        tainted = view.tainted - self._tainted
+        self._tainted = view.tainted
         if tainted:
             _log.warning("authority tainted, everything is issued again", authorities=sorted(tainted))
         return bool(tainted)
@@ -219,15 +250,21 @@ class CaMemory:
         return None
 
     def _look(self) -> None:
+        with self._looking:
+            self._look_alone()
+
+    def _look_alone(self) -> None:
         version = self._ledger.entries_version()
         if version != self._entries_version:
             domain = self._authority.trust_domain
-            entries = [entry.registration for entry in self._ledger.entries()]
-            foreign = [one for one in entries if one.spiffe_id.trust_domain != domain]
+            found = self._ledger.entries()
+            foreign = [one for one in found if one.registration.spiffe_id.trust_domain != domain]
             if foreign:
-                _log.warning("registrations of another trust domain", spiffe_id=str(foreign[0].spiffe_id))
-            ours = (one for one in entries if one.spiffe_id.trust_domain == domain)
-            self.registrations = (*self._configured, *ours)
+                spiffe_id = str(foreign[0].registration.spiffe_id)
+                _log.warning("registrations of another trust domain", spiffe_id=spiffe_id)
+            ours = tuple(one for one in found if one.registration.spiffe_id.trust_domain == domain)
+            self.registrations = (*self._configured, *(one.registration for one in ours))
+            self.entries = ours
             self._entries_version = version
         if self._authorities is not None:
             if self._rotate and self._now() >= self._rotate_at:

@@ -26,6 +26,7 @@ _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _NAMESPACE = re.compile(_LABEL)
 _SERVICE_ACCOUNT = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 _MAX_SUBDOMAIN = 253
+_UID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 # A claim may hold any text that can be printed: it is compared whole, never searched.
 _CLAIM = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}=[^\x00-\x1f\x7f]+")
 _PRINTABLE = re.compile(r"[^\x00-\x1f\x7f]+")
@@ -43,6 +44,8 @@ class SelectorKind(StrEnum):
     UNIX_PATH = "unix:path"
     K8S_NAMESPACE = "k8s:ns"
     K8S_SERVICE_ACCOUNT = "k8s:sa"
+    K8S_POD_NAME = "k8s:pod-name"
+    K8S_POD_UID = "k8s:pod-uid"
     JWT_ISSUER = "jwt:iss"
     JWT_SUBJECT = "jwt:sub"
     JWT_CLAIM = "jwt:claim"
@@ -76,6 +79,11 @@ _VALUES: Mapping[SelectorKind, tuple[Callable[[str], object], str]] = {
         lambda value: len(value) <= _MAX_SUBDOMAIN and _SERVICE_ACCOUNT.fullmatch(value),
         "the name of a service account",
     ),
+    SelectorKind.K8S_POD_NAME: (
+        lambda value: len(value) <= _MAX_SUBDOMAIN and _SERVICE_ACCOUNT.fullmatch(value),
+        "the name of a pod",
+    ),
+    SelectorKind.K8S_POD_UID: (_UID.fullmatch, "the UID of a pod"),
     SelectorKind.JWT_ISSUER: (_PRINTABLE.fullmatch, "an issuer as it stands in `iss`"),
     SelectorKind.JWT_SUBJECT: (_PRINTABLE.fullmatch, "a subject as it stands in `sub`"),
     SelectorKind.JWT_CLAIM: (_CLAIM.fullmatch, "`NAME=VALUE`"),

@@ -20,6 +20,7 @@ from typing import Protocol
 import structlog
 
 from authz.authn.credentials import Answer, Authenticator, Result
+from garrison.answers import UnusableAnswerError
 from garrison.errors import DependencyError
 
 # One remembered answer takes about 1 KB.
@@ -29,14 +30,6 @@ MAX_RUNNING = 1_000
 _THREADS = 4
 
 log = structlog.get_logger()
-
-
-class UnusableAnswerError(DependencyError):
-    """There was an answer, and it says nothing that can be understood.
-
-    The breaker does not count it: a single credential may be the reason, and whoever sends it must not keep
-    all others from being asked about.
-    """
 
 
 class Managed(Authenticator, Protocol):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,69 +10,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote_plus
 
-from authz.authenticators.base import UnusableAnswerError, audiences_of, numeric_date
+from authz.authenticators.base import audiences_of, numeric_date
 from authz.authn.credentials import Answer, Result
-from authz.authn.keys import unique_names
+from garrison.answers import UnusableAnswerError, expect, parse_json, read_secret
 from garrison.errors import DependencyError
-from garrison.fetching import Answer as HttpAnswer
 from garrison.fetching import Fetcher, form_body
 
 # Claims of one token; a server that sends more is not one of ours.
 MAX_ANSWER_BYTES = 64 * 1024
-_MAX_SECRET_BYTES = 64 * 1024
-
-
-def read_secret(file: Path) -> str:
-    """Return the one line in a file, as it is now.
-
-    Raises:
-        DependencyError: it cannot be read, or holds no line of text; the message has nothing of it.
-
-    """
-    try:
-        with file.open("rb") as opened:
-            content = opened.read(_MAX_SECRET_BYTES + 1)
-    except OSError as error:
-        raise DependencyError(f"`{file}` cannot be read: {(error.strerror or str(error)).lower()}") from error
-    try:
-        text = content.decode().strip()
-    except UnicodeDecodeError:
-        text = ""
-    if not text or not text.isprintable() or len(content) > _MAX_SECRET_BYTES:
-        raise DependencyError(f"`{file}` does not hold one line of text")
-    return text
-
-
-def expect(answer: HttpAnswer, *statuses: int) -> HttpAnswer:
-    """Return an answer with one of these statuses.
-
-    Raises:
-        UnusableAnswerError: the server did not take this one request (4xx).
-        DependencyError: it does not work, or has too much to do.
-
-    """
-    if 400 <= answer.status < 500 and answer.status not in {408, 429}:
-        raise UnusableAnswerError(f"the server answers {answer.status}")
-    return answer.expect(*statuses)
-
-
-def parse_json(answer: HttpAnswer) -> Mapping[str, Any]:
-    """Return the JSON object in an HTTP answer.
-
-    Raises:
-        UnusableAnswerError: it is of another content type, no object, or has a name twice.
-
-    """
-    content_type = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if content_type != "application/json":
-        raise UnusableAnswerError("the answer is not `application/json`")
-    try:
-        found = json.loads(answer.body.decode(), object_pairs_hook=unique_names)
-    except (ValueError, RecursionError) as error:
-        raise UnusableAnswerError("the answer is not JSON") from error
-    if not isinstance(found, dict):
-        raise UnusableAnswerError("the answer is no JSON object")
-    return found
 
 
 @dataclass(frozen=True, slots=True)

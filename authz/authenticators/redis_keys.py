@@ -19,8 +19,8 @@ from redis.exceptions import RedisError
 from authz.authenticators.api_keys import UNKNOWN_KEY
 from authz.authenticators.clients import MAX_KEY_LENGTH, ClientRecord, digest_of
 from authz.authn.credentials import Answer
-from authz.authn.keys import unique_names
 from garrison.errors import DependencyError
+from garrison.keys.jwks import unique_names
 
 _MAX_RECORD_BYTES = 64 * 1024
 

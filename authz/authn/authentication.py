@@ -14,10 +14,10 @@ from authz.attributes import Attributes
 from authz.authn import jwt
 from authz.authn.failures import Failures
 from authz.authn.jwt import JwtRule, TokenResult, TokenRules
-from authz.authn.keys import NO_KEYS, Keys
 from authz.authn.peers import workload_port
 from authz.decision import Decision, ReasonCode, deny
 from authz.patterns import Pattern, PatternError
+from garrison.keys.jwks import NO_KEYS, Keys
 
 _PEER_FAILED = "Peer authentication failed."
 _ORIGIN_FAILED = "Origin authentication failed."

@@ -12,21 +12,15 @@ outlives the token's times or the key that verified it.
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from hashlib import sha256
-from typing import Any, NoReturn, TypeAlias, TypeGuard
-
-import jwt
+from typing import Any, TypeAlias
 
 from authz.attributes import Attributes, Claims
 from authz.authn.failures import Failures
-from authz.authn.keys import NO_KEYS, Keys, KeySet, KeySource, VerificationKey, unique_names
 from authz.authn.places import (
     CookiePlace,
     Found,
@@ -49,42 +43,17 @@ from authz.decision import (
     deny,
 )
 from garrison.identity import SpiffeId
+from garrison.keys.jwks import NO_KEYS, Keys, KeySet, KeySource, VerificationKey
+from garrison.keys.token import MAX_TOKEN_BYTES, OTHER_PURPOSES, Token, TokenError, audiences_of, is_number
 
-# Real tokens are 0.5 to 4 KB; Envoy's whole header block is 60 KB by default.
-MAX_TOKEN_BYTES = 16 * 1024
-# Objects and lists inside each other; real claims have three or four.
-MAX_NESTING = 32
 # Tokens that each rule, and each destination, remembers. One entry is about 2 KB.
 MAX_CACHED_TOKENS = 10_000
 # How long a token that proved nothing is refused without another look, and how many of them.
 REFUSED_SECONDS = 1.0
 MAX_REFUSED_TOKENS = 10_000
 
-# Far beyond every date; a longer number does not fit where times are computed with.
-_MAX_TIME = 10**15
-
-# PyJWT's own algorithms, by name; a key says which of them it may be used with, and HMAC is never among them.
-_ALGORITHMS: Mapping[str, Any] = {
-    name: algorithm
-    for name, algorithm in jwt.algorithms.get_default_algorithms().items()
-    if name.startswith(("RS", "PS", "ES", "EdDSA"))
-}
 # JWT-SVID, section 3.1: the algorithms of RFC 7518 that are not symmetric; not EdDSA.
 _SVID_ALGORITHMS = ("RS", "PS", "ES")
-# Tokens for another purpose, which an issuer may sign with the same key (RFC 8725, sections 2.8 and 3.11):
-# they are good here only where a policy names their type.
-_OTHER_PURPOSES = frozenset(
-    {
-        "authorization-response+jwt",  # JARM
-        "dpop+jwt",  # RFC 9449
-        "entity-statement+jwt",  # OpenID Federation
-        "kb+jwt",  # SD-JWT key binding
-        "logout+jwt",  # OpenID back-channel logout
-        "oauth-authz-req+jwt",  # RFC 9101
-        "secevent+jwt",  # RFC 8417
-        "token-introspection+jwt",  # RFC 9701
-    }
-)
 _SVID_TYPES = frozenset({"jwt", "jose"})
 
 # RFC 6750, section 2: where a bearer token stands unless a rule says otherwise (Istio's defaults too).
@@ -415,7 +384,7 @@ def _as_read(rule: JwtRule, claims: Claims) -> Claims:
 
 
 def _is_audience(rule: JwtRule, claims: Claims) -> bool:
-    return not rule.audiences or not rule.audiences.isdisjoint(_audiences(claims))
+    return not rule.audiences or not rule.audiences.isdisjoint(audiences_of(claims))
 
 
 @dataclass(frozen=True, slots=True)
@@ -440,7 +409,7 @@ class _Verifier:
         if not text.isascii():
             raise _Invalid("the token is not base64url")
         digest = sha256(text.encode()).digest()
-        token: _Token | None = None
+        token: Token | None = None
         failure: _Invalid | None = None
         elsewhere: tuple[JwtRule, _Verified] | None = None
         for rule in rules:
@@ -462,10 +431,13 @@ class _Verifier:
             return elsewhere
         raise failure or _Invalid("the token's issuer is not one that is configured here")
 
-    def _looked_at(self, text: str) -> _Token:
+    def _looked_at(self, text: str) -> Token:
         if self.failures is not None and not self.failures.allow(self.sender, self.now):
             raise _Unchecked
-        return _Token.of(text)
+        try:
+            return Token.of(text)
+        except TokenError as error:
+            raise _Invalid(str(error)) from None
 
     def _known(self, rule: JwtRule, digest: bytes) -> _Verified | None:
         """Return what `rule` has verified before, unless a key is gone or the time is over since."""
@@ -482,7 +454,7 @@ class _Verifier:
         rule.verified[digest] = renewed
         return renewed
 
-    def _verified(self, rule: JwtRule, token: _Token) -> _Verified:
+    def _verified(self, rule: JwtRule, token: Token) -> _Verified:
         """Verify `token`; what costs little is looked at first."""
         _check_type(rule, token)
         begin, end = _times(rule, token.claims, self.now)
@@ -504,7 +476,7 @@ class _Verifier:
         raise _Invalid("the token's signature does not verify")
 
 
-def _is_meant(rule: JwtRule, rules: Sequence[JwtRule], token: _Token) -> bool:
+def _is_meant(rule: JwtRule, rules: Sequence[JwtRule], token: Token) -> bool:
     """Return whether `rule` is for tokens of this issuer."""
     if rule.profile is Profile.JWT_SVID:
         return True  # its issuer is in the subject
@@ -514,7 +486,7 @@ def _is_meant(rule: JwtRule, rules: Sequence[JwtRule], token: _Token) -> bool:
     return all(other.issuer != issuer for other in rules)
 
 
-def _fits(rule: JwtRule, key: VerificationKey, token: _Token) -> bool:
+def _fits(rule: JwtRule, key: VerificationKey, token: Token) -> bool:
     if rule.profile is Profile.JWT_SVID:
         if not str(token.algorithm).startswith(_SVID_ALGORITHMS):
             return False
@@ -525,7 +497,7 @@ def _fits(rule: JwtRule, key: VerificationKey, token: _Token) -> bool:
     )
 
 
-def _check_type(rule: JwtRule, token: _Token) -> None:
+def _check_type(rule: JwtRule, token: Token) -> None:
     """Refuse a token whose header says that it is something else (RFC 8725, section 3.11)."""
     kind = token.header.get("typ")
     if kind is not None and not isinstance(kind, str):
@@ -538,7 +510,7 @@ def _check_type(rule: JwtRule, token: _Token) -> None:
     elif rule.profile is Profile.JWT_SVID:
         if kind and kind not in _SVID_TYPES:
             raise _Invalid("the token's `typ` is not that of a JWT-SVID")
-    elif kind in _OTHER_PURPOSES:
+    elif kind in OTHER_PURPOSES:
         raise _Invalid("the token's `typ` says that it is for another purpose")
 
 
@@ -546,19 +518,19 @@ def _times(rule: JwtRule, claims: Claims, now: float) -> tuple[float, float]:
     """Return when the token holds, from its times and the rule's leeway, after checking that it does now."""
     expires, not_before, issued = claims.get("exp"), claims.get("nbf"), claims.get("iat")
     leeway = rule.leeway_seconds
-    if not _is_number(expires):
+    if not is_number(expires):
         raise _Invalid("the token has no expiry (`exp`)")
     end, begin = expires + leeway, -math.inf
     if not now < end:
         raise _Invalid("the token has expired")
     if not_before is not None:
-        if not _is_number(not_before):
+        if not is_number(not_before):
             raise _Invalid("the token's `nbf` is not a number")
         begin = not_before - leeway
         if now < begin:
             raise _Invalid("the token is not valid yet (`nbf`)", final=False)
     if issued is not None:
-        if not _is_number(issued):
+        if not is_number(issued):
             raise _Invalid("the token's `iat` is not a number")
         if now < issued - leeway:
             raise _Invalid("the token was issued in the future (`iat`)", final=False)
@@ -566,7 +538,7 @@ def _times(rule: JwtRule, claims: Claims, now: float) -> tuple[float, float]:
     return begin, end
 
 
-def _check_svid(rule: JwtRule, token: _Token) -> None:
+def _check_svid(rule: JwtRule, token: Token) -> None:
     """Refuse what is no JWT-SVID of the rule's trust domain (SPIFFE JWT-SVID, sections 2 to 4)."""
     subject = token.claims.get("sub")
     try:
@@ -577,105 +549,8 @@ def _check_svid(rule: JwtRule, token: _Token) -> None:
         raise _Invalid("the token's subject is not the SPIFFE ID of a workload")
     if str(spiffe_id.trust_domain.spiffe_id) != rule.issuer:
         raise _Invalid("the token's subject is in another trust domain")
-    if not _audiences(token.claims):
+    if not audiences_of(token.claims):
         raise _Invalid("the token has no audience (`aud`)")
-
-
-@dataclass(frozen=True, slots=True)
-class _Token:
-    """The parts of a token, with no trust in any of them."""
-
-    signed: bytes
-    signature: bytes
-    header: Mapping[str, Any]
-    claims: Claims
-
-    @classmethod
-    def of(cls, text: str) -> _Token:
-        """Return the parts of `text`; only an exact compact JWS has any (RFC 7515, section 7.1)."""
-        parts = text.split(".")
-        if len(parts) != 3 or not all(parts):
-            raise _Invalid("the token is not a JWT in compact form")
-        header, claims = _decode_part(parts[0]), _decode_part(parts[1])
-        signature = _decode_base64(parts[2])
-        if "crit" in header or "b64" in header:
-            raise _Invalid("the token's header has an extension that is not understood")
-        kid = header.get("kid")
-        if kid is not None and not isinstance(kid, str):
-            raise _Invalid("the token's `kid` is not a string")
-        return cls(f"{parts[0]}.{parts[1]}".encode(), signature, header, claims)
-
-    @property
-    def algorithm(self) -> Any:
-        return self.header.get("alg")
-
-    @property
-    def kid(self) -> str | None:
-        return self.header.get("kid")
-
-    def is_signed_by(self, key: VerificationKey) -> bool:
-        try:
-            good = _ALGORITHMS[self.header["alg"]].verify(self.signed, key.key, self.signature)
-        except (jwt.PyJWTError, ValueError, TypeError):
-            return False
-        return good is True
-
-
-def _decode_part(part: str) -> dict[str, Any]:
-    try:
-        text = _decode_base64(part).decode("utf-8")
-        value = _JSON.decode(text)
-    except (ValueError, RecursionError):
-        raise _Invalid("the token is not a JWT: its header or payload is not a JSON object") from None
-    if not isinstance(value, dict):
-        raise _Invalid("the token is not a JWT: its header or payload is not a JSON object")
-    if text.count("[") + text.count("{") > MAX_NESTING and _depth(value) > MAX_NESTING:
-        raise _Invalid(f"the token has more than {MAX_NESTING} lists and objects inside each other")
-    return value
-
-
-def _depth(value: Any) -> int:
-    """Return how deep lists and objects stand inside each other, without recursion."""
-    deepest, level = 0, [value]
-    while level:
-        level = [one for one in level if isinstance(one, dict | list)]
-        deepest += bool(level)
-        level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one)]
-    return deepest
-
-
-def _decode_base64(part: str) -> bytes:
-    """Decode base64url without padding, in the one spelling that RFC 7515, section 2, allows."""
-    try:
-        decoded = base64.b64decode(part + "=" * (-len(part) % 4), altchars=b"-_", validate=True)
-    except (binascii.Error, ValueError):
-        raise _Invalid("the token is not base64url") from None
-    if base64.urlsafe_b64encode(decoded).rstrip(b"=").decode() != part:
-        raise _Invalid("the token is not base64url in its one canonical spelling")
-    return decoded
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"`{name}` is not JSON")
-
-
-_JSON = json.JSONDecoder(object_pairs_hook=unique_names, parse_constant=_no_constant)
-
-
-def _is_number(value: Any) -> TypeGuard[int | float]:
-    """RFC 7519, section 2, NumericDate; `1e400` is infinite to Python, and a boolean is an int."""
-    if isinstance(value, int):
-        return not isinstance(value, bool) and abs(value) < _MAX_TIME
-    return isinstance(value, float) and math.isfinite(value)
-
-
-def _audiences(claims: Claims) -> set[str]:
-    audience = claims.get("aud")
-    if isinstance(audience, str):
-        return {audience}
-    if isinstance(audience, list):
-        return {item for item in audience if isinstance(item, str)}
-    return set()
 
 
 def bearer_challenge(realm: str, error: str = "", description: str = "") -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 
-from authz.authn.keys import parse_jwks
 from authz.authn.peers import PeerMode
 from authz.lint.places import Findings, Places, titles
 from authz.policy.documents import (
@@ -19,6 +18,7 @@ from authz.policy.matchers import Condition
 from authz.policy.rules import Action, LimitPolicy, Policy, PolicySet, Rule, Scope, Selector
 from authz.rate_limits import EntryRule
 from garrison.documents import Field
+from garrison.keys.jwks import parse_jwks
 
 _CLAIMS = "request.auth."
 

@@ -19,8 +19,6 @@ from authz.authn.authentication import (
     Trigger,
 )
 from authz.authn.jwt import DEFAULT_PLACES, JwtRule
-from authz.authn.key_discovery import check_source
-from authz.authn.keys import KeySet, KeySetError, KeySource, parse_jwks
 from authz.authn.places import HeaderPlace, ParameterPlace, Place
 from authz.destination import Destination
 from authz.patterns import Pattern, PatternError
@@ -30,6 +28,8 @@ from authz.policy.documents import MeshAuthenticationPolicy
 from authz.policy.documents import authentication as shape
 from authz.policy.rules import AuthenticationTarget, TargetedAuthentication
 from garrison.documents import Document, Field
+from garrison.keys.discovery import check_source
+from garrison.keys.jwks import KeySet, KeySetError, KeySource, parse_jwks
 
 DEFAULT_NAME = "default"
 

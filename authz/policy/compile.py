@@ -14,7 +14,6 @@ from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeAlias
 
-from authz.authn.keys import KeySource
 from authz.authn.peers import FederatedDomain, TrustDomains
 from authz.casbin_policy import AdapterFactory, CasbinPolicies, CasbinPolicy, compile_casbin, load_sources
 from authz.kinds import KINDS
@@ -46,6 +45,7 @@ from authz.policy.rules import (
 )
 from garrison.documents import Diagnostic, Document, Field, Severity, format_field, validate
 from garrison.identity import SCHEME, TrustDomain
+from garrison.keys.jwks import KeySource
 
 if TYPE_CHECKING:
     from authz.policy.rbac import Grant, Role

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from authz.authn.authentication import AuthenticationPolicy
 from authz.authn.credentials import CredentialRules
 from authz.authn.jwt import JwtRule
-from authz.authn.keys import KeySource
 from authz.authn.peers import PeerMode, TrustDomains
 from authz.casbin_policy import CasbinPolicies
 from authz.decision import Decision
@@ -22,6 +21,7 @@ from authz.mixer.rules import MixerPolicies
 from authz.paths import PathNormalization
 from authz.policy.matchers import Condition
 from authz.rate_limits import DomainRules
+from garrison.keys.jwks import KeySource
 
 if TYPE_CHECKING:
     from authz.policy.shaping import Shape

@@ -10,8 +10,6 @@ import re
 from dataclasses import dataclass
 
 from authz.authn.jwt import DEFAULT_PLACES, ClaimHeader, JwtRule, Profile
-from authz.authn.key_discovery import check_source
-from authz.authn.keys import KeySet, KeySetError, KeySource, parse_jwks
 from authz.authn.places import CookiePlace, HeaderPlace, ParameterPlace, Place
 from authz.policy.compile import Compiler, Loaded
 from authz.policy.documents import RequestAuthentication
@@ -21,6 +19,8 @@ from authz.policy.security import selector_of
 from garrison.documents import Field
 from garrison.durations import parse_duration
 from garrison.identity import SCHEME, TrustDomain
+from garrison.keys.discovery import check_source
+from garrison.keys.jwks import KeySet, KeySetError, KeySource, parse_jwks
 
 _PREFIX = "garrison.dev/"
 CLOCK_SKEW = "garrison.dev/clock-skew"

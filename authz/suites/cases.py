@@ -14,7 +14,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
 from pydantic import BaseModel
 
-from authz.authn.keys import VerificationKey
 from authz.authn.peers import FederatedDomain
 from authz.decision import Verdict
 from authz.paths import PathNormalization
@@ -31,6 +30,7 @@ from authz.tools.requests import parse_time
 from garrison.documents import Diagnostic, Document, Field, load, validate
 from garrison.errors import ConfigError
 from garrison.identity import SCHEME, SpiffeId, TrustDomain
+from garrison.keys.jwks import VerificationKey
 
 # When a suite does not say what time it is. A test must not come out differently tomorrow.
 DEFAULT_TIME = "2026-01-01T00:00:00Z"

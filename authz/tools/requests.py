@@ -14,12 +14,12 @@ from google.protobuf import json_format
 from authz.attributes import Attributes, Claims
 from authz.authn.authentication import origin_rules, with_rules, without_origins
 from authz.authn.jwt import JwtRule, TokenRules
-from authz.authn.keys import KeySet, VerificationKey
 from authz.decision import Decision, Explanation, Outcome
 from authz.pipeline import decide, explain, undecided_offline
 from authz.policy.index import DestinationPolicies
 from authz.service import DestinationResolver
 from authz.snapshot import Snapshot
+from garrison.keys.jwks import KeySet, VerificationKey
 from garrison.transport import Call, Peer
 
 _CALL = Call(Peer("offline"), ())

@@ -1,4 +1,1 @@
-"""The messages of the SPIFFE Workload API.
-
-`workload_pb2.py` is generated from `workload.proto`; how is said there.
-"""
+"""Messages of the CA that Garrison defines or must speak: `.proto` files and the code made of them."""

@@ -47,6 +47,7 @@ _Value = TypeVar("_Value")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _SERIAL_BYTES = 20
+_MOST_ROWS = 64
 _AUDIT_CHUNK = 1000
 _CERTIFICATE = (
     "issuer, serial, kind, spiffe_id, not_before, not_after, issued_at, requester, attested_by, fingerprint,"
@@ -90,29 +91,17 @@ class SqliteLedger:
         """See `Ledger`: one transaction, so one flush to disk for all of them."""
         with self._database.writing() as connection:
             log = _Log(connection)
-            for one in certificates:
+            for chunk in _chunks(certificates):
                 try:
                     connection.execute(
-                        f"INSERT INTO certificates ({_CERTIFICATE}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
-                        _certificate_row(one),
+                        f"INSERT INTO certificates ({_CERTIFICATE}) VALUES {_places(len(chunk), 13)}",
+                        [value for one in chunk for value in _certificate_row(one)],
                     )
                 except sqlite3.IntegrityError as error:
-                    message = f"serial number {one.serial_text} is used already, so this is not issued"
+                    which = f" {chunk[0].serial_text}" if len(chunk) == 1 else ""
+                    message = f"serial number{which} is used already, so this is not issued"
                     raise LedgerRefusalError(LedgerCode.DUPLICATE, message) from error
-                log.append(
-                    AuditEvent.CERTIFICATE_ISSUED,
-                    now=one.issued_at,
-                    by=one.requester,
-                    details={
-                        "attested_by": one.attested_by,
-                        "issuer": one.issuer,
-                        "kind": one.kind,
-                        "not_after": f"{one.not_after:%FT%TZ}",
-                        "serial": one.serial_text,
-                        "sha256": one.fingerprint,
-                        "spiffe_id": str(one.spiffe_id),
-                    },
-                )
+                log.append_issued(chunk)
 
     def find(
         self, *, serial: int | None = None, fingerprint: str | None = None
@@ -576,21 +565,72 @@ class _Log:
         self._head = _head(connection)
 
     def append(self, event: AuditEvent, *, now: datetime, by: str, details: Details) -> AuditHead:
-        record = AuditRecord.after(self._head, event, actor=by, details=details, now=now)
-        self._connection.execute(
-            "INSERT INTO audit VALUES (?,?,?,?,?,?,?)",
-            (
-                record.sequence,
-                record.previous,
-                record.time,
-                record.event,
-                record.actor,
-                record.details,
-                record.hash,
-            ),
-        )
-        self._head = record.head
+        self._insert([self._next(event, now=now, by=by, details=details)])
         return self._head
+
+    def append_issued(self, certificates: Sequence[IssuedCertificate]) -> None:
+        self._insert(
+            [
+                self._next(
+                    AuditEvent.CERTIFICATE_ISSUED,
+                    now=one.issued_at,
+                    by=one.requester,
+                    details={
+                        "attested_by": one.attested_by,
+                        "issuer": one.issuer,
+                        "kind": one.kind,
+                        "not_after": f"{one.not_after:%FT%TZ}",
+                        "serial": one.serial_text,
+                        "sha256": one.fingerprint,
+                        "spiffe_id": str(one.spiffe_id),
+                    },
+                )
+                for one in certificates
+            ]
+        )
+
+    def _next(self, event: AuditEvent, *, now: datetime, by: str, details: Details) -> AuditRecord:
+        record = AuditRecord.after(self._head, event, actor=by, details=details, now=now)
+        self._head = record.head
+        return record
+
+    def _insert(self, records: Sequence[AuditRecord]) -> None:
+        self._connection.execute(
+            f"INSERT INTO audit VALUES {_places(len(records), 7)}",
+            [
+                value
+                for record in records
+                for value in (
+                    record.sequence,
+                    record.previous,
+                    record.time,
+                    record.event,
+                    record.actor,
+                    record.details,
+                    record.hash,
+                )
+            ],
+        )
+
+
+def _chunks(certificates: Sequence[IssuedCertificate]) -> Iterator[Sequence[IssuedCertificate]]:
+    """Yield parts of 64, 32, 16, … certificates: few statements, which stay prepared.
+
+    Each statement gives other threads a turn and has to wait for its own again; one for each row would make
+    a busy server spend more on that than on the rows.
+    """
+    size, at = _MOST_ROWS, 0
+    while at < len(certificates):
+        while size > len(certificates) - at:
+            size //= 2
+        yield certificates[at : at + size]
+        at += size
+
+
+@functools.lru_cache(maxsize=32)
+def _places(rows: int, columns: int) -> str:
+    """Return what stands for the values of so many rows."""
+    return ",".join([f"({','.join('?' * columns)})"] * rows)
 
 
 def _head(connection: sqlite3.Connection) -> AuditHead:

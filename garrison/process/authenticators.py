@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, Field, field_validator, model_validator
 
-from authz.authenticators import introspection, token_review
+from authz.authenticators import introspection
 from authz.authenticators.api_keys import (
     ApiKeys,
     client_files,
@@ -21,16 +21,18 @@ from authz.authenticators.api_keys import (
 )
 from authz.authenticators.base import Caching, CachingAuthenticator, Managed, NoBreaker, Threads
 from authz.authenticators.basic import Passwords, UserGeneration, load_users
-from authz.authenticators.introspection import Endpoint, Introspection, read_secret
+from authz.authenticators.introspection import Endpoint, Introspection
 from authz.authenticators.redis_keys import Client, RedisKeys
-from authz.authenticators.token_review import ApiServer, TokenReview
+from authz.authenticators.token_review import TokenReview
 from authz.authn.credentials import Answer, Kind, Result
 from authz.policy.credentials import RESERVED_NAMES
+from garrison.answers import read_secret
 from garrison.distribution.address import RedisAddress
 from garrison.documents import Listing, list_files
 from garrison.fetching import Fetcher
 from garrison.process.reload import Reloader
 from garrison.process.setting_types import STRICT, Duration, FilePath, RedisUrl
+from garrison.token_review import MAX_ANSWER_BYTES, ApiServer
 from garrison.urls import check_url
 
 
@@ -321,9 +323,7 @@ def _introspection(name: str, settings: IntrospectionSettings) -> Managed:
 
 def _token_review(name: str, settings: TokenReviewSettings) -> Managed:
     server = ApiServer(settings.server, settings.token_file, tuple(settings.audiences))
-    fetcher = Fetcher(
-        settings.timeout.total_seconds(), ca=settings.ca, max_bytes=token_review.MAX_ANSWER_BYTES
-    )
+    fetcher = Fetcher(settings.timeout.total_seconds(), ca=settings.ca, max_bytes=MAX_ANSWER_BYTES)
     return _in_threads(name, TokenReview(server, fetcher), settings.cache)
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import grpc
 
-from garrison.transport import Methods
+from garrison.transport import Methods, Peer
 from garrison.transport.address import Address, Scheme
 from garrison.transport.listeners import RequestServer, Transport
 from garrison.transport.sockets import address_error
 from garrison.transport.tls import TlsFiles
-from garrison.transport.unix_peer import PeerCredentialListener, PeerCredentials
+from garrison.transport.unix_peer import PEER_PREFIX, PeerCredentialListener, PeerCredentials
 
 
 class ControlServer:
@@ -35,6 +35,10 @@ class ControlServer:
             if found is not None:
                 return found
         return None
+
+    def process_of(self, peer: Peer) -> PeerCredentials | None:
+        """Return the same for the caller of a unary method."""
+        return self.credentials(f"{PEER_PREFIX}{peer.address}")
 
     async def start(
         self, methods: Methods, handlers: Sequence[grpc.GenericRpcHandler], services: Sequence[str]

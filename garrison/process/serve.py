@@ -29,8 +29,6 @@ from prometheus_client import (
 )
 
 from authz.authn.certificates import CertificateVerifier
-from authz.authn.key_cache import KeyCache
-from authz.authn.key_refresher import KeyRefresher, key_fetch
 from authz.bundles import TrustBundles, TrustFile, load_bundles
 from authz.environment import Environment
 from authz.mixer.lists import MAX_LIST_BYTES
@@ -60,8 +58,12 @@ from garrison.distribution.policies import BundleCompiler
 from garrison.documents import Diagnostic, DocumentCache, Position
 from garrison.errors import ConfigError, IssuanceError
 from garrison.fetching import Fetcher
+from garrison.keys.cache import KeyCache
+from garrison.keys.refresher import KeyRefresher, KeyStatus, key_fetch
 from garrison.process.admin import AdminServer
 from garrison.process.authenticators import Authenticators
+from garrison.process.ca_services import SERVICES as CA_SERVICES
+from garrison.process.ca_services import CaServices
 from garrison.process.check_limits import CheckLimits
 from garrison.process.control import ControlServer
 from garrison.process.counter_pages import CounterPages
@@ -223,6 +225,7 @@ class Server:
         self._authenticators.load()
         self._authority = _load_authority(settings) if settings.ca.dir else None
         self._memory: CaMemory | None = None
+        self._ca: CaServices | None = None
         if self._authority is not None and link is None:
             self._memory = _open_memory(settings, self._authority)
         if self._bundle_files:
@@ -246,6 +249,8 @@ class Server:
             identities = self._local_identities(self._memory, control)
             handlers += self._identity_handlers(identities)
             services += [SDS, ADS, WORKLOAD]
+            self._ca = CaServices(self._settings, self._memory, control.process_of, identities)
+            services += CA_SERVICES
         admin = self._admin()
         reloaders = [*self._reloaders(), *self._certificates(request, control)]
         watching = asyncio.create_task(watch(reloaders, self._stop))
@@ -256,7 +261,9 @@ class Server:
         fetchers = (self._lists, self._keys) if self._children is None else ()
         fetching = asyncio.gather(*(fetcher.run() for fetcher in fetchers))
         following = asyncio.gather(
-            self._follower.run() if self._follower else asyncio.sleep(0), self._follow_ledger()
+            self._follower.run() if self._follower else asyncio.sleep(0),
+            self._follow_ledger(),
+            self._ca.run() if self._ca else asyncio.sleep(0),
         )
         try:
             if self._follower is not None:
@@ -266,20 +273,14 @@ class Server:
             if isinstance(self._store, GuardedStore):
                 await self._store.start([*self._limits_in_force.domains, DOMAIN])
             if self._link is None:
-                await control.start(self.health.methods, handlers, services)
+                await self._start_ca()
+                methods = {**self.health.methods, **(self._ca.methods if self._ca is not None else {})}
+                await control.start(methods, handlers, services)
             await request.start()
             self._set_ready(ready=True)
             self._announce(request.addresses, control.addresses, admin)
             await self._stop.wait()
-            log.info("draining", grace_seconds=self._settings.drain_grace.total_seconds())
-            self._set_ready(ready=False)
-            self.health.close()
-            self._rlqs.close()
-            for service in (self._sds, self._workload):
-                if service is not None:
-                    service.close()
-            grace = self._settings.drain_grace.total_seconds()
-            await asyncio.gather(request.drain(grace), control.drain(grace))
+            await self._drain(request, control)
         finally:
             self._stop.set()
             fetching.cancel()
@@ -289,10 +290,30 @@ class Server:
             admin.close()
         log.info("stopped")
 
+    async def _start_ca(self) -> None:
+        if self._ca is not None:
+            await self._ca.start()
+
+    async def _drain(self, request: RequestServer | Workers, control: ControlServer) -> None:
+        grace = self._settings.drain_grace.total_seconds()
+        log.info("draining", grace_seconds=grace)
+        self._set_ready(ready=False)
+        self.health.close()
+        self._rlqs.close()
+        for service in (self._sds, self._workload):
+            if service is not None:
+                service.close()
+        draining = [request.drain(grace), control.drain(grace)]
+        if self._ca is not None:
+            draining.append(self._ca.drain(grace))
+        await asyncio.gather(*draining)
+
     async def _close(self) -> None:
         for provider in self._providers.values():
             await provider.close()
         await self._authenticators.close()
+        if self._ca is not None:
+            await self._ca.close()
         if self._memory is not None:
             await asyncio.to_thread(self._memory.close)
         if isinstance(self._store, GuardedStore):
@@ -402,6 +423,8 @@ class Server:
         files = self._settings.ca.oidc.tls.files()
         if files is not None and self._oidc is not None:
             found.append(_tls_reloader("oidc_tls", files, self._oidc.reload_tls))
+        if self._ca is not None and self._ca.files is not None:
+            found.append(_tls_reloader("ca_tls", self._ca.files, self._ca.reload_tls))
         return found
 
     async def _prepare(self, snapshot: Snapshot) -> None:
@@ -476,6 +499,7 @@ class Server:
             pid=os.getpid(),
             request=[str(address) for address in request],
             control=[str(address) for address in control],
+            ca=[str(address) for address in self._ca.addresses] if self._ca is not None else [],
             admin=str(admin.address),
             snapshot=self._policies.current.version if self._policies.current else "",
         )
@@ -522,9 +546,11 @@ class Server:
                     store_restarts=lambda: children.store.restarts if children.store else 0,
                 )
             )
-        registry.register(KeyCollector(self._keys.status))
+        registry.register(KeyCollector(self._key_status))
         if (memory := self._memory) is not None:
             registry.register(AuthorityCollector(memory.seconds_left, memory.counts, memory.rotations))
+        if self._ca is not None:
+            registry.register(self._ca.collector())
         registry.register(
             AuthenticatorCollector(
                 answers=self._authenticators.results,
@@ -561,6 +587,9 @@ class Server:
                 )
             )
         return registry
+
+    def _key_status(self) -> list[KeyStatus]:
+        return [*self._keys.status(), *(self._ca.key_status() if self._ca is not None else ())]
 
     def _reloaders(self) -> list[Reloader[Any]]:
         if self._children is not None:

@@ -29,7 +29,6 @@ from pydantic import (
 
 from authz.askers import Askers
 from authz.authn.failures import DEFAULT_OVERALL, DEFAULT_PER_SENDER, Failures
-from authz.authn.key_state import KeyRules
 from authz.authn.peers import FederatedDomain
 from authz.casbin_policy import AdapterFactory
 from authz.destination import Destination, destination_from_attributes
@@ -37,6 +36,7 @@ from authz.paths import PathNormalization
 from authz.policy.compile import MeshSettings
 from authz.providers import GrpcProvider
 from authz.service import DecisionLog
+from ca.issuer import MAX_TTL, MIN_TTL
 from ca.jwt_keys import DEFAULT_KEY_LIFETIME, MIN_KEY_LIFETIME
 from ca.registration import DEFAULT_JWT_TTL, Registration, Selector
 from ca.rotation import OVERLAP
@@ -50,6 +50,12 @@ from garrison.documents.diagnostic import Position
 from garrison.errors import ConfigError
 from garrison.fetching import Fetcher
 from garrison.identity import SpiffeId, TrustDomain
+from garrison.keys.state import KeyRules
+from garrison.process.attestation_settings import (
+    CaTokenReviewSettings,
+    TokenIssuerSettings,
+    check_issuers,
+)
 from garrison.process.authenticators import AuthenticatorSettings, path_fields
 from garrison.process.quota import Credentials, StoreOptions
 from garrison.process.setting_types import STRICT as _STRICT
@@ -67,7 +73,7 @@ ENVIRONMENT_PREFIX = "GARRISON_"
 # Kubernetes gives these to containers when a Service is called `garrison`; GARRISON_ENVOY is the demo's, and
 # the passphrases are no settings, so that nothing prints them.
 _NOT_OURS = re.compile(
-    r"GARRISON_(SERVICE_(HOST|PORT.*)|PORT(_.*)?|ENVOY|CONFIG|CA_PASSPHRASE|CA_NEW_PASSPHRASE)"
+    r"GARRISON_(SERVICE_(HOST|PORT.*)|PORT(_.*)?|ENVOY|CONFIG|CA_PASSPHRASE|CA_NEW_PASSPHRASE|AGENT_.*)"
 )
 
 # Envoy's largest header block (60 KiB by default) stands twice in a CheckRequest, and the body next to it;
@@ -122,6 +128,26 @@ class TlsSettings(BaseModel):
         if self.certificate is None or self.private_key is None:
             return None
         return TlsFiles(self.certificate, self.private_key, self.client_ca)
+
+
+class CaTlsSettings(BaseModel):
+    """PEM files of the CA's own TLS listeners; callers are verified with the CA's own roots."""
+
+    model_config = _STRICT
+    certificate: FilePath | None = Field(default=None, description="certificate chain, leaf first (PEM)")
+    private_key: FilePath | None = Field(default=None, description="the certificate's private key (PEM)")
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> Self:
+        if (self.certificate is None) != (self.private_key is None):
+            raise ValueError("`certificate` and `private_key` go together")
+        return self
+
+    def files(self, roots: Path) -> TlsFiles | None:
+        """Return the files for the transport, None without a certificate."""
+        if self.certificate is None or self.private_key is None:
+            return None
+        return TlsFiles(self.certificate, self.private_key, roots, is_client_optional=True)
 
 
 class RequestSettings(BaseModel):
@@ -221,12 +247,10 @@ class OidcSettings(BaseModel):
 
 
 class CaSettings(BaseModel):
-    """The CA that SDS and the Workload API issue from."""
+    """The CA: SDS, certificates for callers that attest themselves, agents."""
 
     model_config = _STRICT
-    dir: FilePath | None = Field(
-        default=None, description="folder that `ca init` wrote; none: no SDS and no Workload API"
-    )
+    dir: FilePath | None = Field(default=None, description="folder that `ca init` wrote; none: no CA")
     ledger: FilePath | None = Field(
         default=None, description="file of the CA's ledger; none: `ledger.sqlite3` in `ca.dir`"
     )
@@ -245,6 +269,20 @@ class CaSettings(BaseModel):
     )
     oidc: OidcSettings = OidcSettings()
     rotation: RotationSettings = RotationSettings()
+    listen: list[ListenAddress] = Field(
+        default=[],
+        description="where agents and signing requests are answered: unix://, and tls:// with or without "
+        "a client certificate",
+    )
+    unix_mode: FileMode = Field(
+        default=0o600, description="permissions of Unix sockets; 0666 for workloads of other users"
+    )
+    tls: CaTlsSettings = CaTlsSettings()
+    max_ttl: Duration = Field(
+        default=MAX_TTL, description="longest life of a certificate that may be asked for"
+    )
+    token_issuers: list[TokenIssuerSettings] = Field(default=[], description="whose JWTs say who a caller is")
+    token_review: CaTokenReviewSettings = CaTokenReviewSettings()
 
     @field_validator("jwt_key_lifetime")
     @classmethod
@@ -252,6 +290,32 @@ class CaSettings(BaseModel):
         if value < MIN_KEY_LIFETIME:
             raise ValueError(f"a key signs for at least {MIN_KEY_LIFETIME}, so that all know it before")
         return value
+
+    @field_validator("max_ttl")
+    @classmethod
+    def _within_what_the_ca_signs(cls, value: timedelta) -> timedelta:
+        if not MIN_TTL <= value <= MAX_TTL:
+            raise ValueError("`max_ttl` is between 1s and 24h")
+        return value
+
+    @field_validator("token_issuers")
+    @classmethod
+    def _issuers_differ(cls, value: list[TokenIssuerSettings]) -> list[TokenIssuerSettings]:
+        check_issuers(value)
+        return value
+
+    @model_validator(mode="after")
+    def _listens_over_tls(self) -> Self:
+        if self.listen and self.dir is None:
+            raise ValueError("`listen` needs `dir`: without there is no CA")
+        schemes = {address.scheme for address in self.listen}
+        if Scheme.TCP in schemes:
+            raise ValueError(
+                "`listen` takes `tls://HOST:PORT` and `unix:///PATH`: no certificate without TLS"
+            )
+        if Scheme.TLS in schemes and self.tls.certificate is None:
+            raise ValueError("`listen` needs `tls.certificate` and `tls.private_key`")
+        return self
 
 
 class KeysSettings(BaseModel):
@@ -882,6 +946,7 @@ _OF_OBJECTS = (
     list[TrustBundleSettings],
     list[FederatedBundleSettings],
     list[AuthenticatorSettings],
+    list[TokenIssuerSettings],
 )
 
 
@@ -1014,6 +1079,9 @@ def _anchor_paths(data: dict[str, Any], folder: Path) -> None:
         holder[leaf.path[-1]] = anchored
     for bundle in (*data.get("trust_bundles", ()), *data.get("federated_bundles", ())):
         bundle["file"] = str(folder / bundle["file"])
+    for issuer in data.get("ca", {}).get("token_issuers", ()):
+        if "jwks_file" in issuer:
+            issuer["jwks_file"] = str(folder / issuer["jwks_file"])
     for section, name in path_fields(data.get("authenticators", ())):
         section[name] = str(folder / section[name])
 

@@ -114,6 +114,24 @@ class KeyFigures(Protocol):
         """Fetches that did not."""
 
 
+class CaCollector(Collector):
+    """Reads what the CA's gRPC methods issued and refused."""
+
+    def __init__(
+        self, *, issued: Callable[[], Mapping[str, int]], refused: Callable[[], Mapping[str, int]]
+    ) -> None:
+        self._issued = issued
+        self._refused = refused
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield every metric family."""
+        for name, help_, labels, read in (
+            (names.CA_ISSUED, names.CA_ISSUED_HELP, names.CA_ISSUED_LABELS, self._issued),
+            (names.CA_REFUSED, names.CA_REFUSED_HELP, names.CA_REFUSED_LABELS, self._refused),
+        ):
+            yield _counter(name, help_, labels, {(value,): count for value, count in read().items()})
+
+
 class KeyCollector(Collector):
     """Reads what is known of keys that are fetched. Of sources with one name the worst figures count."""
 

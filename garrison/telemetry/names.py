@@ -39,6 +39,14 @@ WORKLOAD_API = "garrison_workload_api_events"
 WORKLOAD_API_HELP = "What happened on calls of the SPIFFE Workload API"
 WORKLOAD_API_LABELS = ("event",)
 
+CA_ISSUED = "garrison_ca_certificates"
+CA_ISSUED_HELP = "Certificates issued over gRPC, by how the caller was attested"
+CA_ISSUED_LABELS = ("attested_by",)
+
+CA_REFUSED = "garrison_ca_refusals"
+CA_REFUSED_HELP = "Callers of the CA that got nothing, by reason"
+CA_REFUSED_LABELS = ("reason",)
+
 RATE_LIMIT_REFUSED = "garrison_rate_limit_buckets_refused"
 RATE_LIMIT_REFUSED_HELP = "New rate-limit counters refused because the store was full"
 

@@ -9,9 +9,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 from garrison.errors import GarrisonError
 from garrison.identity import SpiffeId
+
+if TYPE_CHECKING:
+    from garrison.transport.unix_peer import PeerCredentials
 
 
 class StatusCode(IntEnum):
@@ -45,12 +49,16 @@ class Peer:
     """Who opened the connection: one object per connection, shared by its calls.
 
     `spiffe_id` and `certificate` (DER) are set only after a verified mTLS handshake; `address` is
-    `ip:port` for TCP and the socket's path for Unix sockets.
+    `ip:port` for TCP and the socket's path for Unix sockets. `is_private`: nobody on the way reads along,
+    because of TLS or because there is no way. `process` is who opened a Unix socket, where the transport
+    asks the kernel itself (`h2`).
     """
 
     address: str
     spiffe_id: SpiffeId | None = None
     certificate: bytes | None = None
+    is_private: bool = False
+    process: PeerCredentials | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -182,8 +182,9 @@ def _metadata(context: _Context) -> list[tuple[bytes, bytes]]:
 def _peer(context: _Context, unix_path: str) -> Peer:
     scheme, _, rest = context.peer().partition(":")
     address = unix_path if scheme == "unix" else unquote(rest)
-    pem = context.auth_context().get("x509_pem_cert", ())
-    for text in pem:
+    known = context.auth_context()
+    for text in known.get("x509_pem_cert", ()):
         certificate = ssl.PEM_cert_to_DER_cert(text.decode("ascii"))
-        return Peer(address, spiffe_id=spiffe_id_of(certificate), certificate=certificate)
-    return Peer(address)
+        return Peer(address, spiffe_id=spiffe_id_of(certificate), certificate=certificate, is_private=True)
+    is_tls = b"ssl" in known.get("transport_security_type", ())
+    return Peer(address, is_private=is_tls or scheme in {"unix", "unix-abstract"})

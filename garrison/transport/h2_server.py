@@ -15,6 +15,7 @@ from garrison.transport.address import Address, Scheme
 from garrison.transport.h2 import H2Connection, Limits, Shared
 from garrison.transport.sockets import Acceptor, UnixPath, bind_tcp, bind_unix
 from garrison.transport.tls import TlsFiles, load_server_context, spiffe_id_of
+from garrison.transport.unix_peer import PeerCredentials, read_credentials
 
 _log = structlog.get_logger(__name__)
 
@@ -164,7 +165,7 @@ class H2Server:
 def _identify(transport: asyncio.BaseTransport, listener: Address) -> Peer | None:
     """Return who is at the other end; None if it does not speak HTTP/2 over our TLS."""
     if listener.scheme is Scheme.UNIX:
-        return Peer(listener.path)
+        return Peer(listener.path, is_private=True, process=_process_of(transport))
     name = transport.get_extra_info("peername")
     if name is None:
         return None
@@ -178,5 +179,13 @@ def _identify(transport: asyncio.BaseTransport, listener: Address) -> Peer | Non
     # Without a client CA no certificate is asked for, so one that is here has been verified.
     certificate = tls.getpeercert(binary_form=True)
     if certificate is None:
-        return Peer(address)
-    return Peer(address, spiffe_id=spiffe_id_of(certificate), certificate=certificate)
+        return Peer(address, is_private=True)
+    return Peer(address, spiffe_id=spiffe_id_of(certificate), certificate=certificate, is_private=True)
+
+
+def _process_of(transport: asyncio.BaseTransport) -> PeerCredentials | None:
+    try:
+        return read_credentials(transport.get_extra_info("socket"))
+    except OSError as error:
+        _log.warning("unix peer has no credentials", error=str(error))
+        return None

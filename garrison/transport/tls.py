@@ -25,12 +25,14 @@ _TLS12_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 class TlsFiles:
     """The PEM files of a listener: its certificate (leaf first), its key, whose clients it trusts.
 
-    With `client_ca` every caller must show a certificate that leads to it; without, none is asked for.
+    With `client_ca` every caller must show a certificate that leads to it, or none at all if
+    `is_client_optional` (only `h2` can do that); without, none is asked for.
     """
 
     certificate: Path
     key: Path
     client_ca: Path | None = None
+    is_client_optional: bool = False
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -97,7 +99,7 @@ def load_server_context(files: TlsFiles, *, protocols: Sequence[str] = ("h2",)) 
         context.load_cert_chain(files.certificate, files.key)
         if pem.client_ca is not None:
             context.load_verify_locations(cadata=pem.client_ca.decode("ascii", "replace"))
-            context.verify_mode = ssl.CERT_REQUIRED
+            context.verify_mode = ssl.CERT_OPTIONAL if files.is_client_optional else ssl.CERT_REQUIRED
     except (ssl.SSLError, OSError) as error:
         raise _unusable(files.certificate, f"cannot be used for TLS: {error}") from error
     return context
@@ -113,6 +115,8 @@ def load_server_credentials(files: Callable[[], TlsFiles]) -> grpc.ServerCredent
 
     """
     current = files()
+    if current.is_client_optional:
+        raise ValueError("grpcio asks for a client certificate from everybody or from nobody")
     latest = _load(current)
 
     def fetch() -> grpc.ServerCertificateConfiguration | None:

@@ -30,7 +30,7 @@ from typing import Self, cast
 import structlog
 
 # `unix-abstract:` is how gRPC spells an abstract address.
-_PEER_PREFIX = "unix-abstract:"
+PEER_PREFIX = "unix-abstract:"
 _UCRED = struct.Struct("3i")
 # linux/socket.h; Python has no name for it. Kernels before 6.5 do not know it.
 _SO_PEERPIDFD = 77
@@ -192,7 +192,7 @@ class PeerCredentialListener:
             client.close()
             return
         name = f"garrison-{secrets.token_hex(16)}"
-        peer = f"{_PEER_PREFIX}{name}"
+        peer = f"{PEER_PREFIX}{name}"
         self._peers[peer] = found
         task = asyncio.create_task(self._open(client, name, peer))
         self._opening.add(task)

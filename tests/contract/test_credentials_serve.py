@@ -23,7 +23,7 @@ from support.serving import Serving, serving, write_settings
 
 from authz.authenticators.clients import hash_key
 from authz.authenticators.passwords import new_scrypt
-from authz.authenticators.token_review import PATH
+from garrison.token_review import PATH
 
 CHECK = "/envoy.service.auth.v3.Authorization/Check"
 

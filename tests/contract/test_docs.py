@@ -34,6 +34,7 @@ from authz.policy.compile import MeshSettings, compile_policies
 from garrison.cli import main
 from garrison.documents import parse, validate
 from garrison.errors import ConfigError
+from garrison.process.attestation_settings import TokenIssuerSettings
 from garrison.process.authenticators import (
     ApiKeySettings,
     AuthenticatorSettings,
@@ -56,6 +57,7 @@ from garrison.telemetry import names
 from garrison.telemetry.metrics import (
     AuthenticatorCollector,
     AuthorityCollector,
+    CaCollector,
     DistributionCollector,
     KeyCollector,
     RlqsCollector,
@@ -251,7 +253,8 @@ def metrics_table() -> str:
     )
     workers = WorkerCollector(ready=dict, restarts=dict, silent=dict, store_restarts=lambda: 0)
     authorities = AuthorityCollector(dict, dict, {})
-    collectors = (collector, keys, store, follower, authenticators, authorities, quotas, workers)
+    ca = CaCollector(issued=dict, refused=dict)
+    collectors = (collector, ca, keys, store, follower, authenticators, authorities, quotas, workers)
     types = {metric.name: metric.type for one in collectors for metric in one.collect()}
     rows = []
     for constant, text in vars(names).items():
@@ -284,6 +287,7 @@ GENERATED: dict[str, tuple[str, Callable[[], str]]] = {
     "basic": ("docs/reference/credentials.md", lambda: fields_table(BasicSettings)),
     "introspection": ("docs/reference/credentials.md", lambda: fields_table(IntrospectionSettings)),
     "token_review": ("docs/reference/credentials.md", lambda: fields_table(TokenReviewSettings)),
+    "token_issuers": ("docs/reference/attestation.md", lambda: fields_table(TokenIssuerSettings)),
     "cli": ("docs/reference/cli.md", help_pages),
     "metrics": ("docs/reference/metrics.md", metrics_table),
     "kinds": ("docs/semantics.md", kinds_table),

@@ -13,9 +13,9 @@ from support.checks import role, snapshot
 from support.http_server import answer
 from support.issuer import JWKS, TokenIssuer
 
-from authz.authn.keys import KeySource
 from authz.snapshot import Snapshot
 from garrison.errors import ConfigError
+from garrison.keys.jwks import KeySource
 from garrison.process.serve import Server
 from garrison.process.settings import load_settings
 from garrison.telemetry.log import LineWriter

@@ -14,11 +14,12 @@ from support.credentials import IDENTIFIED, MESH, OPEN, Fixed, authentication, g
 from support.policies import policy
 from support.tokens import Authentication, ed_signer, forge
 
-from authz.authenticators.base import Breaker, Caching, CachingAuthenticator, UnusableAnswerError
+from authz.authenticators.base import Breaker, Caching, CachingAuthenticator
 from authz.authn.credentials import Answer, Authenticator
 from authz.environment import Environment
 from authz.providers import ProviderAnswer
 from authz.service import Authorization, DecisionLog, DestinationResolver
+from garrison.answers import UnusableAnswerError
 from garrison.errors import DependencyError
 
 BEARER = authentication("[{authenticator: opaque}]")

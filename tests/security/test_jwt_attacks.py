@@ -25,8 +25,8 @@ from support.tokens import (
     rsa_signer,
 )
 
-from authz.authn.keys import KeySetError, parse_jwks
 from authz.decision import Decision
+from garrison.keys.jwks import KeySetError, parse_jwks
 
 GOOD: dict[str, Any] = {"iss": ISSUER, "sub": "a", "exp": NOW + 60, "email": "a@foo.com"}
 POLICIES = snapshot(

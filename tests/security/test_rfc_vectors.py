@@ -9,9 +9,9 @@ import pytest
 from support.checks import NOW, check_request, decide_on, role
 from support.tokens import Authentication, encode_part
 
-from authz.authn.jwt import _Token
-from authz.authn.keys import KeySetError, VerificationKey, parse_jwks
 from authz.decision import Decision
+from garrison.keys.jwks import KeySetError, VerificationKey, parse_jwks
+from garrison.keys.token import Token
 
 # RFC 7515, appendix A.1.1: the claims of most examples, with their line breaks. They expire in 2011.
 PAYLOAD = "eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0cnVlfQ"
@@ -114,9 +114,9 @@ def test_examples_whose_payload_is_no_claims_set(token: str, key: dict[str, Any]
     """RFC 7515, A.4, and RFC 8037, A.4: the signature verifies, and what was signed is no JWT."""
     (verifying,) = parse_jwks(json.dumps({"keys": [key]}))
     head, payload, signature = token.split(".")
-    parsed = _Token(f"{head}.{payload}".encode(), decoded(signature), json.loads(decoded(head)), {})
+    parsed = Token(f"{head}.{payload}".encode(), decoded(signature), json.loads(decoded(head)), {})
     assert parsed.is_signed_by(verifying)
-    tampered = _Token(f"{head}.{payload}x".encode(), decoded(signature), json.loads(decoded(head)), {})
+    tampered = Token(f"{head}.{payload}x".encode(), decoded(signature), json.loads(decoded(head)), {})
     assert not tampered.is_signed_by(verifying)
     assert ask(token, key).http_status == 401
 

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,16 @@ Event = dict[str, Any]
 
 
 class Serving:
-    """A running server and its log, one event a line."""
+    """A running server and its log, one event a line; `command` may be another one that serves."""
 
-    def __init__(self, arguments: list[str], environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        arguments: list[str],
+        environment: dict[str, str] | None = None,
+        command: Sequence[str] = ("serve",),
+    ) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "garrison", "serve", *arguments],
+            [sys.executable, "-m", "garrison", *command, *arguments],
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             text=True,

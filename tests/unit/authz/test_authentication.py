@@ -13,8 +13,8 @@ from support.policies import connection, problems_of, tokens
 from support.tokens import ISSUER, Authentication, ec_signer, ed_signer, rsa_signer
 
 from authz.authn.authentication import MatchKind, PathMatch, Trigger
-from authz.authn.keys import KeySource
 from authz.destination import Destination
+from garrison.keys.jwks import KeySource
 
 ANYBODY = role("[{services: ['*'], methods: ['*']}]") + role("[{services: ['*']}]", name="tcp")
 GOOD = rsa_signer()

@@ -9,8 +9,8 @@ import pytest
 from support.checks import NOW, check_request, decide_on, principal, role, snapshot
 from support.tokens import ISSUER, Authentication, Signer, ec_signer, ed_signer, forge, rsa_signer
 
-from authz.authn.keys import KeySetError, parse_jwks
 from authz.decision import Decision
+from garrison.keys.jwks import KeySetError, parse_jwks
 
 EMAIL = role("[{}]", '[{properties: {"request.auth.claims[email]": "a@foo.com"}}]')
 

@@ -15,10 +15,10 @@ from support.tokens import ISSUER, Authentication, Signer, ec_signer, ed_signer,
 from authz.authn import failures as failures_module
 from authz.authn import jwt
 from authz.authn.failures import Failures
-from authz.authn.keys import KeySet, KeySource, parse_jwks
 from authz.decision import HeaderAction, HeaderMutation, Mutations, ReasonCode
 from authz.environment import Environment
 from garrison.errors import ConfigError
+from garrison.keys.jwks import KeySet, KeySource, parse_jwks
 
 ANYBODY = role("[{}]")
 

@@ -140,6 +140,34 @@ def test_quotas_are_given_out_as_the_settings_say(tmp_path: Path) -> None:
             "workloads: [{spiffe_id: 'spiffe://cluster.local/a', selectors: ['unix:name:x']}]\n",
             "selector `unix:name:x`",
         ),
+        ("ca: {listen: ['tls://127.0.0.1:1']}\n", "`listen` needs `dir`"),
+        ("ca: {dir: a, listen: ['tcp://127.0.0.1:1']}\n", "`listen` takes `tls://HOST:PORT` and"),
+        ("ca: {dir: a, listen: ['tls://127.0.0.1:1']}\n", "needs `tls.certificate` and `tls.private_key`"),
+        (
+            "ca: {dir: a, tls: {certificate: a}}\n",
+            "`certificate` and `private_key` go together",
+        ),
+        ("ca: {max_ttl: 25h}\n", "`max_ttl` is between 1s and 24h"),
+        ("ca: {token_issuers: [{issuer: 'https://a', audiences: []}]}\n", "ca.token_issuers[0].audiences"),
+        ("ca: {token_issuers: [{issuer: 'https://a'}]}\n", "`audiences` is missing"),
+        (
+            "ca: {token_issuers: [{issuer: a, audiences: [x]}]}\n",
+            "ca.token_issuers[0]",
+        ),
+        (
+            "ca: {token_issuers: [{issuer: 'https://a', audiences: [x], jwks: '{}'}]}\n",
+            "`jwks` has no list `keys`",
+        ),
+        (
+            "ca: {token_issuers: [{issuer: 'https://a', audiences: [x], jwks: '{}', jwks_uri: 'https://b'}]}\n",
+            "only one of `jwks_uri`, `jwks_file` and `jwks`",
+        ),
+        (
+            "ca: {token_issuers: [{issuer: 'https://a', audiences: [x]}, {issuer: 'https://a', audiences: [y]}]}\n",
+            "`https://a` stands twice",
+        ),
+        ("ca: {token_review: {server: 'http://a'}}\n", "`https://` only"),
+        ("ca: {token_review: {timeout: 1h}}\n", "`timeout` is between 10ms and 30s"),
     ],
 )
 def test_mistakes_in_the_file(tmp_path: Path, text: str, expected: str) -> None:

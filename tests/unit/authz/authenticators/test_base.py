@@ -19,10 +19,10 @@ from authz.authenticators.base import (
     CachingAuthenticator,
     NoBreaker,
     Threads,
-    UnusableAnswerError,
     audiences_of,
 )
 from authz.authn.credentials import Answer, Result
+from garrison.answers import UnusableAnswerError
 from garrison.errors import DependencyError
 
 GOOD = Answer.accepted({"sub": "a"})

@@ -18,9 +18,9 @@ from support.certificates import certify
 from support.http_server import answer as http_answer
 from support.http_server import serving
 
-from authz.authenticators.base import UnusableAnswerError
-from authz.authenticators.introspection import Endpoint, Introspection, judge, read_secret
+from authz.authenticators.introspection import Endpoint, Introspection, judge
 from authz.authn.credentials import Answer, Result
+from garrison.answers import UnusableAnswerError, read_secret
 from garrison.errors import DependencyError
 from garrison.fetching import Fetcher
 

@@ -17,11 +17,12 @@ from support.http_server import answer as http_answer
 from support.http_server import serving
 from support.tokens import forge
 
-from authz.authenticators.base import UnusableAnswerError
-from authz.authenticators.token_review import PATH, ApiServer, TokenReview, expiry_of, judge
+from authz.authenticators.token_review import TokenReview, expiry_of, judge
 from authz.authn.credentials import Result
+from garrison.answers import UnusableAnswerError
 from garrison.errors import DependencyError
 from garrison.fetching import Fetcher
+from garrison.token_review import PATH, ApiServer
 
 USER = {
     "username": "system:serviceaccount:shop:orders",

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from authz.authn.key_discovery import (
+from garrison.errors import DependencyError
+from garrison.keys.discovery import (
     check_source,
     discovery_url,
     file_of,
@@ -17,8 +18,7 @@ from authz.authn.key_discovery import (
     lifetime_of,
     name_of,
 )
-from authz.authn.keys import KeySource
-from garrison.errors import DependencyError
+from garrison.keys.jwks import KeySource
 
 ISSUER = "https://issuer.example/tenant"
 

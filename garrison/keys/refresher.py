@@ -15,8 +15,10 @@ from dataclasses import dataclass
 
 import structlog
 
-from authz.authn.key_cache import KeyCache, Remembered
-from authz.authn.key_discovery import (
+from garrison.errors import DependencyError
+from garrison.fetching import MAX_BODY_BYTES, Fetcher
+from garrison.keys.cache import KeyCache, Remembered
+from garrison.keys.discovery import (
     check_source,
     discovery_url,
     file_of,
@@ -24,10 +26,8 @@ from authz.authn.key_discovery import (
     lifetime_of,
     name_of,
 )
-from authz.authn.key_state import Fetched, KeyRules, KeyState, failed, in_force, missed, restored, succeeded
-from authz.authn.keys import KeySet, KeySetError, KeySource
-from garrison.errors import DependencyError
-from garrison.fetching import MAX_BODY_BYTES, Fetcher
+from garrison.keys.jwks import KeySet, KeySetError, KeySource
+from garrison.keys.state import Fetched, KeyRules, KeyState, failed, in_force, missed, restored, succeeded
 from garrison.refreshing import Refresher, clock
 
 log = structlog.get_logger()

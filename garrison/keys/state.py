@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 
-from authz.authn.keys import KeySet, KeySetError, KeySource, VerificationKey, parse_jwks
+from garrison.keys.jwks import KeySet, KeySetError, KeySource, VerificationKey, parse_jwks
 
 # How long an issuer's keys live at least and at most, whatever its headers say.
 MIN_LIFETIME_SECONDS = 60.0

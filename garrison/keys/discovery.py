@@ -9,8 +9,8 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from authz.authn.keys import KeySource, unique_names
 from garrison.errors import DependencyError
+from garrison.keys.jwks import KeySource, unique_names
 from garrison.urls import check_url, shown
 
 _WELL_KNOWN = "/.well-known/openid-configuration"

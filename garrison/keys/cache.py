@@ -13,9 +13,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from authz.authn.keys import KeySource
 from garrison.errors import DependencyError
 from garrison.fetching import MAX_BODY_BYTES
+from garrison.keys.jwks import KeySource
 from garrison.private_files import read_private, write_private
 
 _MAGIC = b"garrison-keys-1"

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from authz.authn.key_cache import KeyCache, Remembered
-from authz.authn.keys import KeySource
 from garrison.errors import DependencyError
+from garrison.keys.cache import KeyCache, Remembered
+from garrison.keys.jwks import KeySource
 
 SOURCE = KeySource("https://issuer.example/keys", "https://issuer.example")
 OTHER = KeySource("https://issuer.example/keys", "https://other.example")

@@ -16,13 +16,13 @@ from support.http_server import answer
 from support.issuer import DISCOVERY, JWKS, TokenIssuer
 from support.tokens import ed_signer
 
-from authz.authn.key_cache import KeyCache
-from authz.authn.key_refresher import KeyRefresher, Timing, key_fetch
-from authz.authn.key_state import Fetched, KeyRules
-from authz.authn.keys import KeySource
 from garrison import refreshing
 from garrison.errors import DependencyError
 from garrison.fetching import MAX_BODY_BYTES, Fetcher
+from garrison.keys.cache import KeyCache
+from garrison.keys.jwks import KeySource
+from garrison.keys.refresher import KeyRefresher, Timing, key_fetch
+from garrison.keys.state import Fetched, KeyRules
 
 SOURCE = KeySource("https://issuer.example/keys?key=secret")
 OTHER = KeySource("", "https://other.example")

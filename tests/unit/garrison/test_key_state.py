@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.tokens import ec_signer, ed_signer, rsa_signer
 
-from authz.authn.key_state import (
+from garrison.keys.jwks import KeySetError, KeySource
+from garrison.keys.state import (
     FILE_SECONDS,
     MAX_LIFETIME_SECONDS,
     MIN_LIFETIME_SECONDS,
@@ -24,7 +25,6 @@ from authz.authn.key_state import (
     restored,
     succeeded,
 )
-from authz.authn.keys import KeySetError, KeySource
 
 RULES = KeyRules(max_stale_seconds=86_400, lifetime_seconds=1_200)
 SOURCE = KeySource("https://issuer.example/keys")

@@ -1,0 +1,1 @@
+"""`ca agent`: SDS and the Workload API on a node, from a CA on another machine."""

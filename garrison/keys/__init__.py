@@ -1,0 +1,1 @@
+"""The public keys of token issuers: parsed, fetched, kept fresh; shared by who verifies tokens."""
