@@ -24,7 +24,6 @@ from ca.ledger import (
     JoinToken,
     KeyState,
     KeyUse,
-    LedgerCode,
     LedgerRefusalError,
     LedgerUnavailableError,
     Revocation,
@@ -36,6 +35,7 @@ from ca.ledger import (
     TokenGrant,
 )
 from ca.registration import Registration
+from ca.store import details
 from ca.store.database import Database
 from ca.store.schema import STEPS
 from garrison.identity import SpiffeId, TrustDomain
@@ -96,21 +96,12 @@ class SqliteLedger:
                         _certificate_row(one),
                     )
                 except sqlite3.IntegrityError as error:
-                    message = f"serial number {one.serial_text} is used already, so this is not issued"
-                    raise LedgerRefusalError(LedgerCode.DUPLICATE, message) from error
+                    raise details.serial_refusal(one) from error
                 log.append(
                     AuditEvent.CERTIFICATE_ISSUED,
                     now=one.issued_at,
                     by=one.requester,
-                    details={
-                        "attested_by": one.attested_by,
-                        "issuer": one.issuer,
-                        "kind": one.kind,
-                        "not_after": f"{one.not_after:%FT%TZ}",
-                        "serial": one.serial_text,
-                        "sha256": one.fingerprint,
-                        "spiffe_id": str(one.spiffe_id),
-                    },
+                    details=details.of_issued(one),
                 )
 
     def find(
@@ -164,13 +155,10 @@ class SqliteLedger:
                 f"SELECT {_CERTIFICATE} FROM certificates WHERE serial = ? AND issuer = ?", key
             ).fetchone()
             if row is None:
-                raise LedgerRefusalError(
-                    LedgerCode.UNKNOWN, f"no certificate {serial:x} of {issuer} is known"
-                )
+                raise details.unknown_certificate(issuer, serial)
             found = _certificate(row)
             if found.revocation is not None:
-                message = f"certificate {serial:x} was revoked at {found.revocation.at:%FT%TZ} already"
-                raise LedgerRefusalError(LedgerCode.ALREADY_REVOKED, message)
+                raise details.revoked_already(serial, found.revocation)
             connection.execute(
                 "UPDATE certificates SET revoked_at = ?, reason = ?, revoked_by = ?"
                 " WHERE serial = ? AND issuer = ?",
@@ -181,12 +169,7 @@ class SqliteLedger:
                 AuditEvent.CERTIFICATE_REVOKED,
                 now=now,
                 by=by,
-                details={
-                    "issuer": issuer,
-                    "reason": reason,
-                    "serial": found.serial_text,
-                    "spiffe_id": str(found.spiffe_id),
-                },
+                details=details.of_revoked(found, reason),
             )
             row = connection.execute(
                 f"SELECT {_CERTIFICATE} FROM certificates WHERE serial = ? AND issuer = ?", key
@@ -217,8 +200,7 @@ class SqliteLedger:
             row = connection.execute("SELECT number FROM crls WHERE issuer = ?", (key,)).fetchone()
             stored = row[0] if row else 0
             if stored != crl.number - 1:
-                message = f"CRL {crl.number} cannot follow CRL {stored}"
-                raise LedgerRefusalError(LedgerCode.STATE_CHANGED, message)
+                raise details.crl_refusal(crl, stored)
             connection.execute(
                 f"INSERT OR REPLACE INTO crls ({_CRL}) VALUES (?,?,?,?,?,?)",
                 (
@@ -230,16 +212,7 @@ class SqliteLedger:
                     _number(crl.next_update),
                 ),
             )
-            _Log(connection).append(
-                AuditEvent.CRL_PUBLISHED,
-                now=now,
-                by=by,
-                details={
-                    "issuer": crl.issuer,
-                    "next_update": f"{crl.next_update:%FT%TZ}",
-                    "number": crl.number,
-                },
-            )
+            _Log(connection).append(AuditEvent.CRL_PUBLISHED, now=now, by=by, details=details.of_crl(crl))
 
     def crl(self, issuer: str) -> StoredCrl | None:
         """See `Ledger`."""
@@ -280,22 +253,13 @@ class SqliteLedger:
                     ),
                 )
             except sqlite3.IntegrityError as error:
-                message = f"`{registration.spiffe_id}` has these selectors already, or the id is taken"
-                raise LedgerRefusalError(LedgerCode.DUPLICATE, message) from error
+                raise details.entry_refusal(entry) from error
             _count(connection, "entries")
             _Log(connection).append(
                 AuditEvent.ENTRY_CREATED,
                 now=entry.created_at,
                 by=entry.created_by,
-                details={
-                    "dns_names": registration.dns_names,
-                    "entry": entry.entry_id,
-                    "federates_with": tuple(str(domain) for domain in registration.federates_with),
-                    "parent_id": parent,
-                    "selectors": tuple(selectors),
-                    "spiffe_id": str(registration.spiffe_id),
-                    "svid_ttl_seconds": int(registration.svid_ttl.total_seconds()),
-                },
+                details=details.of_entry(entry),
             )
 
     def entries(self) -> tuple[Entry, ...]:
@@ -311,10 +275,10 @@ class SqliteLedger:
                 "DELETE FROM entries WHERE entry_id = ? RETURNING *", (entry_id,)
             ).fetchone()
             if row is None:
-                raise LedgerRefusalError(LedgerCode.UNKNOWN, f"there is no entry `{entry_id}`")
+                raise details.unknown_entry(entry_id)
             _count(connection, "entries")
-            details = {"entry": entry_id, "spiffe_id": str(row[2])}
-            _Log(connection).append(AuditEvent.ENTRY_DELETED, now=now, by=by, details=details)
+            about = {"entry": entry_id, "spiffe_id": str(row[2])}
+            _Log(connection).append(AuditEvent.ENTRY_DELETED, now=now, by=by, details=about)
             return _entry(row[1:])
 
     def entries_version(self) -> int:
@@ -338,16 +302,12 @@ class SqliteLedger:
                     ),
                 )
             except sqlite3.IntegrityError as error:
-                raise LedgerRefusalError(LedgerCode.DUPLICATE, "there is such a token already") from error
+                raise details.token_duplicate() from error
             _Log(connection).append(
                 AuditEvent.TOKEN_CREATED,
                 now=token.created_at,
                 by=token.created_by,
-                details={
-                    "expires_at": f"{token.expires_at:%FT%TZ}",
-                    "spiffe_id": str(token.spiffe_id),
-                    "token": token.token_id,
-                },
+                details=details.of_token(token),
             )
 
     def tokens(self) -> tuple[JoinToken, ...]:
@@ -366,18 +326,18 @@ class SqliteLedger:
                 " WHERE hash = :hash AND used_at IS NULL AND expires_at > :now RETURNING spiffe_id",
                 {"now": _number(now), "by": by, "hash": key},
             ).fetchone()
-            refusal: LedgerRefusalError | None = None
+            outcome: SpiffeId | LedgerRefusalError
             if row is None:
                 found = connection.execute(f"SELECT {_TOKEN} FROM tokens WHERE hash = ?", (key,)).fetchone()
-                refusal = _token_refusal(_token(found) if found else None)
-            details: dict[str, str] = {"token": token[:16]}
-            details |= {"spiffe_id": row[0]} if row else {}
-            details |= {"reason": refusal.code} if refusal else {}
+                outcome = details.token_refusal(_token(found) if found else None)
+            else:
+                outcome = SpiffeId.parse(row[0])
             event = AuditEvent.TOKEN_BURNED if row else AuditEvent.TOKEN_REFUSED
-            _Log(connection).append(event, now=now, by=by, details=details)
-        if refusal is not None:
-            raise refusal
-        return TokenGrant(token[:16], SpiffeId.parse(row[0]))
+            about = details.of_burn(token, outcome)
+            _Log(connection).append(event, now=now, by=by, details=about)
+        if isinstance(outcome, LedgerRefusalError):
+            raise outcome
+        return TokenGrant(token[:16], outcome)
 
     def delete_token(self, token: str, *, now: datetime, by: str) -> JoinToken:
         """See `Ledger`."""
@@ -386,7 +346,7 @@ class SqliteLedger:
                 f"DELETE FROM tokens WHERE hash = ? RETURNING {_TOKEN}", (_hex_bytes(token),)
             ).fetchone()
             if row is None:
-                raise LedgerRefusalError(LedgerCode.UNKNOWN, f"there is no join token `{token[:16]}`")
+                raise details.unknown_token(token)
             _Log(connection).append(
                 AuditEvent.TOKEN_DELETED, now=now, by=by, details={"spiffe_id": row[1], "token": token[:16]}
             )
@@ -411,18 +371,12 @@ class SqliteLedger:
                     ),
                 )
             except sqlite3.IntegrityError as error:
-                message = f"there is a {key.use} key `{key.key_id}` already"
-                raise LedgerRefusalError(LedgerCode.DUPLICATE, message) from error
+                raise details.key_refusal(key) from error
             _Log(connection).append(
                 AuditEvent.KEY_ADDED,
                 now=key.created_at,
                 by=by,
-                details={
-                    "key": key.key_id,
-                    "not_after": f"{key.not_after:%FT%TZ}",
-                    "state": key.state,
-                    "use": key.use,
-                },
+                details=details.of_key(key),
             )
 
     def keys(self, use: KeyUse) -> tuple[SigningKey, ...]:
@@ -449,12 +403,7 @@ class SqliteLedger:
                     AuditEvent.KEY_STATE_CHANGED,
                     now=now,
                     by=by,
-                    details={
-                        "after": change.after,
-                        "before": change.before,
-                        "key": change.key_id,
-                        "use": change.use,
-                    },
+                    details=details.of_state(change),
                 )
 
     # Bundles
@@ -502,12 +451,7 @@ class SqliteLedger:
                     AuditEvent.FEDERATION_SET,
                     now=now,
                     by=by,
-                    details={
-                        "profile": bundle.profile,
-                        "sequence": bundle.sequence,
-                        "trust_domain": str(bundle.trust_domain),
-                        "url": bundle.url,
-                    },
+                    details=details.of_federated(bundle),
                 )
 
     def federated(self) -> tuple[FederatedBundle, ...]:
@@ -521,9 +465,9 @@ class SqliteLedger:
         with self._database.writing() as connection:
             name = str(trust_domain)
             if not connection.execute("DELETE FROM federated WHERE trust_domain = ?", (name,)).rowcount:
-                raise LedgerRefusalError(LedgerCode.UNKNOWN, f"there is no federation with `{name}`")
-            details = {"trust_domain": name}
-            _Log(connection).append(AuditEvent.FEDERATION_DELETED, now=now, by=by, details=details)
+                raise details.unknown_domain(name)
+            about = {"trust_domain": name}
+            _Log(connection).append(AuditEvent.FEDERATION_DELETED, now=now, by=by, details=about)
 
     # The audit log
 
@@ -599,26 +543,11 @@ def _count(connection: sqlite3.Connection, name: str, digest: str = "") -> int:
     return int(value)
 
 
-def _token_refusal(token: JoinToken | None) -> LedgerRefusalError:
-    if token is None:
-        return LedgerRefusalError(LedgerCode.TOKEN_UNKNOWN, "the join token is not known")
-    if token.used_at is not None:
-        return LedgerRefusalError(
-            LedgerCode.TOKEN_USED, f"the join token was used at {token.used_at:%FT%TZ} already"
-        )
-    return LedgerRefusalError(
-        LedgerCode.TOKEN_EXPIRED, f"the join token expired at {token.expires_at:%FT%TZ}"
-    )
-
-
 def _state_refusal(connection: sqlite3.Connection, change: StateChange) -> LedgerRefusalError:
     row = connection.execute(
         "SELECT state FROM signing_keys WHERE use = ? AND key_id = ?", (change.use, change.key_id)
     ).fetchone()
-    if row is None:
-        return LedgerRefusalError(LedgerCode.UNKNOWN, f"there is no {change.use} key `{change.key_id}`")
-    message = f"the {change.use} key `{change.key_id}` is {row[0]}, not {change.before}"
-    return LedgerRefusalError(LedgerCode.STATE_CHANGED, message)
+    return details.state_refusal(change, row and KeyState(row[0]))
 
 
 def _number(moment: datetime) -> int:

@@ -17,7 +17,7 @@ import click
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from authz.tools.options import mesh_of, mesh_options
-from garrison.distribution.address import RedisAddress
+from garrison.redis_address import RedisAddress
 from garrison.distribution.announcement import Announcement, Trust
 from garrison.distribution.bundle import DEFAULT_MAX_BUNDLE_BYTES, pack
 from garrison.distribution.channel import Channel, Report

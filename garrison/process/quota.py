@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from garrison.distribution.address import RedisAddress
+from garrison.redis_address import RedisAddress
 from garrison.documents import Diagnostic, Position
 from garrison.errors import ConfigError
 from ratelimit.store.connection import Endpoint

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict
 
-from garrison.distribution.address import RedisAddress
+from garrison.redis_address import RedisAddress
 from garrison.durations import parse_duration
 
 STRICT = ConfigDict(strict=True, extra="forbid", frozen=True, arbitrary_types_allowed=True)

@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from garrison.distribution.address import RedisAddress
+from garrison.redis_address import RedisAddress
 from garrison.documents import Diagnostic, Position
 from garrison.errors import ConfigError, DependencyError
 from garrison.process.embedded import EmbeddedValkey

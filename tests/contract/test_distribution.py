@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from redis.exceptions import NoPermissionError
 from support.valkey import Valkey
 
-from garrison.distribution.address import RedisAddress
+from garrison.redis_address import RedisAddress
 from garrison.distribution.announcement import Action, Announcement, Trust, seal
 from garrison.distribution.bundle import BundleFile, digest, pack
 from garrison.distribution.cache import DiskCache

@@ -15,7 +15,7 @@ from support.store_certificates import certificate
 from support.valkey import Valkey
 from support.valkey_nodes import Cluster, Node
 
-from garrison.distribution.address import RedisAddress
+from garrison.redis_address import RedisAddress
 from garrison.errors import DependencyError
 from garrison.process.quota import StoreOptions, find_servers
 from ratelimit.algorithm import SECOND, UNITS, Algorithm, Limit, Outcome

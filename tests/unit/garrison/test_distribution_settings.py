@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from garrison.distribution.address import RedisAddress
+from garrison.redis_address import RedisAddress
 from garrison.errors import ConfigError
 from garrison.process.settings import load_settings
 
