@@ -114,7 +114,9 @@ class RedisAddress:
         where the connection is not to be used.
         """
         arguments = self._arguments(ca) | {"socket_timeout": answer_seconds}
-        return redis.Redis(**arguments, redis_connect_func=on_connect, retry=Retry(NoBackoff(), 0))
+        # Typed for a function of nothing, but called with the connection.
+        arguments["redis_connect_func"] = on_connect
+        return redis.Redis(**arguments, retry=Retry(NoBackoff(), 0))
 
     def connect_async(self, ca: Path | None = None) -> redis.asyncio.Redis:
         """Return a client for an event loop; `ca` as for `connect`. It does not try again by itself."""

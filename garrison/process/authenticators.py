@@ -26,11 +26,11 @@ from authz.authenticators.redis_keys import Client, RedisKeys
 from authz.authenticators.token_review import ApiServer, TokenReview
 from authz.authn.credentials import Answer, Kind, Result
 from authz.policy.credentials import RESERVED_NAMES
-from garrison.redis_address import RedisAddress
 from garrison.documents import Listing, list_files
 from garrison.fetching import Fetcher
 from garrison.process.reload import Reloader
 from garrison.process.setting_types import STRICT, Duration, FilePath, RedisUrl
+from garrison.redis_address import RedisAddress
 from garrison.urls import check_url
 
 

@@ -42,7 +42,6 @@ from ca.authority import CERT_CHAIN, ROOT_CERT, Authority
 from ca.ledger import LedgerUnavailableError
 from ca.memory import CaMemory
 from ca.passphrase import PassphraseSource
-from ca.store.sqlite import LEDGER, SqliteLedger
 from garrison.distribution.bundle import BundleFile
 from garrison.distribution.cache import DiskCache
 from garrison.distribution.follower import Follower
@@ -523,11 +522,16 @@ def _load_authority(settings: Settings) -> Authority:
 
 def _open_memory(settings: Settings, authority: Authority) -> CaMemory:
     assert settings.ca.dir is not None  # noqa: S101 - there is an authority
-    path = settings.ca.ledger or settings.ca.dir / LEDGER
+    place = settings.ca.ledger_place()
+
+    def warn(problem: str) -> None:
+        log.warning("ledger unsafe", reason=problem)
+
     try:
-        return CaMemory(SqliteLedger(path), authority, settings.registrations())
+        ledger = place.open(settings.ca.dir, authority.trust_domain, warn=warn)
+        return CaMemory(ledger, authority, settings.registrations())
     except LedgerUnavailableError as error:
-        where = Diagnostic(str(path), Position(1, 1), (), "ledger", str(error))
+        where = Diagnostic(place.name(settings.ca.dir), Position(1, 1), (), "ledger", str(error))
         raise ConfigError([where]) from error
 
 
