@@ -55,7 +55,15 @@ from ca.ledger import (
     TokenGrant,
 )
 from ca.store import details as say
-from ca.store.redis_server import Change, Key, LedgerServer, RedisPlace, Text
+from ca.store.redis_server import (
+    ANSWER_SECONDS,
+    PATIENCE_SECONDS,
+    Change,
+    Key,
+    LedgerServer,
+    RedisPlace,
+    Text,
+)
 from ca.store.redis_values import (
     read_certificate,
     read_crl,
@@ -92,19 +100,26 @@ class RedisLedger:
         trust_domain: TrustDomain,
         *,
         warn: Callable[[str], None] = _ignore,
-        **patience: float,
+        patience_seconds: float = PATIENCE_SECONDS,
+        answer_seconds: float = ANSWER_SECONDS,
     ) -> None:
         """Open the ledger, a new one if there is none.
 
-        `warn` is told what is wrong with a server that is used all the same; `patience` is that of
-        `LedgerServer`.
+        `warn` is told what is wrong with a server that is used all the same. One answer may take
+        `answer_seconds`, all attempts together `patience_seconds`.
 
         Raises:
             ConfigError: the server may lose what it confirms, or the ledger is from a newer version.
             LedgerUnavailableError: it does not answer.
 
         """
-        self._server = LedgerServer(place, trust_domain, warn, **patience)
+        self._server = LedgerServer(
+            place,
+            trust_domain,
+            warn,
+            patience_seconds=patience_seconds,
+            answer_seconds=answer_seconds,
+        )
         key = self._server.key
         self._certificates = key("certificates", "hash")
         self._serials = key("serials", "hash")

@@ -45,7 +45,7 @@ from garrison.redis_address import RedisAddress
 
 # For one change with everything that it takes; servers that restart, or are replaced, are back in less.
 PATIENCE_SECONDS = 10.0
-_ANSWER_SECONDS = 3.0
+ANSWER_SECONDS = 3.0
 _REPLICA_MILLISECONDS = 1000
 _PAUSE_SECONDS = 0.05
 _TURN_PAUSE_SECONDS = 0.002
@@ -192,7 +192,7 @@ class LedgerServer:
         warn: Callable[[str], None],
         *,
         patience_seconds: float = PATIENCE_SECONDS,
-        answer_seconds: float = _ANSWER_SECONDS,
+        answer_seconds: float = ANSWER_SECONDS,
     ) -> None:
         """Connect, and make the ledger if there is none.
 

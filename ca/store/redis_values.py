@@ -44,7 +44,7 @@ def _reader(read: Callable[[bytes], _Value]) -> Callable[[bytes], _Value]:
     def checked(text: bytes) -> _Value:
         try:
             return read(text)
-        except (ValueError, TypeError, OverflowError, AttributeError, IndexError, RecursionError) as error:
+        except (ValueError, TypeError, OverflowError, AttributeError, LookupError, RecursionError) as error:
             raise LedgerUnavailableError(f"the ledger is damaged: {error}") from error
 
     return checked
