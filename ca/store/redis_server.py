@@ -44,8 +44,8 @@ from garrison.identity import TrustDomain
 from garrison.redis_address import RedisAddress
 
 # For one change with everything that it takes; servers that restart, or are replaced, are back in less.
-PATIENCE_SECONDS = 10.0
-ANSWER_SECONDS = 3.0
+PATIENCE_SECONDS = 5.0
+ANSWER_SECONDS = 2.0
 _REPLICA_MILLISECONDS = 1000
 _PAUSE_SECONDS = 0.05
 _TURN_PAUSE_SECONDS = 0.002
