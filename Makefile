@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo demo-up dev lint types test bench bench-ratelimit clean
+.PHONY: help demo demo-up dev lint types test bench bench-ratelimit bench-ca clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -50,6 +50,9 @@ bench: $(VENV)/dev.stamp ## measure; TARGET=host:port measures another ext_authz
 
 bench-ratelimit: $(VENV)/dev.stamp ## measure rate limits alone, from memory and from Valkey
 	@$(BIN)/python -m benchmarks --only ratelimit
+
+bench-ca: $(VENV)/dev.stamp ## measure the CA alone: issuing, starting with many records, a long CRL
+	@$(BIN)/python -m benchmarks --only ca
 
 clean: ## remove what make created
 	rm -rf $(VENV) .demo .mypy_cache .ruff_cache .pytest_cache

@@ -15,6 +15,7 @@ from authz.authn.keys import NO_KEYS, Keys
 from authz.mixer.evaluate import Lists
 from authz.mixer.lists import EntryList, ListSource
 from authz.mixer.quotas import QuotaAnswer, QuotaCharge, Quotas
+from authz.rate_limits import LimitAnswer, LimitRequest, RateLimits
 from garrison.errors import DependencyError
 
 
@@ -40,6 +41,17 @@ class _NoQuotas:
 NO_QUOTAS: Quotas = _NoQuotas()
 
 
+class _NoRateLimits:
+    """Nobody counts, so whatever is charged is denied."""
+
+    def spend(self, request: LimitRequest) -> LimitAnswer:
+        del request
+        raise DependencyError("nobody counts rate limits here")
+
+
+NO_RATE_LIMITS: RateLimits = _NoRateLimits()
+
+
 @dataclass(frozen=True, slots=True)
 class Environment:
     """What was learnt: lists of Mixer's checkers, keys, trust bundles, who sends bad tokens; whom to ask."""
@@ -50,6 +62,7 @@ class Environment:
     bundles: Bundles = NO_BUNDLES
     authenticators: Mapping[str, Authenticator] = field(default_factory=dict)
     quotas: Quotas = NO_QUOTAS
+    limits: RateLimits = NO_RATE_LIMITS
 
 
 # For commands that decide without a server: nothing was fetched.

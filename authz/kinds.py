@@ -11,6 +11,7 @@ from authz.policy.documents import (
     CredentialAuthentication,
     MeshAuthenticationPolicy,
     PeerAuthentication,
+    RateLimitPolicy,
     RbacConfig,
     RequestAuthentication,
     Resource,
@@ -35,5 +36,6 @@ KINDS: dict[tuple[str, str], type[Resource]] = {
     **MIXER_KINDS,
     (API_VERSION, KIND): CasbinPolicy,
     ("garrison.dev/v1alpha1", "CredentialAuthentication"): CredentialAuthentication,
+    ("garrison.dev/v1alpha1", "RateLimitPolicy"): RateLimitPolicy,
     ("garrison.dev/v1alpha1", "ResponsePolicy"): ResponsePolicy,
 }

@@ -3,7 +3,7 @@
 The order is Istio's: the connection; then CUSTOM, without identities from tokens; then tokens and other
 credentials; then what never decides, what denies, what allows. Everything here is a function of its
 arguments; the steps that may wait are left to the caller: asking an external authorizer (`Delegation`),
-asking who knows a credential (`Inquiry`), charging quotas (`Charge`).
+asking who knows a credential (`Inquiry`), charging rate limits and quotas (`Charge`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from authz import rate_limits
 from authz.attributes import Attributes
 from authz.authn import authentication, credentials, jwt, peers
 from authz.authn.authentication import AuthenticationRules
@@ -34,12 +35,13 @@ from authz.environment import OFFLINE, Environment
 from authz.mixer import evaluate as mixer
 from authz.mixer import quotas
 from authz.mixer.evaluate import HeaderOperation, Lists
-from authz.mixer.quotas import DestinationQuotas, QuotaAnswer, QuotaCharge
+from authz.mixer.quotas import QuotaAnswer, QuotaCharge
 from authz.mixer.rules import DestinationRules
 from authz.paths import change_query
 from authz.policy.evaluate import custom_matches, evaluate, explained, marks
 from authz.policy.index import DestinationPolicies
 from authz.policy.shaping import shaped
+from authz.rate_limits import LimitAnswer, LimitRequest
 
 UNKNOWN_DESTINATION = deny(
     ReasonCode.UNKNOWN_DESTINATION,
@@ -47,7 +49,13 @@ UNKNOWN_DESTINATION = deny(
 )
 
 _DENY = Verdict.DENY
-_QUOTA_DENIALS = frozenset({ReasonCode.QUOTA_EXHAUSTED, ReasonCode.QUOTA_UNAVAILABLE})
+_CHARGE_DENIALS = frozenset(
+    {
+        ReasonCode.QUOTA_EXHAUSTED,
+        ReasonCode.QUOTA_UNAVAILABLE,
+        ReasonCode.RATE_LIMIT_UNDETERMINED,
+    }
+)
 
 Clock = Callable[[], float]
 
@@ -62,10 +70,15 @@ class Delegation:
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """Everything allowed the call: `outcome` is what it comes to if all `charges` are granted."""
+    """Everything allowed the call: `outcome` is what it comes to if nothing that it is charged denies it.
+
+    The first of `limits` has to be charged next (`limited`), after all of them `charges` (`charged`): so what
+    a limit denies takes nothing of a quota.
+    """
 
     charges: Sequence[QuotaCharge]
     outcome: Outcome
+    limits: Sequence[LimitRequest] = ()
 
 
 def decide(
@@ -101,8 +114,8 @@ def decide_here(
 ) -> Outcome | Inquiry | Charge:
     """Return what the call comes to when every external authorizer that matters has allowed it.
 
-    Tokens, credentials, DENY, ALLOW or roles, Mixer's rules, Casbin, quotas: whatever applies has to let the
-    call through. `answer` is what came of an `Inquiry` that this returned before.
+    Tokens, credentials, DENY, ALLOW or roles, Mixer's rules, Casbin, limits, quotas: whatever applies has to
+    let the call through. `answer` is what came of an `Inquiry` that this returned before.
     """
     mutations = NO_MUTATIONS
     if policies.tokens is not None:
@@ -144,32 +157,60 @@ def _authorize(
     clock: Clock,
     environment: Environment,
 ) -> Outcome | Charge:
-    """Return what becomes of a call after policies and roles: Mixer, Casbin, remarks, quotas."""
+    """Return what becomes of a call after policies and roles: Mixer, Casbin, remarks, charges."""
     if policies.mixer is not None and outcome.decision.allowed:
         _ask_mixer(policies.mixer, outcome, attributes, clock, environment.lists)
     if policies.casbin and outcome.decision.allowed:
         _ask_casbin(policies, outcome, attributes)
     if policies.has_marks:
         outcome.marks = {**outcome.marks, **marks(policies, attributes)}
-    if policies.quotas is not None and outcome.decision.allowed:
-        return _planned(policies, policies.quotas, outcome, attributes, clock)
+    if policies.is_charged and outcome.decision.allowed:
+        return _planned(policies, outcome, attributes, clock)
     return finish(policies, outcome, attributes)
 
 
 def _planned(
     policies: DestinationPolicies,
-    applying: DestinationQuotas,
     outcome: Outcome,
     attributes: Attributes,
     clock: Clock,
 ) -> Outcome | Charge:
     """Return what an allowed call is charged, or, if that is nothing, what it comes to."""
-    planned = quotas.plan(applying, attributes, clock())
-    if isinstance(planned, Decision):
-        outcome = Outcome(planned, marks=outcome.marks)
-    elif planned:
-        return Charge(planned, outcome)
+    limits = rate_limits.plan(policies.limits, attributes)
+    if isinstance(limits, Decision):
+        return finish(policies, Outcome(limits, marks=outcome.marks), attributes)
+    charges = quotas.plan(policies.quotas, attributes, clock()) if policies.quotas is not None else ()
+    if isinstance(charges, Decision):
+        outcome = Outcome(charges, marks=outcome.marks)
+    elif charges or limits:
+        return Charge(charges, outcome, limits)
     return finish(policies, outcome, attributes)
+
+
+def limited(
+    policies: DestinationPolicies, charge: Charge, answer: LimitAnswer | None, attributes: Attributes
+) -> Outcome | Charge:
+    """Return what becomes of a call whose first limits were charged; None: nobody could tell."""
+    outcome, left = charge.outcome, charge.limits[1:]
+    told = answer.headers if answer is not None else ()
+    headers = tuple(HeaderMutation(name, value) for name, value in told)
+    refused = rate_limits.refusal(charge.limits[0], answer)
+    if refused is not None:
+        decision, seconds = refused
+        mutations = Mutations(response_headers=headers + _retry_after(seconds))
+        return finish(policies, Outcome(decision, mutations, outcome.marks), attributes)
+    if headers:
+        mutations = outcome.mutations
+        headers = mutations.response_headers + headers
+        outcome.mutations = replace(mutations, response_headers=headers, shaped=True)
+    if left or charge.charges:
+        return Charge(charge.charges, outcome, left)
+    return finish(policies, outcome, attributes)
+
+
+def _retry_after(seconds: int) -> tuple[HeaderMutation, ...]:
+    # RFC 9110, section 10.2.3.
+    return (HeaderMutation("retry-after", str(seconds)),) if seconds else ()
 
 
 def charged(
@@ -183,11 +224,7 @@ def charged(
     outcome = charge.outcome
     if refused is not None:
         decision, seconds = refused
-        mutations = NO_MUTATIONS
-        if seconds:
-            # RFC 9110, section 10.2.3.
-            mutations = Mutations(response_headers=(HeaderMutation("retry-after", str(seconds)),))
-        outcome = Outcome(decision, mutations, outcome.marks)
+        outcome = Outcome(decision, Mutations(response_headers=_retry_after(seconds)), outcome.marks)
     return finish(policies, outcome, attributes)
 
 
@@ -307,7 +344,7 @@ def explain(policies: DestinationPolicies | None, attributes: Attributes, clock:
             ("CASBIN", Step(one.policy, one.rule, matched=one.allowed, field=one.field, detail=one.reason))
             for one in policies.casbin_policies.decisions(policies.casbin, attributes)
         ]
-        explanation.steps += _quota_steps(policies, result, attributes, clock)
+        explanation.steps += _charge_steps(policies, result, attributes, clock)
     return explanation
 
 
@@ -396,14 +433,24 @@ def _mixer_steps(
         yield "MIXER", Step(rule.policy, -1, matched=denies, field="", detail=detail)
 
 
-def _quota_steps(
+def _charge_steps(
     policies: DestinationPolicies, result: object, attributes: Attributes, clock: Clock
 ) -> Iterable[tuple[str, Step]]:
     """Yield what the call would be charged; offline nothing is."""
     reached = isinstance(result, Charge) or (
-        isinstance(result, Outcome) and result.decision.code in _QUOTA_DENIALS
+        isinstance(result, Outcome) and result.decision.code in _CHARGE_DENIALS
     )
-    if policies.quotas is None or not reached:
+    if not reached:
+        return
+    limits = rate_limits.plan(policies.limits, attributes)
+    if isinstance(limits, Decision):
+        yield "RATE LIMIT", Step(limits.policy, limits.rule, matched=False, field="", detail=limits.reason)
+        return
+    for request in limits:
+        for descriptor, detail in rate_limits.described(request):
+            step = Step(descriptor.policy, descriptor.rule, matched=True, field="", detail=detail)
+            yield "RATE LIMIT", step
+    if policies.quotas is None:
         return
     planned = quotas.plan(policies.quotas, attributes, clock())
     if isinstance(planned, Decision):
@@ -416,7 +463,7 @@ def _quota_steps(
 
 
 def undecided_offline(undecided: Delegation | Inquiry | Charge) -> Decision:
-    """Return the denial of a call about which somebody would have to be asked; quotas are not charged."""
+    """Return the denial of a call about which somebody would have to be asked; nothing is charged."""
     if isinstance(undecided, Charge):
         return undecided.outcome.decision
     if isinstance(undecided, Inquiry):

@@ -33,6 +33,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _MAX_KEPT = 4096
 
 _ALLOW = Verdict.ALLOW
+_EXHAUSTED = frozenset({ReasonCode.QUOTA_EXHAUSTED, ReasonCode.RATE_LIMITED})
 
 Counts = dict[tuple[Verdict, ReasonCode], list[int]]
 
@@ -123,7 +124,7 @@ def _denied(decision: Decision, outcome: Outcome) -> DeniedHttpResponse:
     headers = [_header("www-authenticate", decision.challenge)] if decision.challenge else []
     # A gRPC caller gets status and message in trailers, from Envoy; a content type would be in its way.
     if outcome.grpc:
-        if decision.code is ReasonCode.QUOTA_EXHAUSTED:
+        if decision.code in _EXHAUSTED:
             # Of HTTP 429 Envoy makes UNAVAILABLE, which callers retry at once.
             headers.append(_header("grpc-status", str(int(StatusCode.RESOURCE_EXHAUSTED))))
         changes = [one for one in changes if one.name != "content-type"]

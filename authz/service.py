@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 from envoy.service.auth.v3.external_auth_pb2 import CheckRequest, OkHttpResponse
@@ -27,9 +27,10 @@ from authz.destination import (
 )
 from authz.environment import OFFLINE, Environment
 from authz.mixer.quotas import QuotaAnswer
-from authz.pipeline import Charge, Delegation, charged, decide, decide_here, described
+from authz.pipeline import Charge, Delegation, charged, decide, decide_here, described, limited
 from authz.policy.index import DestinationPolicies
 from authz.providers import UNKNOWN_PROVIDER, Provider, ProviderAnswer
+from authz.rate_limits import LimitAnswer
 from authz.response import Counts, ResponseWriter
 from authz.snapshot import Snapshot
 from garrison.errors import DependencyError
@@ -54,7 +55,15 @@ _MAX_KNOWN = 10_000
 
 log = structlog.get_logger()
 
+Answers = LimitAnswer | Sequence[QuotaAnswer]
 DestinationKey = tuple[tuple[tuple[str, str], ...], bytes, SpiffeId | None, str]
+
+
+class _Asked(NamedTuple):
+    """A call of which something is being charged."""
+
+    charge: Charge
+    answer: Awaitable[Answers]
 
 
 @dataclass(slots=True)
@@ -223,48 +232,53 @@ class Authorization:
         self, writer: ResponseWriter, charge: Charge, policies: DestinationPolicies, attributes: Attributes
     ) -> bytes | Awaitable[bytes]:
         """Return the answer to a call that is charged; at once if whoever counts answers at once."""
-        answers = self._spend(charge)
-        if isinstance(answers, Awaitable):
-            return self._charge_later(writer, charge, answers, policies, attributes)
-        return self._answer(writer, charged(policies, charge, answers, attributes), attributes)
+        reached = self._advance(charge, policies, attributes)
+        if isinstance(reached, Outcome):
+            return self._answer(writer, reached, attributes)
+        return self._charge_later(writer, reached, policies, attributes)
 
     async def _charge_later(
-        self,
-        writer: ResponseWriter,
-        charge: Charge,
-        waiting: Awaitable[list[QuotaAnswer]],
-        policies: DestinationPolicies,
-        attributes: Attributes,
+        self, writer: ResponseWriter, asked: _Asked, policies: DestinationPolicies, attributes: Attributes
     ) -> bytes:
         try:
-            try:
-                answers = await waiting
-            except DependencyError:
-                answers = None
-            return self._answer(writer, charged(policies, charge, answers, attributes), attributes)
+            return self._answer(writer, await self._settled(asked, policies, attributes), attributes)
         except Exception:
             log.exception("check_failed")
             return self._internal_error()
 
-    def _spend(self, charge: Charge) -> Sequence[QuotaAnswer] | Awaitable[list[QuotaAnswer]] | None:
+    def _advance(
+        self, left: Outcome | Charge, policies: DestinationPolicies, attributes: Attributes
+    ) -> Outcome | _Asked:
+        """Charge limits and quotas, one after the other, as long as the answers come at once."""
+        while isinstance(left, Charge):
+            answer = self._spend(left)
+            if isinstance(answer, Awaitable):
+                return _Asked(left, answer)
+            left = _next(left, answer, policies, attributes)
+        return left
+
+    async def _settled(
+        self, left: Outcome | Charge | _Asked, policies: DestinationPolicies, attributes: Attributes
+    ) -> Outcome:
+        """Return what a call comes to once its limits and quotas are charged."""
+        while not isinstance(left, Outcome):
+            if isinstance(left, Charge):
+                left = self._advance(left, policies, attributes)
+                continue
+            try:
+                answer: Answers | None = await left.answer
+            except DependencyError:
+                answer = None
+            left = _next(left.charge, answer, policies, attributes)
+        return left
+
+    def _spend(self, charge: Charge) -> Answers | Awaitable[Answers] | None:
         try:
+            if charge.limits:
+                return self._environment.limits.spend(charge.limits[0])
             return self._environment.quotas.spend(charge.charges)
         except DependencyError:
             return None
-
-    async def _settled(
-        self, outcome: Outcome | Charge, policies: DestinationPolicies, attributes: Attributes
-    ) -> Outcome:
-        """Return what a call comes to once its quotas are charged."""
-        if isinstance(outcome, Outcome):
-            return outcome
-        answers = self._spend(outcome)
-        if isinstance(answers, Awaitable):
-            try:
-                answers = await answers
-            except DependencyError:
-                answers = None
-        return charged(policies, outcome, answers, attributes)
 
     async def _delegate(
         self, message: bytes, delegation: Delegation, policies: DestinationPolicies, attributes: Attributes
@@ -384,3 +398,12 @@ class Authorization:
             unlogged=self.unlogged,
             **(described(attributes) if attributes is not None else {}),
         )
+
+
+def _next(
+    charge: Charge, answer: Answers | None, policies: DestinationPolicies, attributes: Attributes
+) -> Outcome | Charge:
+    """Return what becomes of a call whose limits, or else quotas, were charged; None: nobody could tell."""
+    if isinstance(answer, LimitAnswer) or (answer is None and charge.limits):
+        return limited(policies, charge, answer, attributes)
+    return charged(policies, charge, answer, attributes)

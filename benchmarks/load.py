@@ -200,12 +200,14 @@ async def load(
     metadata: Metadata = (),
     on_answer: Callable[[bytes], None] | None = None,
     rate: float | None = None,
+    stop: asyncio.Event | None = None,
 ) -> LoadResult:
     """Call `method_path` with `messages` in turn, until `calls` were made or `seconds` are over.
 
     A call counts as an error if it ends with another status than OK, or with its connection. A connection
     that got a GOAWAY finishes its calls and makes no more. `on_answer` is given each response message.
-    With a `rate`, so many calls are begun in a second, as long as no more than `streams` are in flight.
+    With a `rate`, so many calls are begun in a second, as long as no more than `streams` are in flight. Where
+    `seconds` are given, `stop` ends the load before they are over.
 
     Raises:
         ValueError: neither bound is given, or the address is a TLS one.
@@ -232,7 +234,10 @@ async def load(
     clients = [await _connect(address, run, headers, streams) for _ in range(connections)]
     ends = [client.done for client in clients]
     if seconds is not None:
-        await asyncio.wait(ends, timeout=seconds)
+        stopping = asyncio.ensure_future(stop.wait()) if stop is not None else loop.create_future()
+        ended = asyncio.gather(*ends)
+        await asyncio.wait((ended, stopping), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
         run.stopped = True
         await asyncio.wait(ends, timeout=_SETTLE_SECONDS)
     else:

@@ -50,6 +50,14 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class Table:
+    """Several quantities of each of several things; a cell shows its median. Headings say the unit."""
+
+    headings: tuple[str, ...]
+    lines: Mapping[str, tuple[Sample, ...]]
+
+
+@dataclass(frozen=True, slots=True)
 class Requirement:
     """A ratio that has to be at least, or at most, `bound`."""
 
@@ -75,8 +83,9 @@ class Section:
 
     title: str
     how: str
-    rows: tuple[Row, ...]
+    rows: tuple[Row, ...] = ()
     requirements: tuple[Requirement, ...] = ()
+    table: Table | None = None
 
 
 def failures(sections: Sequence[Section]) -> list[Requirement]:
@@ -93,13 +102,28 @@ def render(sections: Sequence[Section], machine: Mapping[str, str]) -> str:
             section.title,
             *textwrap.wrap(section.how, _WIDTH, initial_indent="  ", subsequent_indent="  "),
         ]
-        lines += _table(section.rows)
+        lines += _rows(section.rows) if section.rows else []
+        lines += _table(section.table) if section.table else []
         for requirement in section.requirements:
             lines.append(f"  {'ok  ' if requirement.holds else 'FAIL'} {requirement}")
     return "\n".join(lines)
 
 
-def _table(rows: Sequence[Row]) -> list[str]:
+def _table(table: Table) -> list[str]:
+    cells = [("", *table.headings)]
+    cells += [
+        (name, *(_number(sample.median) for sample in samples)) for name, samples in table.lines.items()
+    ]
+    name, *numbers = (max(map(len, column)) for column in zip(*cells, strict=True))
+    return [
+        "  ".join(
+            ["", first.ljust(name), *(cell.rjust(size) for cell, size in zip(rest, numbers, strict=True))]
+        ).rstrip()
+        for first, *rest in cells
+    ]
+
+
+def _rows(rows: Sequence[Row]) -> list[str]:
     cells: list[tuple[str, ...]] = [("", "median", "lowest", "highest", "")]
     cells += [
         (
@@ -140,6 +164,7 @@ def as_json(sections: Sequence[Section], machine: Mapping[str, str], *, quick: b
                 "title": section.title,
                 "how": section.how,
                 "rows": [{"what": row.what, "unit": row.unit, **_sample(row.sample)} for row in section.rows],
+                "table": _table_data(section.table) if section.table else None,
                 "requirements": [
                     {
                         "what": one.what,
@@ -153,6 +178,13 @@ def as_json(sections: Sequence[Section], machine: Mapping[str, str], *, quick: b
             }
             for section in sections
         ],
+    }
+
+
+def _table_data(table: Table) -> dict[str, Any]:
+    return {
+        name: {heading: _sample(sample) for heading, sample in zip(table.headings, samples, strict=True)}
+        for name, samples in table.lines.items()
     }
 
 

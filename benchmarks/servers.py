@@ -45,12 +45,31 @@ class Measured:
         return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
+def family_cpu_seconds(pid: int, name: str = "") -> float:
+    """Return the CPU time so far of a process and its children, or of those children with a `name`."""
+    found = 0.0
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            stat = (entry / "stat").read_text(encoding="ascii", errors="replace")
+        except OSError:  # it has ended meanwhile
+            continue
+        called, _, fields = stat.rpartition(")")
+        is_child = int(fields.split()[1]) == pid
+        if (is_child and called.partition("(")[2] == name) if name else (is_child or int(entry.name) == pid):
+            found += cpu_seconds(stat)
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Server(Measured):
     """A `garrison serve` that is ready; `request` is where it answers calls."""
 
     request: Address
     admin: Address
+    # One or more for each worker.
+    endpoints: tuple[Address, ...] = ()
 
     def decisions(self) -> int:
         """Return how many `Check` calls it says it has answered."""
@@ -85,7 +104,8 @@ def start_server(children: Children, folder: Path, name: str, settings: dict[str
         return bool(ready)
 
     child.wait_until(is_ready, "becoming ready", _START_SECONDS)
-    return Server(child, Address.parse(ready[0]["request"][0]), Address.parse(ready[0]["admin"]))
+    endpoints = tuple(map(Address.parse, ready[0]["request"]))
+    return Server(child, endpoints[0], Address.parse(ready[0]["admin"]), endpoints)
 
 
 def _events(log: Path, name: str) -> list[dict[str, Any]]:

@@ -19,12 +19,14 @@ from typing import Any
 
 from ca.authority import CA_CERT, CA_KEY, CERT_CHAIN, REQUEST, ROOT_CERT, ROOT_KEY
 from ca.directory import NewFile
+from ca.jwt_key_store import JWT_KEYS
 
 MANIFEST = "manifest.json"
 LEDGER = "ledger.sqlite3"
 KEYS = (CA_KEY, ROOT_KEY)
+SECRETS = frozenset({*KEYS, JWT_KEYS, LEDGER})
 # In this order in the archive; the last ones may be missing.
-MEMBERS = (CA_KEY, CA_CERT, CERT_CHAIN, ROOT_CERT, ROOT_KEY, REQUEST, LEDGER)
+MEMBERS = (CA_KEY, CA_CERT, CERT_CHAIN, ROOT_CERT, ROOT_KEY, REQUEST, JWT_KEYS, LEDGER)
 MAX_MEMBER_BYTES = 1024 * 1024
 # Some millions of issued certificates.
 MAX_LEDGER_BYTES = 4 * 1024 * 1024 * 1024
@@ -90,7 +92,7 @@ def unpack(content: bytes) -> dict[str, NewFile]:
     digests = _digests(found.pop(MANIFEST, b""))
     if digests != {name: hashlib.sha256(data).hexdigest() for name, data in found.items()}:
         raise ValueError("it is damaged: its members are not what its manifest says")
-    return {name: NewFile(data, 0o600 if name in {*KEYS, LEDGER} else 0o644) for name, data in found.items()}
+    return {name: NewFile(data, 0o600 if name in SECRETS else 0o644) for name, data in found.items()}
 
 
 def _digests(manifest: bytes) -> Any:

@@ -18,7 +18,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 
 from cryptography import x509
@@ -146,7 +147,7 @@ class Authority:
             message = f"the key is not that of `{CA_CERT}`"
             raise _problem(directory / CA_KEY, "wrong_key", message) from error
         issuer = Issuer.build(public.certificate, key)
-        if (directory / ROOT_KEY).exists() and not _is_encrypted(directory / ROOT_KEY):
+        if (directory / ROOT_KEY).exists() and not is_encrypted(directory / ROOT_KEY):
             root_key = load_key(directory / ROOT_KEY, passphrase)
             if root_key.public_key() not in [root.public_key() for root in public.roots]:
                 message = f"the key is not that of a certificate in `{ROOT_CERT}`"
@@ -225,9 +226,10 @@ class Hierarchy:
         now: datetime,
         new_private_key: Callable[[], CaKey] = new_private_key,
         new_serial: Callable[[], int] = new_serial,
+        key: CaKey | None = None,
         lifetimes: Lifetimes = Lifetimes(),
     ) -> Hierarchy:
-        """Return a new root for `trust_domain` and an intermediate under it.
+        """Return a new root for `trust_domain` and an intermediate under it, whose key is new or `key`.
 
         Raises:
             IssuanceError: a lifetime is not positive, or the root would end before the intermediate.
@@ -238,7 +240,7 @@ class Hierarchy:
                 f"lifetimes of CAs are {MIN_CA_LIFETIME // timedelta(hours=1)}h to "
                 f"{MAX_CA_LIFETIME // timedelta(days=1)}d, and the intermediate ends no later than the root"
             )
-        root_key, key = new_private_key(), new_private_key()
+        root_key, key = new_private_key(), key or new_private_key()
         template = ca_template(
             trust_domain, root_key.public_key(), name="Garrison root CA", path_length=ROOT_PATH_LENGTH
         )
@@ -323,6 +325,15 @@ def trust_domain_of(path: Path) -> TrustDomain:
     return named
 
 
+@cache
+def root_of_nobody() -> x509.Certificate:
+    """Return a root that has signed nothing and never will: its key is gone. Who trusts it trusts nobody."""
+    key = new_private_key()
+    now = datetime.now(UTC)
+    template = ca_template(TrustDomain("invalid"), key.public_key(), name="Nobody", path_length=0)
+    return self_sign(template, key, now=now, lifetime=ROOT_LIFETIME, serial=new_serial())
+
+
 def _check_roots(path: Path, roots: Sequence[x509.Certificate], trust_domain: TrustDomain) -> None:
     for root in roots:
         try:
@@ -384,7 +395,8 @@ def load_encryption(path: Path) -> KeyEncryption:
         raise _problem(path, "bad_key", str(error)) from error
 
 
-def _is_encrypted(path: Path) -> bool:
+def is_encrypted(path: Path) -> bool:
+    """Tell whether the key in the file is encrypted; raises as `load_encryption`."""
     return load_encryption(path) != PLAIN
 
 

@@ -13,6 +13,7 @@ from ca.commands.certificates import crl, list_certificates, revoke
 from ca.commands.entries import entry
 from ca.commands.health import lint, status
 from ca.commands.init import init
+from ca.commands.jwt import jwt
 from ca.commands.keys import passphrase
 from ca.commands.look import bundle, inspect, verify
 from ca.commands.renew import renew
@@ -45,6 +46,7 @@ for _command in (
     token,
     entry,
     audit,
+    jwt,
     passphrase,
     backup,
     restore,

@@ -139,3 +139,9 @@ def _authority_key(certificate: x509.Certificate) -> x509.SubjectKeyIdentifier:
         return certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
     except x509.ExtensionNotFound:
         return x509.SubjectKeyIdentifier.from_public_key(certificate.public_key())
+
+
+def parse_crls(pem: bytes) -> tuple[x509.CertificateRevocationList, ...]:
+    """Return the CRLs in `pem`, as `crl_pem` writes them."""
+    end = b"-----END X509 CRL-----"
+    return tuple(x509.load_pem_x509_crl(part + end) for part in pem.split(end)[:-1])

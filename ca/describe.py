@@ -164,7 +164,8 @@ def _spiffe_check(certificate: x509.Certificate, *, is_ca: bool) -> str:
 
 def _describe_file(content: bytes, now: datetime | None) -> list[Description]:
     if content.lstrip()[:1] == b"{":
-        return [describe_certificate(certificate, now) for certificate in parse_spiffe_bundle(content)]
+        roots = parse_spiffe_bundle(content).x509_authorities
+        return [describe_certificate(certificate, now) for certificate in roots]
     blocks = [(match["label"].decode(), match[0]) for match in _BLOCK.finditer(content)]
     if not blocks:
         return [_describe_der(content, now)]

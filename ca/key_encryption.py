@@ -177,6 +177,8 @@ def describe_encryption(pem: bytes) -> KeyEncryption:
         ValueError: it is malformed, or asks for more work than any honest file does.
 
     """
+    if pem.startswith(b"pkcs11:"):
+        return KeyEncryption("in a token (PKCS#11)", weak=False)
     match = _BLOCK.search(pem)
     if match is None:
         if b"\nProc-Type: 4,ENCRYPTED" in pem.replace(b"\r", b""):

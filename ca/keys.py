@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from ca.key_encryption import IV_BYTES, SALT_BYTES, describe_encryption, encrypt_key
+from ca.token_keys import TokenEcKey, TokenRsaKey, WrongPinError, is_token_uri, open_token_key
 from garrison.errors import IssuanceError
 
 # Of workloads.
@@ -124,8 +125,18 @@ def private_key_pem(key: CaKey) -> bytes:
     )
 
 
+def public_key_pem(key: CaPublicKey) -> bytes:
+    """Return a public key as PEM (SubjectPublicKeyInfo)."""
+    return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
 def key_file(key: CaKey, passphrase: bytes | None) -> bytes:
-    """Return `key` as it is written down for a CA: PKCS#8 PEM, encrypted if there is a passphrase."""
+    """Return `key` as it is written down for a CA: PKCS#8 PEM, encrypted if there is a passphrase.
+
+    Of a key in a token it is the URI.
+    """
+    if isinstance(key, TokenEcKey | TokenRsaKey):
+        return f"{key.uri}\n".encode()
     if passphrase is None:
         return private_key_pem(key)
     der = key.private_bytes(
@@ -147,6 +158,8 @@ def parse_private_key(pem: bytes, passphrase: Callable[[], bytes] | None = None)
     """
     if len(pem) > MAX_KEY_FILE_BYTES:
         raise ValueError(f"a private key has at most {MAX_KEY_FILE_BYTES} bytes")
+    if is_token_uri(pem):
+        return _token_key(pem, passphrase)
     if len(_PRIVATE_KEY.findall(pem)) > 1:
         raise ValueError("it holds more than one private key")
     encrypted = describe_encryption(pem).text != "none"
@@ -164,6 +177,19 @@ def parse_private_key(pem: bytes, passphrase: Callable[[], bytes] | None = None)
         raise ValueError(message)  # noqa: TRY004 - it is the text that is wrong
     try:
         check_ca_public_key(key.public_key())
+    except IssuanceError as error:
+        raise ValueError(str(error)) from error
+    return key
+
+
+def _token_key(content: bytes, pin: Callable[[], bytes] | None) -> CaKey:
+    if pin is None:
+        raise ValueError("the key is in a token, whose PIN is the passphrase")
+    try:
+        key = open_token_key(content.decode("ascii", "replace"), pin)
+        check_ca_public_key(key.public_key())
+    except WrongPinError as error:
+        raise WrongPassphraseError(str(error)) from error
     except IssuanceError as error:
         raise ValueError(str(error)) from error
     return key

@@ -50,6 +50,7 @@ class CaMemory:
         self._name = key_identifier(authority.issuer)
         self._entries_version = -1
         self._complaint = ""
+        self._published = ("", 0)
         self.issuer = RecordingIssuer(lambda: authority, self._recorder)
         self.registrations = self._configured
         self.crls: tuple[StoredCrl, ...] = ()
@@ -79,6 +80,19 @@ class CaMemory:
         """Record what waits, and close the ledger."""
         self._recorder.close()
         self._ledger.close()
+
+    def bundle_sequence(self, digest: str, now: datetime) -> int:
+        """Return the number of the published bundle with this digest. Threads may call it.
+
+        Raises:
+            LedgerUnavailableError: it cannot be written.
+
+        """
+        known, number = self._published
+        if known != digest:
+            number = self._ledger.publish_bundle(digest, now=now, by=_SERVER)
+            self._published = (digest, number)
+        return number
 
     def crl_pem(self) -> bytes:
         """Return the CRLs as PEM."""

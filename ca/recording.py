@@ -43,7 +43,7 @@ class Recorder:
         self._ledger = ledger
         self._wakeup = threading.Condition()
         self._waiting: list[tuple[IssuedCertificate, asyncio.Future[None]]] = []
-        self._closed = False
+        self._awake = self._closed = False
         self._thread: threading.Thread | None = None
 
     async def record(self, certificate: IssuedCertificate) -> None:
@@ -56,33 +56,48 @@ class Recorder:
             LedgerRefusalError: its serial number was used before.
 
         """
-        future = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
         with self._wakeup:
             if self._closed:
                 raise NotRecordedError("the CA is stopping, so nothing is issued any more")
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="ca-recorder", daemon=True)
-                self._thread.start()
             self._waiting.append((certificate, future))
-            self._wakeup.notify()
+            if len(self._waiting) == 1:
+                # After this turn of the loop: whatever else is issued in it shares the flush.
+                loop.call_soon(self._wake)
         await future
 
     def close(self) -> None:
         """Record what waits, and end the thread. Callers that wait are told when their loop runs again."""
         with self._wakeup:
+            self._start()
             self._closed = True
             self._wakeup.notify()
         if self._thread is not None:
             self._thread.join()
 
+    def _start(self) -> None:
+        if self._thread is None and not self._closed and self._waiting:
+            self._thread = threading.Thread(target=self._work, name="ca-recorder", daemon=True)
+            self._thread.start()
+
+    def _wake(self) -> None:
+        with self._wakeup:
+            self._start()
+            self._awake = True
+            self._wakeup.notify()
+
     def _work(self) -> None:
         while True:
             with self._wakeup:
-                while not self._waiting and not self._closed:
+                while not self._awake and not self._closed:
                     self._wakeup.wait()
                 batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
+                self._awake = bool(self._waiting)
             if not batch:
-                return
+                if self._closed:
+                    return
+                continue
             errors = self._write([certificate for certificate, _ in batch])
             answers = [(future, error) for (_, future), error in zip(batch, errors, strict=True)]
             loop = answers[0][0].get_loop()

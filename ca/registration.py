@@ -14,6 +14,10 @@ from ca.template import check_dns_name
 from garrison.errors import IssuanceError
 from garrison.identity import SpiffeId, TrustDomain
 
+DEFAULT_JWT_TTL = timedelta(minutes=5)
+# A token works for whoever holds it, so an hour is a lot. Keys are kept this long after their last use.
+MAX_JWT_TTL = timedelta(hours=1)
+
 # uid_t and gid_t; the greatest value means "none" to the kernel (chown(2)).
 _MAX_NUMBER = 2**32 - 2
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,9}")
@@ -135,6 +139,7 @@ class Registration:
     dns_names: tuple[str, ...] = ()
     parent_id: SpiffeId | None = None
     federates_with: tuple[TrustDomain, ...] = ()
+    jwt_ttl: timedelta = DEFAULT_JWT_TTL
     hint: str = ""
 
     def __post_init__(self) -> None:
@@ -144,6 +149,10 @@ class Registration:
             raise ValueError(f"`{self.spiffe_id}` has no path, so it cannot be registered")
         if not MIN_TTL <= self.svid_ttl <= MAX_TTL:
             raise ValueError(f"the TTL of `{self.spiffe_id}` is {self.svid_ttl}, not {MIN_TTL} to {MAX_TTL}")
+        if not MIN_TTL <= self.jwt_ttl <= MAX_JWT_TTL:
+            raise ValueError(
+                f"the token TTL of `{self.spiffe_id}` is {self.jwt_ttl}, not {MIN_TTL} to {MAX_JWT_TTL}"
+            )
         for name in self.dns_names:
             try:
                 check_dns_name(name)
@@ -185,7 +194,7 @@ class Registration:
             tuple(dns_names),
             SpiffeId.parse(parent_id) if parent_id is not None else None,
             tuple(TrustDomain.parse(name) for name in federates_with),
-            hint,
+            hint=hint,
         )
 
 

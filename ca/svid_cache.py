@@ -1,13 +1,13 @@
-"""The keys and SVIDs that one caller holds at the moment, and when each must be renewed.
+"""The keys and SVIDs that are held at the moment, and when each must be renewed.
 
-No clock: `now` comes in, what is due comes out; `issue` signs and records. A new key with every SVID, in
-memory only.
+No clock: `now` comes in, what is due is issued. A new key with every SVID, in memory only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+import asyncio
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from ca.authority import X509Svid
@@ -15,7 +15,6 @@ from ca.inspection import check_key_pair
 from ca.keys import PrivateKey, PublicKey, new_private_key
 from ca.registration import Registration
 from garrison.errors import IssuanceError
-from garrison.identity import SpiffeId
 
 # Renewal is due when half of the life is over, so that half of it is left for failures, give or take a
 # tenth: callers that started together must not come back together.
@@ -23,10 +22,6 @@ RENEW_AT = 0.5
 JITTER = 0.1
 # However little of its own life the CA has left, it is not asked more often than this.
 MIN_INTERVAL = timedelta(seconds=5)
-
-
-# Returns an SVID that is recorded already, or raises IssuanceError.
-Issue = Callable[[Registration, PublicKey, datetime], Awaitable[X509Svid]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,67 +33,67 @@ class HeldSvid:
     renew_at: datetime
 
 
+# Signs for a registration's key, or raises IssuanceError.
+Issue = Callable[[Registration, PublicKey, datetime], Awaitable[X509Svid]]
+
+
 class SvidCache:
-    """One key and SVID per registration, kept until it is due."""
+    """One key and SVID per registration, kept until it is due; `refused` hears why a due one was kept."""
 
     def __init__(
         self,
-        issue: Issue,
         *,
         random: Callable[[], float],
         new_key: Callable[[], PrivateKey] = new_private_key,
+        refused: Callable[[Registration, IssuanceError], None] = lambda _, __: None,
     ) -> None:
-        self._ask = issue
         self._random = random
         self._new_key = new_key
-        self._held: dict[SpiffeId, tuple[Registration, HeldSvid]] = {}
+        self._refused = refused
+        self._held: dict[Registration, HeldSvid] = {}
+        self._turns: dict[Registration, asyncio.Lock] = {}
 
-    @property
-    def next_renewal(self) -> datetime | None:
-        """When the first of the held SVIDs is due; None if none is held."""
-        return min((held.renew_at for _, held in self._held.values()), default=None)
+    async def get(self, registration: Registration, now: datetime, issue: Issue) -> HeldSvid:
+        """Return the SVID of `registration`: one that `issue` signs if none is held or the held one is due.
 
-    async def get(self, registration: Registration, now: datetime) -> HeldSvid:
-        """Return the SVID of `registration`, a new one if none is held or the held one has ended.
+        Who asks while one is being issued gets that one. If the CA refuses, the held one is kept while it is
+        valid, and due again after a tenth of what is left of its life.
 
         Raises:
-            IssuanceError: the CA refuses.
+            IssuanceError: the CA refuses, and none is held that is valid.
 
         """
-        found = self._held.get(registration.spiffe_id)
-        if found is not None and now < found[1].svid.not_after:
-            return found[1]
-        return await self._issue(registration, now)
+        async with self._turns.setdefault(registration, asyncio.Lock()):
+            return await self._get(registration, now, issue)
 
-    async def renew(
-        self, now: datetime, *, all_of_them: bool = False
-    ) -> tuple[set[SpiffeId], list[IssuanceError]]:
-        """Replace what is due, and return whose SVIDs are new and what the CA refused.
+    async def _get(self, registration: Registration, now: datetime, issue: Issue) -> HeldSvid:
+        held = self._held.get(registration)
+        if held is not None and now < min(held.renew_at, held.svid.not_after):
+            return held
+        try:
+            found = await self._issue(registration, now, issue)
+        except IssuanceError as error:
+            if held is None or now >= held.svid.not_after:
+                raise
+            self._refused(registration, error)
+            pause = max(MIN_INTERVAL, (held.svid.not_after - now) / 10)
+            found = replace(held, renew_at=now + pause)
+        self._held[registration] = found
+        return found
 
-        A refused one is kept, and due again after a tenth of what is left of its life.
-        """
-        renewed: set[SpiffeId] = set()
-        refused: list[IssuanceError] = []
-        for spiffe_id, (registration, held) in list(self._held.items()):
-            if not all_of_them and now < held.renew_at:
-                continue
-            try:
-                await self._issue(registration, now)
-            except IssuanceError as error:
-                refused.append(error)
-                pause = max(MIN_INTERVAL, (held.svid.not_after - now) / 10)
-                self._held[spiffe_id] = (registration, HeldSvid(held.svid, held.key, now + pause))
-            else:
-                renewed.add(spiffe_id)
-        return renewed, refused
+    def expire(self, now: datetime) -> None:
+        """Make everything due at `now`."""
+        self._held = {registration: replace(held, renew_at=now) for registration, held in self._held.items()}
 
-    async def _issue(self, registration: Registration, now: datetime) -> HeldSvid:
+    def retain(self, registrations: Collection[Registration]) -> None:
+        """Forget the keys and SVIDs of all others."""
+        self._held = {one: held for one, held in self._held.items() if one in registrations}
+        self._turns = {one: turn for one, turn in self._turns.items() if one in registrations}
+
+    async def _issue(self, registration: Registration, now: datetime, issue: Issue) -> HeldSvid:
         key = self._new_key()
-        svid = await self._ask(registration, key.public_key(), now)
+        svid = await issue(registration, key.public_key(), now)
         # Envoy refuses everything for a context that once got a mismatched pair, good updates too.
         check_key_pair(svid.leaf, key)
         share = RENEW_AT * (1 + JITTER * (2 * self._random() - 1))
-        renew_at = now + max(MIN_INTERVAL, (svid.not_after - now) * share)
-        held = HeldSvid(svid, key, renew_at)
-        self._held[registration.spiffe_id] = (registration, held)
-        return held
+        return HeldSvid(svid, key, now + max(MIN_INTERVAL, (svid.not_after - now) * share))

@@ -61,6 +61,7 @@ def _lint_others_too() -> None:
     if not policies.other_linters:
         for is_theirs, lint in ((limits.is_limits, limits.lint), (envoy.is_envoy, envoy.lint)):
             policies.other_linters.append(_linter(is_theirs, lint))
+        policies.cross_linters.append(import_module("garrison.limit_lint").lint)
 
 
 def _linter(

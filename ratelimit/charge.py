@@ -40,7 +40,15 @@ class Spend(NamedTuple):
     @property
     def once_key(self) -> str:
         """Where it is remembered that this was taken; giving back is remembered apart from taking."""
-        key = f"{'back' if self.cost < 0 else 'once'}|{self.limit.kind}|{self.key}|{self.once}"
+        return self._record("back" if self.cost < 0 else "once")
+
+    @property
+    def once_keys(self) -> tuple[str, ...]:
+        """Where it may be remembered that this was taken, or given back."""
+        return (self._record("once"), self._record("back")) if self.once else ()
+
+    def _record(self, what: str) -> str:
+        key = f"{what}|{self.limit.kind}|{self.key}|{self.once}"
         return key if len(key) <= _MAX_ONCE_CHARACTERS else "once#" + sha256(key.encode()).hexdigest()
 
 

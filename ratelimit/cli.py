@@ -1,4 +1,4 @@
-"""`garrison ratelimit`: limits without any server."""
+"""`garrison ratelimit`: limits without any server; with one, see `remote.py`."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ from garrison.errors import ConfigError
 from garrison.transport import Call, Peer
 from ratelimit.algorithm import UNITS, Limit
 from ratelimit.compile import Options, compile_limits, load_limits
+from ratelimit.counters import why_not_limited
 from ratelimit.protos import rls_pb2
+from ratelimit.remote import reset, show
 from ratelimit.response import ResponseOptions
 from ratelimit.service import FAULT_HEADER, RateLimitService
 from ratelimit.store.memory import MemoryStore
-from ratelimit.tree import Limits, Unlimited
+from ratelimit.tree import Limits
 
 OK, FOUND, FAILED = 0, 1, 2
 # Every request of a file of this many has a bucket of its own, and none is forgotten.
@@ -84,7 +86,11 @@ class RequestLine(_Line):
 
 @click.group()
 def ratelimit() -> None:
-    """Look into rate-limit files: mistakes, which limit counts, what a sequence of requests comes to."""
+    """Look into rate limits: mistakes, which limit counts, what requests come to, what a server counts."""
+
+
+ratelimit.add_command(show)
+ratelimit.add_command(reset)
 
 
 @ratelimit.command(
@@ -158,21 +164,12 @@ def explain(
 
 def _explanation(limits: Limits, name: str, entries: Sequence[tuple[str, str]]) -> dict[str, Any]:
     domain = limits.domains.get(name)
-    if domain is None:
-        known = ", ".join(sorted(limits.domains)) or "none"
-        return {"limited": False, "reason": f"there is no domain `{name}` (known here: {known})"}
-    rule = domain.find(entries)
+    rule = domain.find(entries) if domain is not None else None
     if isinstance(rule, Limit):
         length = f"{rule.requests_per_unit} a {rule.unit.name}"
         shown = f"{length} ({rule.name})" if rule.name else length
         return {"limited": True, "source": rule.source, "limit": shown, "shadow_mode": rule.shadow_mode}
-    if isinstance(rule, Unlimited):
-        return {"limited": False, "reason": "the rule says `unlimited`"}
-    for count in range(1, len(entries) + 1):
-        if domain.resolve(entries[:count]) is None:
-            key, value = entries[count - 1]
-            return {"limited": False, "reason": f"no rule for `{key}={value}` as entry {count}"}
-    return {"limited": False, "reason": "the rule that these entries lead to has no limit"}
+    return {"limited": False, "reason": why_not_limited(limits, name, entries)}
 
 
 @ratelimit.command(

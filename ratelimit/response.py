@@ -131,6 +131,11 @@ def _granted(status: Status) -> int | None:
 
 
 def _add_headers(response: rls_pb2.RateLimitResponse, decision: Decision, names: HeaderNames) -> None:
+    for name, value in tightest_headers(decision, names):
+        response.response_headers_to_add.add(key=name, value=value)
+
+
+def tightest_headers(decision: Decision, names: HeaderNames) -> tuple[tuple[str, str], ...]:
     """Tell of the descriptor with least remaining; one that is over a limit outside a quota wins."""
     tightest: tuple[Limit, Outcome] | None = None
     least = _MAX_UINT32
@@ -142,14 +147,13 @@ def _add_headers(response: rls_pb2.RateLimitResponse, decision: Decision, names:
         if over_limit and not rule.quota_mode:
             tightest, least = (rule, outcome), 0
     if tightest is None:
-        return
+        return ()
     limit, outcome = tightest
-    for name, value in (
-        (names.limit, limit.requests_per_unit),
-        (names.remaining, min(outcome.remaining, _MAX_UINT32)),
-        (names.reset, _reset_seconds(outcome)),
-    ):
-        response.response_headers_to_add.add(key=name, value=str(value))
+    return (
+        (names.limit, str(limit.requests_per_unit)),
+        (names.remaining, str(min(outcome.remaining, _MAX_UINT32))),
+        (names.reset, str(_reset_seconds(outcome))),
+    )
 
 
 def _add_metadata(response: rls_pb2.RateLimitResponse, decision: Decision, request: Request) -> None:

@@ -7,12 +7,14 @@ response header `x-garrison-ratelimit-fault` and in the dynamic metadata (`fault
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from garrison.errors import DependencyError, GarrisonError
 from garrison.transport import Call, Method, Methods
-from ratelimit.limiter import Decision, spend
+from ratelimit.descriptors import Descriptor
+from ratelimit.later import Later
+from ratelimit.limiter import Decision, Status, spend
 from ratelimit.request import Fault, FaultError, Request, parse_request
 from ratelimit.response import FAULT_HEADER, ResponseOptions, build_fault, build_response, build_unlimited
 from ratelimit.statistics import Statistics
@@ -83,6 +85,26 @@ class RateLimitService:
             return self._answer(request, decision)
         return self._answer_later(request, decision)
 
+    def charge(self, name: str, descriptors: Sequence[Descriptor]) -> Decision | Awaitable[Decision]:
+        """Charge `descriptors` in the domain called `name`, for this process itself; counted like any call.
+
+        Raises:
+            DependencyError: at once or when awaited: the store cannot tell.
+
+        """
+        domain = self._limits().domains.get(name)
+        if domain is None:
+            self._counters[""].allowed += 1
+            return _unlimited(len(descriptors))
+        try:
+            decision = spend(self._store, domain, descriptors, self._clock())
+        except DependencyError:
+            self._of(name).errors += 1
+            raise
+        if isinstance(decision, Decision):
+            return self._counted(name, decision)
+        return Later(self._counted_later, name, decision)
+
     def on_fault(self, error: Exception) -> bytes:
         """Return the answer to a call that the transport could not hand over, or whose handler raised."""
         foreseen = isinstance(error, GarrisonError)
@@ -95,7 +117,18 @@ class RateLimitService:
             return self._fault(request.domain, Fault.STORE_UNAVAILABLE)
 
     def _answer(self, request: Request, decision: Decision) -> bytes:
-        counters = self._of(request.domain)
+        return build_response(self._counted(request.domain, decision), request, self._options)
+
+    async def _counted_later(self, name: str, decision: Awaitable[Decision]) -> Decision:
+        try:
+            return self._counted(name, await decision)
+        except DependencyError:
+            self._of(name).errors += 1
+            raise
+
+    def _counted(self, name: str, decision: Decision) -> Decision:
+        """Count a decision, and return it as it is told: nothing denies where only shadows are wanted."""
+        counters = self._of(name)
         shadowed = decision.shadowed
         if not decision.over_limit:
             counters.allowed += 1
@@ -106,8 +139,10 @@ class RateLimitService:
             counters.over_limit += 1
         if shadowed:
             counters.shadowed += 1
-        self.statistics.count(request.domain, decision)
-        return build_response(decision, request, self._options)
+        self.statistics.count(name, decision)
+        if decision.over_limit and self._options.shadow_mode:
+            return decision._replace(over_limit=False)
+        return decision
 
     def _fault(self, label: str, fault: Fault) -> bytes:
         self._of(label).errors += 1
@@ -118,6 +153,11 @@ class RateLimitService:
         if counters is None:
             counters = self._counters[label] = Counters()
         return counters
+
+
+def _unlimited(descriptors: int) -> Decision:
+    status = Status(None, None, over_limit=False)
+    return Decision(over_limit=False, shadowed=False, statuses=[status] * descriptors)
 
 
 _FAULT_RESPONSES = {fault: build_fault(fault) for fault in Fault}

@@ -16,7 +16,9 @@ from authz.policy.documents import (
     ServiceRoleBinding,
 )
 from authz.policy.matchers import Condition
-from authz.policy.rules import Action, Policy, PolicySet, Rule, Scope, Selector
+from authz.policy.rules import Action, LimitPolicy, Policy, PolicySet, Rule, Scope, Selector
+from authz.rate_limits import EntryRule
+from garrison.documents import Field
 
 _CLAIMS = "request.auth."
 
@@ -186,6 +188,19 @@ def _claims_without_tokens(findings: Findings, policies: PolicySet) -> None:
         for title, condition in _asking_for_claims(policy):
             message = f"in namespace `{policy.selector.namespace}` no token is verified and no credential"
             findings.at(title, condition.field, "claims_without_tokens", message)
+    for limits in policies.limits:
+        if limits.selector.any_namespace or limits.selector.namespace in namespaces:
+            continue
+        for path, entry in _entries(limits):
+            if entry.attribute.startswith(_CLAIMS):
+                message = f"in namespace `{limits.selector.namespace}` no token is verified and no credential"
+                findings.add(limits.title, (*path, "attribute"), "claims_without_tokens", message)
+
+
+def _entries(limits: LimitPolicy) -> Iterable[tuple[Field, EntryRule]]:
+    for rule in limits.rules.descriptors:
+        for number, entry in enumerate(rule.entries):
+            yield ("spec", "descriptors", rule.index, "entries", number), entry
 
 
 def _asking_for_claims(policy: Policy) -> Iterable[tuple[str, Condition]]:

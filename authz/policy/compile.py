@@ -26,6 +26,7 @@ from authz.policy.documents import (
     CredentialAuthentication,
     MeshAuthenticationPolicy,
     PeerAuthentication,
+    RateLimitPolicy,
     RequestAuthentication,
     Resource,
     ResponsePolicy,
@@ -36,6 +37,7 @@ from authz.policy.matchers import AddressMatcher, Matcher, StringMatcher
 from authz.policy.rules import (
     NO_MIXER,
     CredentialPolicy,
+    LimitPolicy,
     PeerPolicy,
     Policy,
     PolicySet,
@@ -51,7 +53,8 @@ if TYPE_CHECKING:
 
 # What a document comes to that is compiled by itself.
 Product: TypeAlias = (
-    "CredentialPolicy | Grant | PeerPolicy | Policy | Role | Shape | TargetedAuthentication | TokenPolicy"
+    "CredentialPolicy | Grant | LimitPolicy | PeerPolicy | Policy | Role | Shape | TargetedAuthentication"
+    " | TokenPolicy"
 )
 # The kinds of such documents.
 _SINGLE = frozenset(
@@ -61,6 +64,7 @@ _SINGLE = frozenset(
         CredentialAuthentication,
         MeshAuthenticationPolicy,
         PeerAuthentication,
+        RateLimitPolicy,
         RequestAuthentication,
         ResponsePolicy,
         ServiceRole,
@@ -317,6 +321,7 @@ def compile_policies(
         authentication=tuple(sorted((one for one, _ in targeted), key=lambda one: one.policy.title)),
         credentials=tuple(sorted((one for one, _ in credentials), key=lambda one: one.title)),
         enforcement=rbac.compile_enforcement(compiler, together),
+        limits=tuple(one for one, _ in products if isinstance(one, LimitPolicy)),
         shapes=tuple(sorted(shapes, key=lambda one: one.title)),
         mixer=mixer or NO_MIXER,
         casbin=casbin or CasbinPolicies(),
@@ -401,6 +406,7 @@ def _product(compiler: Compiler, loaded: Loaded) -> Product:
         authentication,
         credentials,
         peers,
+        rate_limits,
         rbac,
         security,
         shaping,
@@ -424,6 +430,8 @@ def _product(compiler: Compiler, loaded: Loaded) -> Product:
             return tokens.compile_tokens(compiler, loaded, resource)
         case CredentialAuthentication():
             return credentials.compile_credentials(compiler, loaded, resource)
+        case RateLimitPolicy():
+            return rate_limits.compile_rate_limits(compiler, loaded, resource)
         case _:
             (shape,) = shaping.compile_shapes(compiler, [loaded])
             return shape

@@ -28,8 +28,10 @@ from authz.paths import PathNormalization
 from authz.policy.authentication import authentication_rules
 from authz.policy.matchers import Condition, StringMatcher
 from authz.policy.peers import peer_rules
+from authz.policy.rate_limits import domain_rules
 from authz.policy.rules import Action, Enforcement, Policy, PolicySet, Rule, Selector
 from authz.policy.shaping import Shape
+from authz.rate_limits import DomainRules
 
 # Fewer rules than this are faster walked than looked up.
 _WORTH_INDEXING = 8
@@ -270,6 +272,8 @@ class DestinationPolicies:
     not_enforced: Decision | None
     mixer: DestinationRules | None
     quotas: DestinationQuotas | None
+    limits: tuple[DomainRules, ...]
+    is_charged: bool  # whether allowed calls are charged: for `quotas`, or `limits`
     casbin: tuple[CompiledPolicy, ...]
     casbin_policies: CasbinPolicies
     shapes: tuple[Shape, ...]
@@ -417,6 +421,7 @@ class PolicyIndex:
         credentials = CredentialRules.of(
             [one.rules for one in self._policies.credentials if selects(one.selector, destination)]
         )
+        limits = domain_rules(one for one in self._policies.limits if selects(one.selector, destination))
         tcp = self._stage(found, groups, enforced=enforced, tcp=True)
         http = self._stage(found, groups, enforced=enforced, tcp=False)
         return DestinationPolicies(
@@ -439,6 +444,8 @@ class PolicyIndex:
             by_roles=not enforced,
             mixer=mixer if mixer.rules else None,
             quotas=mixer.quotas,
+            limits=limits,
+            is_charged=mixer.quotas is not None or bool(limits),
             casbin=casbin,
             casbin_policies=self._policies.casbin,
             shapes=tuple(shape for shape in self._policies.shapes if selects(shape.selector, destination)),

@@ -21,6 +21,7 @@ from authz.decision import Decision
 from authz.mixer.rules import MixerPolicies
 from authz.paths import PathNormalization
 from authz.policy.matchers import Condition
+from authz.rate_limits import DomainRules
 
 if TYPE_CHECKING:
     from authz.policy.shaping import Shape
@@ -160,6 +161,15 @@ class CredentialPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class LimitPolicy:
+    """What one `RateLimitPolicy` charges, and the workloads that it is for."""
+
+    title: str
+    selector: Selector
+    rules: DomainRules
+
+
+@dataclass(frozen=True, slots=True)
 class Enforcement:
     """Where roles are enforced. Without a `ClusterRbacConfig` (`policy` is empty): wherever there are any."""
 
@@ -184,6 +194,7 @@ class PolicySet:
     peers: tuple[PeerPolicy, ...] = ()
     authentication: tuple[TargetedAuthentication, ...] = ()  # by title
     credentials: tuple[CredentialPolicy, ...] = ()  # by title
+    limits: tuple[LimitPolicy, ...] = ()
     shapes: tuple[Shape, ...] = ()
     mixer: MixerPolicies = NO_MIXER
     casbin: CasbinPolicies = field(default_factory=CasbinPolicies)

@@ -15,6 +15,7 @@ from authz.policy.compile import Compiler, Loaded, place
 from authz.policy.documents import AuthorizationPolicy
 from authz.policy.documents import security as shape
 from authz.policy.documents.credentials import CredentialAuthenticationSpec
+from authz.policy.documents.rate_limits import RateLimitPolicySpec
 from authz.policy.matchers import (
     Condition,
     EitherMatcher,
@@ -363,7 +364,10 @@ def _without_http(alternative: Alternative) -> Alternative:
 def selector_of(
     compiler: Compiler,
     loaded: Loaded,
-    spec: shape.AuthorizationPolicySpec | shape.RequestAuthenticationSpec | CredentialAuthenticationSpec,
+    spec: shape.AuthorizationPolicySpec
+    | shape.RequestAuthenticationSpec
+    | CredentialAuthenticationSpec
+    | RateLimitPolicySpec,
     namespace: str,
 ) -> Selector:
     """Return the workloads that `selector` or `targetRefs` name."""

@@ -13,6 +13,7 @@ import click
 
 from authz.lint import lint_policies
 from authz.policy.compile import MeshSettings, compile_policies
+from authz.policy.rules import PolicySet
 from authz.tools.options import FOUND, OK, mesh_of, mesh_options
 from authz.tools.sarif import sarif
 from garrison.documents import Diagnostic, Document, Severity, load
@@ -20,6 +21,9 @@ from garrison.documents import Diagnostic, Document, Severity, load
 # Lints documents of other kinds (rate limits); `garrison.cli` fills it, authz knows only policies.
 OtherLinter = Callable[[list[Document]], tuple[list[Document], list[Diagnostic]]]
 other_linters: list[OtherLinter] = []
+# Lints policies together with documents of other kinds, once there are no errors; filled like the above.
+CrossLinter = Callable[[list[Document], PolicySet], list[Diagnostic]]
+cross_linters: list[CrossLinter] = []
 
 
 @click.command(
@@ -69,7 +73,8 @@ def find_problems(
     paths: Iterable[Path], mesh: MeshSettings, ignored_warnings: Iterable[str] = ()
 ) -> list[Diagnostic]:
     """Return every problem of every file below `paths`, in the order of files and lines."""
-    documents, problems = load(paths)
+    every, problems = load(paths)
+    documents = every
     for linter in other_linters:
         documents, found = linter(documents)
         problems += found
@@ -77,6 +82,8 @@ def find_problems(
     problems += found
     if policies is not None:
         problems += lint_policies(documents, mesh, policies)
+        for cross in cross_linters:
+            problems += cross(every, policies)
     left_out = frozenset(ignored_warnings)
     return sorted(
         (one for one in problems if one.severity is Severity.ERROR or one.code not in left_out),

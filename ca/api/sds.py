@@ -5,25 +5,26 @@
 | `default`                           | the caller's first identity: chain and private key       |
 | a SPIFFE ID the caller may have     | that identity: chain and private key                     |
 | `ROOTCA`, or `spiffe://<our domain>` | the roots of our trust domain                           |
+| `spiffe://<federated domain>`       | the roots of that trust domain                           |
+| `file-cert:CERT~KEY`                | chain and private key from files in allowed folders      |
+| `file-root:PATH`                    | roots from a file in an allowed folder                   |
 
-Anything else is PERMISSION_DENIED: a name alone proves nothing. Keys are made here for each stream, are
-never written anywhere, and are replaced together with their certificates.
+Anything else is PERMISSION_DENIED: a name alone proves nothing. Whatever Envoy could refuse is checked before
+it is sent, because one bad secret keeps Envoy from taking good ones of the same context.
+
+The same over `AggregatedDiscoveryService` (ADS), where one stream asks for secrets by and by.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import grpc
 import structlog
-from cryptography.hazmat.primitives.serialization import Encoding
-from envoy.extensions.transport_sockets.tls.v3.secret_pb2 import Secret
 from envoy.service.discovery.v3.discovery_pb2 import (
     DeltaDiscoveryRequest,
     DeltaDiscoveryResponse,
@@ -31,33 +32,40 @@ from envoy.service.discovery.v3.discovery_pb2 import (
     DiscoveryResponse,
 )
 
+from ca.api.identities import (
+    MAX_SLEEP,
+    Caller,
+    EntitlementError,
+    Identities,
+    admit,
+    admit_again,
+    describe,
+)
+from ca.api.sds_files import FILE_INTERVAL, FILE_PREFIXES, FileSecrets, FileSource
+from ca.api.sds_secrets import NamedSecret, certificate_secret, roots_secret
 from ca.api.sds_subscription import (
     Delta,
-    NamedSecret,
     StateOfTheWorld,
     Subscription,
     build_discovery_response,
     check_type_url,
 )
-from ca.attestation import entitled, selectors_of
-from ca.authority import Authority
-from ca.inspection import check_key_pair
-from ca.keys import private_key_pem
-from ca.recording import RecordingIssuer, Requester
+from ca.authority import root_of_nobody
+from ca.bundle import SpiffeBundle
 from ca.registration import Registration
-from ca.svid_cache import HeldSvid, SvidCache
-from garrison.errors import IssuanceError, RequestError
+from ca.svid_cache import MIN_INTERVAL, HeldSvid
+from garrison.errors import DependencyError, IssuanceError, RequestError
+from garrison.identity import SpiffeId
 from garrison.transport import StatusCode, StatusError
-from garrison.transport.unix_peer import PeerCredentials
 
 SERVICE = "envoy.service.secret.v3.SecretDiscoveryService"
+AGGREGATED = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 DEFAULT = "default"
 ROOTCA = "ROOTCA"
 
-# A timer counts the time the machine is awake; certificates end by the clock on the wall.
-_MAX_SLEEP = timedelta(minutes=1)
 _GRPC_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
+_Source = Registration | SpiffeBundle | FileSource
 _Context = grpc.aio.ServicerContext[Any, Any]
 _log = structlog.get_logger()
 
@@ -73,102 +81,79 @@ class SdsCounters:
     issue_failures: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Caller:
-    """An attested caller and what it may have."""
+@dataclass(slots=True)
+class _Sent:
+    """What a stream was told last, by name, and when to look for something newer."""
 
-    credentials: PeerCredentials
-    registrations: tuple[Registration, ...]
-
-
-@dataclass(slots=True, eq=False)
-class _Signal:
-    """What a stream is told by others: that there is something new, and whether it is to rotate."""
-
-    event: asyncio.Event = field(default_factory=asyncio.Event)
-    rotate: bool = False
-    bundle: bool = False
-
-    def clear(self) -> None:
-        self.event.clear()
-        self.rotate = self.bundle = False
+    secrets: dict[str, NamedSecret] = field(default_factory=dict)
+    due: datetime | None = None
 
 
 class SecretDiscovery:
     """Serves secrets to callers whose peer credentials entitle them.
 
-    `peer_credentials` maps a gRPC peer to the process behind it (`PeerCredentialListener.credentials`);
-    a caller it does not know gets nothing. `crl_pem` returns what goes with the roots, nothing by default.
-    Clock, sleep and randomness can be replaced.
+    `files` are those that an operator lets callers name; `sends_crl` says whether CRLs go with our roots.
+    Clock and sleep can be replaced.
     """
 
     def __init__(
         self,
-        issuer: RecordingIssuer,
-        registrations: Sequence[Registration],
+        identities: Identities,
         *,
-        peer_credentials: Callable[[str], PeerCredentials | None],
+        files: FileSecrets | None = None,
+        sends_crl: bool = True,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-        jitter: Callable[[], float] = random.random,
-        crl_pem: Callable[[], bytes] = bytes,
     ) -> None:
-        self._issuer = issuer
-        self._registrations = tuple(registrations)
-        self._peer_credentials = peer_credentials
+        self._identities = identities
+        self._files = files or FileSecrets(())
+        self._sends_crl = sends_crl
         self._now = now
         self._sleep = sleep
-        self._jitter = jitter
-        self._crl_pem = crl_pem
-        self._signals: set[_Signal] = set()
-        self._closed = False
+        self._closed = asyncio.Event()
         self.counters = SdsCounters()
 
     def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
         """Return the handlers for `grpc.aio.Server.add_generic_rpc_handlers`."""
+
+        def streaming(run: Any, request: Any, response: Any) -> Any:
+            return grpc.stream_stream_rpc_method_handler(run, request.FromString, response.SerializeToString)
+
         methods = {
-            "StreamSecrets": grpc.stream_stream_rpc_method_handler(
-                self._stream_secrets, DiscoveryRequest.FromString, DiscoveryResponse.SerializeToString
-            ),
-            "DeltaSecrets": grpc.stream_stream_rpc_method_handler(
-                self._delta_secrets,
-                DeltaDiscoveryRequest.FromString,
-                DeltaDiscoveryResponse.SerializeToString,
-            ),
+            "StreamSecrets": streaming(self._stream_secrets, DiscoveryRequest, DiscoveryResponse),
+            "DeltaSecrets": streaming(self._delta_secrets, DeltaDiscoveryRequest, DeltaDiscoveryResponse),
             "FetchSecrets": grpc.unary_unary_rpc_method_handler(
                 self._fetch_secrets, DiscoveryRequest.FromString, DiscoveryResponse.SerializeToString
             ),
         }
-        return (grpc.method_handlers_generic_handler(SERVICE, methods),)
-
-    def rotate(self) -> None:
-        """Replace every key and SVID now, and push them."""
-        for signal in self._signals:
-            signal.rotate = True
-            signal.event.set()
-
-    def use_registrations(self, registrations: Sequence[Registration]) -> None:
-        """Give out these from now on; a stream that asks for what it may not have any more is ended."""
-        self._registrations = tuple(registrations)
-        for signal in self._signals:
-            signal.event.set()
-
-    def push_bundle(self) -> None:
-        """Send the trust bundle again to who subscribes to it: it or its CRL is new."""
-        for signal in self._signals:
-            signal.bundle = True
-            signal.event.set()
+        aggregated = {
+            "StreamAggregatedResources": streaming(
+                self._stream_aggregated, DiscoveryRequest, DiscoveryResponse
+            ),
+            "DeltaAggregatedResources": streaming(
+                self._delta_aggregated, DeltaDiscoveryRequest, DeltaDiscoveryResponse
+            ),
+        }
+        return (
+            grpc.method_handlers_generic_handler(SERVICE, methods),
+            grpc.method_handlers_generic_handler(AGGREGATED, aggregated),
+        )
 
     def close(self) -> None:
         """End every stream, so that Envoys go to the server that takes over; they keep what they have."""
-        self._closed = True
-        self.rotate()
+        self._closed.set()
 
     async def _stream_secrets(self, requests: AsyncIterator[Any], context: _Context) -> None:
         await self._answer(context, self._run(StateOfTheWorld(), requests, context))
 
     async def _delta_secrets(self, requests: AsyncIterator[Any], context: _Context) -> None:
         await self._answer(context, self._run(Delta(), requests, context))
+
+    async def _stream_aggregated(self, requests: AsyncIterator[Any], context: _Context) -> None:
+        await self._answer(context, self._run(StateOfTheWorld(aggregated=True), requests, context))
+
+    async def _delta_aggregated(self, requests: AsyncIterator[Any], context: _Context) -> None:
+        await self._answer(context, self._run(Delta(aggregated=True), requests, context))
 
     async def _fetch_secrets(self, request: Any, context: _Context) -> Any:
         return await self._answer(context, self._fetch(request, context))
@@ -177,50 +162,55 @@ class SecretDiscovery:
         """Await `work`; what it raises becomes a status, and only what is meant for the caller is said."""
         try:
             return await work
+        except EntitlementError as error:
+            self._log_denial(context.peer(), error)
+            code, text = error.code, error.message
         except StatusError as error:
             code, text = error.code, error.message
         except RequestError as error:
             code, text = StatusCode.INVALID_ARGUMENT, str(error)
-        except IssuanceError as error:
+        except (IssuanceError, DependencyError) as error:
             # Nothing the caller did, and it may be over soon: Envoy asks again.
             self.counters.issue_failures += 1
             _log.error("sds issuance failed", peer=context.peer(), reason=str(error))
-            code, text = StatusCode.UNAVAILABLE, f"the CA cannot issue: {error}"
+            code, text = StatusCode.UNAVAILABLE, f"it cannot be had now: {error}"
         except Exception:  # noqa: BLE001 - a bug here must not show the caller our insides
             _log.exception("sds call failed", peer=context.peer())
             code, text = StatusCode.INTERNAL, "internal error"
         return await context.abort(_GRPC_CODES[int(code)], text)
 
     async def _fetch(self, request: Any, context: _Context) -> Any:
-        caller = self._attest(context)
+        caller = admit(self._identities, context.peer())
         check_type_url(request.type_url)
         if not request.resource_names:
             raise RequestError("a request for secrets must name them")
         names = tuple(dict.fromkeys(request.resource_names))
-        cache = self._cache(caller)
-        response = build_discovery_response(await self._secrets(caller, cache, names), nonce="")
+        response = build_discovery_response(await self._secrets(caller, names, _Sent()), nonce="")
         self.counters.responses += 1
         return response
 
     async def _run(self, subscription: Subscription, requests: AsyncIterator[Any], context: _Context) -> None:
-        caller = self._attest(context)
-        cache = self._cache(caller)
-        signal = _Signal()
-        self._signals.add(signal)
+        caller = admit(self._identities, context.peer())
+        sent = _Sent()
         self.counters.streams += 1
         reading = asyncio.ensure_future(anext(requests))
-        told = asyncio.ensure_future(signal.event.wait())
+        closing = asyncio.ensure_future(self._closed.wait())
+        change = asyncio.ensure_future(self._identities.changes.next())
         try:
-            while not self._closed:
-                timer = asyncio.ensure_future(self._until_due(cache))
+            while not self._closed.is_set():
+                timer = asyncio.ensure_future(self._until(sent.due))
+                waited = {reading, closing, change, timer}
                 try:
-                    await asyncio.wait({reading, told, timer}, return_when=asyncio.FIRST_COMPLETED)
+                    await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
                     if timer.done():
                         timer.result()
                 finally:
                     timer.cancel()
-                if self._closed:
+                if self._closed.is_set():
                     return
+                if change.done():
+                    change = asyncio.ensure_future(self._identities.changes.next())
+                    caller = admit_again(self._identities, caller.credentials)
                 answer: tuple[str, ...] = ()
                 if reading.done():
                     try:
@@ -228,64 +218,34 @@ class SecretDiscovery:
                     except StopAsyncIteration:
                         return
                     reading = asyncio.ensure_future(anext(requests))
-                changed: set[str] = set()
-                rotate = signal.rotate
-                if signal.event.is_set():
-                    if signal.bundle:
-                        changed |= {ROOTCA, str(self._issuer.authority.trust_domain.spiffe_id)}
-                    # Before anything is awaited: what is told meanwhile counts the next time.
-                    signal.clear()
-                    told = asyncio.ensure_future(signal.event.wait())
-                    again = self._attest(context)
-                    if again.registrations != caller.registrations:
-                        caller, cache = again, self._cache(again)
-                        changed |= set(subscription.names)
                 # Also when a request came: a caller that keeps talking must not put renewal off.
-                changed |= await self._renew(caller, cache, all_of_them=rotate)
-                wanted = dict.fromkeys((*answer, *subscription.affected(changed)))
-                if wanted:
-                    secrets = await self._secrets(caller, cache, tuple(wanted))
+                secrets = await self._news(caller, subscription, answer, sent)
+                if secrets:
                     self.counters.responses += 1
                     await context.write(subscription.respond(secrets))
         finally:
             # Before anything is awaited: the call may be cancelled again there.
-            self._signals.discard(signal)
             self.counters.streams -= 1
-            reading.cancel()
-            told.cancel()
-            await asyncio.gather(reading, told, return_exceptions=True)
+            for task in (reading, closing, change):
+                task.cancel()
+            await asyncio.gather(reading, closing, change, return_exceptions=True)
 
-    def _attest(self, context: _Context) -> _Caller:
-        peer = context.peer()
-        credentials = self._peer_credentials(peer)
-        if credentials is None:
-            self.counters.denials += 1
-            _log.warning("sds denied", peer=peer, reason="no peer credentials")
-            raise StatusError(
-                StatusCode.PERMISSION_DENIED,
-                "secrets are given only over the Unix socket, where the caller can be attested",
-            )
-        registrations = entitled(self._registrations, selectors_of(credentials))
-        if not registrations:
-            self._denied(credentials, reason="no registration matches")
-            raise StatusError(
-                StatusCode.PERMISSION_DENIED,
-                f"no registration matches this caller ({_describe(credentials)})",
-            )
-        return _Caller(credentials, registrations)
+    async def _news(
+        self, caller: Caller, subscription: Subscription, answer: Sequence[str], sent: _Sent
+    ) -> list[NamedSecret]:
+        """Return what to send: what was asked for (`answer`), and what is not as it was last sent."""
+        names = tuple(dict.fromkeys((*answer, *subscription.names)))
+        found = {secret.name: secret for secret in await self._secrets(caller, names, sent)}
+        changed = {
+            name
+            for name, secret in found.items()
+            if name in sent.secrets and sent.secrets[name].version != secret.version
+        }
+        sent.secrets = found
+        wanted = dict.fromkeys((*answer, *subscription.affected(changed)))
+        return [found[name] for name in wanted]
 
-    def _denied(self, credentials: PeerCredentials, **fields: object) -> None:
-        self.counters.denials += 1
-        _log.warning(
-            "sds denied",
-            pid=credentials.pid,
-            uid=credentials.uid,
-            gid=credentials.gid,
-            path=credentials.path,
-            **fields,
-        )
-
-    def _receive(self, caller: _Caller, subscription: Subscription, request: Any) -> tuple[str, ...]:
+    def _receive(self, caller: Caller, subscription: Subscription, request: Any) -> tuple[str, ...]:
         received = subscription.receive(request)
         if received.refusal is not None:
             self.counters.nacks += 1
@@ -299,80 +259,104 @@ class SecretDiscovery:
             )
         return received.answer
 
-    def _identity(self, caller: _Caller, name: str) -> Registration | None:
-        """Return the registration that `name` stands for; None for the trust bundle.
+    async def _secrets(self, caller: Caller, names: Sequence[str], sent: _Sent) -> list[NamedSecret]:
+        """Return the secrets called `names`; for one that was sent, the last one while there is no better.
 
         Raises:
-            StatusError: the caller is not entitled to what it names.
+            EntitlementError: a name is not one of the caller's; nothing was issued then.
+            IssuanceError, DependencyError: one that was not sent before cannot be had.
+
+        """
+        # All names first: one that is refused must not leave another one's certificate issued for nothing.
+        sources = {name: self._source(caller, name, sent) for name in names}
+        found = []
+        dues = []
+        for name, source in sources.items():
+            try:
+                secret, due = await self._secret(caller, name, source)
+            except (IssuanceError, DependencyError) as error:
+                if name not in sent.secrets:
+                    raise
+                self.counters.issue_failures += 1
+                _log.error("sds renewal failed", pid=caller.credentials.pid, name=name, reason=str(error))
+                secret, due = sent.secrets[name], self._now() + MIN_INTERVAL
+            found.append(secret)
+            dues += [due] if due is not None else []
+        sent.due = min(dues, default=None)
+        return found
+
+    def _source(self, caller: Caller, name: str, sent: _Sent) -> _Source:
+        """Return what the secret called `name` is made of.
+
+        Raises:
+            EntitlementError: the caller may not have it.
 
         """
         if name == DEFAULT:
             return caller.registrations[0]
-        if name in {ROOTCA, str(self._issuer.authority.trust_domain.spiffe_id)}:
-            return None
+        if name.startswith(FILE_PREFIXES):
+            return self._files.resolve(name, caller.credentials)
+        bundles = self._identities.bundles(caller)
+        if name == ROOTCA:
+            return bundles[self._identities.trust_domain]
+        try:
+            spiffe_id = SpiffeId.parse(name)
+        except ValueError:
+            spiffe_id = None
+        if spiffe_id is not None and not spiffe_id.segments:
+            if spiffe_id.trust_domain in bundles:
+                return bundles[spiffe_id.trust_domain]
+            if name in sent.secrets:
+                # Envoy keeps what it was told before. So tell it that nobody there is to be trusted any more.
+                return SpiffeBundle()
         for registration in caller.registrations:
-            if str(registration.spiffe_id) == name:
+            if registration.spiffe_id == spiffe_id:
                 return registration
-        self._denied(caller.credentials, name=name, reason="not entitled to this name")
-        raise StatusError(
-            StatusCode.PERMISSION_DENIED,
-            f"this caller ({_describe(caller.credentials)}) may not have `{name}`",
+        message = f"this caller ({describe(caller.credentials)}) may not have `{name}`"
+        raise EntitlementError(message, caller.credentials, name=name)
+
+    async def _secret(
+        self, caller: Caller, name: str, source: _Source
+    ) -> tuple[NamedSecret, datetime | None]:
+        """Return the secret, checked, and when to look for a newer one.
+
+        Raises:
+            IssuanceError: the CA refuses.
+            DependencyError: a file cannot be used.
+
+        """
+        match source:
+            case Registration():
+                held = await self._identities.svid(caller, source)
+                return _svid_secret(name, held), held.renew_at
+            case SpiffeBundle():
+                ours = name in {ROOTCA, str(self._identities.trust_domain.spiffe_id)}
+                crls = self._identities.crls() if ours and self._sends_crl else ()
+                # Without roots Envoy would not verify at all.
+                return roots_secret(name, source.x509_authorities or (root_of_nobody(),), crls), None
+            case FileSource():
+                return source.load(), self._now() + FILE_INTERVAL
+
+    def _log_denial(self, peer: str, error: EntitlementError) -> None:
+        self.counters.denials += 1
+        if error.credentials is None:
+            _log.warning("sds denied", peer=peer, reason="no peer credentials")
+            return
+        credentials = error.credentials
+        _log.warning(
+            "sds denied",
+            pid=credentials.pid,
+            uid=credentials.uid,
+            gid=credentials.gid,
+            path=credentials.path,
+            name=error.name,
+            reason=error.message,
         )
 
-    async def _renew(self, caller: _Caller, cache: SvidCache, *, all_of_them: bool) -> set[str]:
-        """Renew what is due, and return the names whose secrets changed."""
-        renewed, refused = await cache.renew(self._now(), all_of_them=all_of_them)
-        for error in refused:
-            self.counters.issue_failures += 1
-            _log.error("sds renewal failed", pid=caller.credentials.pid, reason=str(error))
-        names = {str(spiffe_id) for spiffe_id in renewed}
-        if caller.registrations[0].spiffe_id in renewed:
-            names.add(DEFAULT)
-        return names
-
-    def _cache(self, caller: _Caller) -> SvidCache:
-        requester = Requester(f"{_describe(caller.credentials)}, pid {caller.credentials.pid}", "unix")
-        return SvidCache(self._issuer.for_registration(requester), random=self._jitter)
-
-    async def _secrets(self, caller: _Caller, cache: SvidCache, names: Sequence[str]) -> list[NamedSecret]:
-        # All names first: one that is refused must not leave another one's certificate issued for nothing.
-        identities = {name: self._identity(caller, name) for name in names}
-        return [
-            _bundle_secret(name, self._issuer.authority, self._crl_pem())
-            if registration is None
-            else _svid_secret(name, await cache.get(registration, self._now()))
-            for name, registration in identities.items()
-        ]
-
-    async def _until_due(self, cache: SvidCache) -> None:
-        due = cache.next_renewal
-        left = _MAX_SLEEP if due is None else min(_MAX_SLEEP, due - self._now())
+    async def _until(self, due: datetime | None) -> None:
+        left = MAX_SLEEP if due is None else min(MAX_SLEEP, due - self._now())
         await self._sleep(max(0.0, left.total_seconds()))
 
 
 def _svid_secret(name: str, held: HeldSvid) -> NamedSecret:
-    check_key_pair(held.svid.leaf, held.key)
-    message = Secret(name=name)
-    message.tls_certificate.certificate_chain.inline_bytes = held.svid.chain_pem
-    message.tls_certificate.private_key.inline_bytes = private_key_pem(held.key)
-    return NamedSecret(name, _digest(held.svid.leaf.public_bytes(Encoding.DER)), message)
-
-
-def _bundle_secret(name: str, authority: Authority, crl_pem: bytes) -> NamedSecret:
-    bundle = authority.bundle_pem()
-    message = Secret(name=name)
-    message.validation_context.trusted_ca.inline_bytes = bundle
-    if crl_pem:
-        message.validation_context.crl.inline_bytes = crl_pem
-        # Without it Envoy wants a CRL of the root too, whose key is kept elsewhere, and refuses everybody.
-        message.validation_context.only_verify_leaf_cert_crl = True
-    return NamedSecret(name, _digest(bundle + crl_pem), message)
-
-
-def _digest(public: bytes) -> str:
-    return hashlib.sha256(public).hexdigest()[:16]
-
-
-def _describe(credentials: PeerCredentials) -> str:
-    path = credentials.path or "an unknown executable"
-    return f"uid {credentials.uid}, gid {credentials.gid}, {path}"
+    return certificate_secret(name, held.svid.certificates, held.key)

@@ -12,21 +12,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from envoy.extensions.transport_sockets.tls.v3.secret_pb2 import Secret
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryResponse, DiscoveryResponse, Resource
 
+from ca.api.sds_secrets import TYPE_URL, NamedSecret
 from garrison.errors import RequestError
-
-TYPE_URL = f"type.googleapis.com/{Secret.DESCRIPTOR.full_name}"
-
-
-@dataclass(frozen=True, slots=True)
-class NamedSecret:
-    """A secret to be sent; `version` changes exactly when its content does, and gives nothing of it away."""
-
-    name: str
-    version: str
-    message: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +49,10 @@ class Subscription(Protocol):
 
 
 class StateOfTheWorld:
-    """`StreamSecrets`."""
+    """`StreamSecrets`, or over ADS (`aggregated`) `StreamAggregatedResources`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, aggregated: bool = False) -> None:
+        self._aggregated = aggregated
         self._names: tuple[str, ...] = ()
         self._responses = 0
 
@@ -73,7 +63,7 @@ class StateOfTheWorld:
 
     def receive(self, request: Any) -> Received:
         """Take in a `DiscoveryRequest`; see `Subscription`."""
-        check_type_url(request.type_url)
+        check_type_url(request.type_url, aggregated=self._aggregated)
         first = self._responses == 0
         # A nonce of an earlier response: the caller will answer the later one too, with its latest names.
         # No nonce at all is not stale: Envoy adds names before it has acknowledged anything.
@@ -99,9 +89,10 @@ class StateOfTheWorld:
 
 
 class Delta:
-    """`DeltaSecrets`."""
+    """`DeltaSecrets`, or over ADS (`aggregated`) `DeltaAggregatedResources`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, aggregated: bool = False) -> None:
+        self._aggregated = aggregated
         self._names: dict[str, None] = {}
         self._requested = False
         self._responses = 0
@@ -116,7 +107,7 @@ class Delta:
 
         Names count whatever the nonce says: requests are changes, and none may be lost.
         """
-        check_type_url(request.type_url)
+        check_type_url(request.type_url, aggregated=self._aggregated)
         added = tuple(dict.fromkeys(request.resource_names_subscribe))
         if not self._requested and not added:
             raise RequestError("a request for secrets must name them")
@@ -153,14 +144,14 @@ def build_discovery_response(secrets: Sequence[NamedSecret], nonce: str) -> Any:
     return response
 
 
-def check_type_url(type_url: str) -> None:
-    """Refuse a request for something other than secrets; none given means secrets.
+def check_type_url(type_url: str, *, aggregated: bool = False) -> None:
+    """Refuse a request for something other than secrets; none given means secrets, except over ADS.
 
     Raises:
         RequestError: the type is another.
 
     """
-    if type_url not in {"", TYPE_URL}:
+    if type_url != TYPE_URL and (aggregated or type_url):
         raise RequestError("only secrets are served here")
 
 

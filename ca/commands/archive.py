@@ -25,6 +25,7 @@ from ca.commands.base import (
     read_input,
 )
 from ca.directory import install, locked
+from ca.jwt_key_store import JWT_KEYS, has_plain_keys
 from ca.key_encryption import PLAIN
 
 
@@ -50,6 +51,8 @@ def backup(directory: Path, out: Path, *, allow_unencrypted: bool, force: bool, 
     with locked(directory):
         present = [name for name in MEMBERS if (directory / name).exists()]
         plain = [name for name in KEYS if name in present and load_encryption(directory / name) == PLAIN]
+        if JWT_KEYS in present and has_plain_keys(directory / JWT_KEYS):
+            plain.append(JWT_KEYS)
         if plain and not allow_unencrypted:
             message = (
                 f"{', '.join(plain)}: not encrypted; encrypt with `ca passphrase`, or --allow-unencrypted"

@@ -123,7 +123,9 @@ def lint(files: tuple[Path, ...], directory: Path | None, *, as_json: bool) -> N
         content = read_input(file, MAX_PEM_BYTES)
         try:
             is_bundle = content.lstrip()[:1] == b"{"
-            certificates = parse_spiffe_bundle(content) if is_bundle else parse_certificates(content)
+            certificates = (
+                parse_spiffe_bundle(content).x509_authorities if is_bundle else parse_certificates(content)
+            )
         except ValueError as error:
             raise Failure(f"{name_of(file)}: {error}", EXIT_UNUSABLE) from error
         for number, certificate in enumerate(certificates, 1):

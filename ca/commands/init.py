@@ -34,6 +34,7 @@ from ca.commands.base import (
     DIRECTORY,
     DURATION,
     EXIT_CODES,
+    EXIT_PASSPHRASE,
     EXIT_UNUSABLE,
     FILE,
     READABLE,
@@ -52,8 +53,9 @@ from ca.describe import describe_certificate
 from ca.directory import NewFile, finish, install, locked
 from ca.issuer import check_validity
 from ca.key_encryption import PLAIN
-from ca.keys import KeyType, key_file, new_ca_key
+from ca.keys import CaKey, KeyType, WrongPassphraseError, key_file, new_ca_key, parse_private_key
 from ca.outside_root import build_request, check_answer, requested_trust_domain
+from ca.token_keys import is_token_uri
 from garrison.identity import TrustDomain
 
 KEY_TYPE = click.Choice([kind.value for kind in KeyType])
@@ -90,6 +92,10 @@ def new_keys_passphrase(directory: Path, file: Path | None, *, no_passphrase: bo
 @click.option("--csr", is_flag=True, help="Make a key and a signing request for an outside root.")
 @click.option("--take-answer", is_flag=True, help="Take FILES, what the outside root answered to --csr.")
 @click.option("--from", "source", type=DIRECTORY, help="Plug in the CA of that directory (Istio's cacerts).")
+@click.option(
+    "--key-uri",
+    help="The intermediate's key is in a token: pkcs11:token=…;object=…?module-path=… (RFC 7512).",
+)
 @passphrase_option
 @click.option("--no-passphrase", is_flag=True, help="Leave the keys unencrypted; do not ask or warn.")
 @json_option
@@ -116,6 +122,8 @@ def init(**options: Any) -> None:
         raise Failure("--trust-domain is missing, such as cluster.local", EXIT_UNUSABLE)
     if mode != "new" and (options["root_key_out"] is not None or options["no_root_key_kept"]):
         raise Failure("--root-key-out and --no-root-key-kept are for a root that is made here", EXIT_UNUSABLE)
+    if options["key_uri"] is not None and mode not in {"new", "csr"}:
+        raise Failure("--key-uri is for a key that is not certified yet", EXIT_UNUSABLE)
     if mode == "take_answer":
         _take_answer(options)
         return
@@ -136,6 +144,7 @@ def _make(options: dict[str, Any], passphrase: bytes | None) -> None:
     hierarchy = Hierarchy.create(
         options["trust_domain"],
         now=datetime.now(UTC),
+        key=_token_key(options),
         new_private_key=lambda: new_ca_key(kind),
         lifetimes=Lifetimes(options["root_lifetime"], options["lifetime"]),
     )
@@ -148,6 +157,21 @@ def _make(options: dict[str, Any], passphrase: bytes | None) -> None:
         root_key = None if options["no_root_key_kept"] else directory / ROOT_KEY
     public = CaCertificates.load(directory)
     _print_made(directory, public, as_json=options["as_json"], root_key=root_key)
+
+
+def _token_key(options: dict[str, Any]) -> CaKey | None:
+    uri = options["key_uri"]
+    if uri is None:
+        return None
+    if not is_token_uri(uri.encode()):
+        raise Failure("--key-uri is `pkcs11:…`", EXIT_UNUSABLE)
+    source = passphrase_source(options["passphrase_file"])
+    try:
+        return parse_private_key(uri.encode(), lambda: source.to_read(Path("the token")))
+    except WrongPassphraseError as error:
+        raise Failure(str(error), EXIT_PASSPHRASE) from error
+    except ValueError as error:
+        raise Failure(str(error), EXIT_UNUSABLE) from error
 
 
 def save_with_root_key_elsewhere(
@@ -196,7 +220,7 @@ def _is_root_of(directory: Path, hierarchy: Hierarchy) -> bool:
 
 def _request(options: dict[str, Any], passphrase: bytes | None) -> None:
     directory: Path = options["directory"]
-    key = new_ca_key(KeyType(options["key_type"]))
+    key = _token_key(options) or new_ca_key(KeyType(options["key_type"]))
     files = {
         CA_KEY: NewFile(key_file(key, passphrase), 0o600),
         REQUEST: NewFile(build_request(options["trust_domain"], key)),

@@ -21,6 +21,7 @@ from ca.commands.base import (
     print_values,
 )
 from ca.directory import NewFile, install, locked
+from ca.jwt_key_store import JWT_KEYS, JwtKeyStore
 from ca.keys import key_file
 from ca.passphrase import NEW_ENVIRONMENT
 
@@ -66,5 +67,9 @@ def passphrase(
         message = f"there is no new passphrase: set {NEW_ENVIRONMENT} or give --new-passphrase-file"
         raise Failure(message, EXIT_PASSPHRASE)
     with locked(directory):
-        install(directory, {name: NewFile(key_file(key, new), 0o600) for name, key in keys.items()})
-    print_values(as_json, {"directory": str(directory), "keys": list(keys), "encrypted": new is not None})
+        files = {name: NewFile(key_file(key, new), 0o600) for name, key in keys.items()}
+        for_tokens = JwtKeyStore(directory, passphrase=old).reencrypted(new)
+        if for_tokens is not None:
+            files[JWT_KEYS] = NewFile(for_tokens, 0o600)
+        install(directory, files)
+    print_values(as_json, {"directory": str(directory), "keys": list(files), "encrypted": new is not None})

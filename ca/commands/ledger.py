@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import click
+from cryptography import x509
 
 from ca.authority import CA_CERT, X509Svid, trust_domain_of
 from ca.commands.base import EXIT_UNUSABLE, FILE, Failure, Parsed, warn
-from ca.ledger import IssuedCertificate, Ledger
+from ca.ledger import IssuedCertificate, Ledger, fingerprint_of
 from ca.recording import record
 from ca.store.opening import LedgerPlace, parse_where
 from ca.store.redis_server import Safety
 from ca.store.sqlite import LEDGER
+from garrison.errors import IssuanceError
 
 PLACE = Parsed("place", parse_where)
 # Those of `garrison serve`, so that commands beside it use its ledger. A password belongs here, not where
@@ -113,3 +115,18 @@ def record_issue(ledger: Ledger, svid: X509Svid, *, now: datetime) -> None:
     """
     issued = IssuedCertificate.of(svid.leaf, svid.spiffe_id, now=now, requester=operator(), attested_by="cli")
     record(ledger, [issued])
+
+
+def refuse_revoked(ledger: Ledger, certificate: x509.Certificate) -> None:
+    """Refuse to go on with a certificate that was revoked; one from before there was a ledger is not known.
+
+    Raises:
+        IssuanceError: it was revoked.
+
+    """
+    for found in ledger.find(fingerprint=fingerprint_of(certificate)):
+        if found.revocation is not None:
+            raise IssuanceError(
+                f"serial {found.serial_text} was revoked ({found.revocation.reason.value}): "
+                "issue a new one if its workload may have it"
+            )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from cryptography import x509
 from ca.authority import CaCertificates, load_key
 from ca.bundle import (
     MAX_PEM_BYTES,
+    REFRESH_HINT_SECONDS,
+    SpiffeBundle,
     format_certificates,
     format_spiffe_bundle,
     parse_certificates,
@@ -33,12 +36,16 @@ from ca.commands.base import (
     passphrase_source,
     print_values,
     read_input,
+    warn,
 )
+from ca.commands.ledger import ledger_option, open_ledger, operator
 from ca.describe import describe_certificate, describe_chain, describe_file, format_description
 from ca.handshake import TIMEOUT_SECONDS, parse_address, presented_chain
 from ca.inspection import check_key_pair
+from ca.jwt_key_store import published_authorities
+from ca.store.opening import LedgerPlace
 from ca.verification import verify_svid
-from garrison.errors import IssuanceError
+from garrison.errors import GarrisonError, IssuanceError
 from garrison.identity import SpiffeId
 
 
@@ -147,7 +154,7 @@ def load_bundle(file: Path) -> tuple[x509.Certificate, ...]:
     content = read_input(file, MAX_PEM_BYTES)
     try:
         if content.lstrip()[:1] == b"{":
-            return parse_spiffe_bundle(content)
+            return parse_spiffe_bundle(content).x509_authorities
         return parse_certificates(content)
     except ValueError as error:
         raise Failure(f"{name_of(file)}: {error}", EXIT_UNUSABLE) from error
@@ -170,11 +177,13 @@ def _certificates(file: Path) -> tuple[x509.Certificate, ...]:
     show_default=True,
     help="PEM, or the SPIFFE bundle format (JSON).",
 )
+@ledger_option
 @json_option
-def bundle(directory: Path, form: str, as_json: bool) -> None:  # noqa: FBT001
+def bundle(directory: Path, form: str, *, ledger: LedgerPlace, as_json: bool) -> None:
     """Print the trust bundle: the roots that others verify our SVIDs with. --json is --format spiffe.
 
-    No key is read, so no passphrase is needed.
+    No private key is read, so no passphrase is needed. The SPIFFE format has the keys for tokens too, and the
+    number of the bundle, which is kept in the ledger.
 
     \b
     Example:
@@ -182,6 +191,19 @@ def bundle(directory: Path, form: str, as_json: bool) -> None:  # noqa: FBT001
     """
     roots = CaCertificates.load(directory).roots
     if as_json or form == "spiffe":
-        click.echo(format_spiffe_bundle(roots))
+        click.echo(format_spiffe_bundle(_published(directory, roots, ledger)))
     else:
         click.echo(format_certificates(roots).decode(), nl=False)
+
+
+def _published(directory: Path, roots: tuple[x509.Certificate, ...], ledger: LedgerPlace) -> SpiffeBundle:
+    keys = published_authorities(directory)
+    found = SpiffeBundle(roots, keys, refresh_hint=REFRESH_HINT_SECONDS)
+    try:
+        with open_ledger(directory, ledger) as opened:
+            sequence = opened.publish_bundle(found.digest, now=datetime.now(UTC), by=operator())
+    except GarrisonError as error:
+        # As in a folder that is mounted read-only: a bundle without a number is one too (section 4.1.1).
+        warn(f"the bundle has no number: {error}")
+        return found
+    return replace(found, sequence=sequence)

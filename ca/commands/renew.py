@@ -8,8 +8,10 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -34,13 +36,14 @@ from ca.commands.base import (
     read_input,
     warn,
 )
-from ca.commands.ledger import ledger_option, open_ledger, record_issue
+from ca.commands.ledger import ledger_option, open_ledger, record_issue, refuse_revoked
 from ca.commands.svids import SVID_BUNDLE, SVID_CERTIFICATE, SVID_KEY
 from ca.describe import format_time_left
-from ca.directory import NewFile, install, locked
+from ca.directory import NewFile, finish, install, locked
 from ca.inspection import check_leaf
 from ca.issuer import BACKDATE, MAX_TTL, MIN_TTL
 from ca.keys import new_private_key, private_key_pem
+from ca.ledger import Ledger
 from ca.renewal import is_due, renewal_time, retry_time
 from ca.store.opening import LedgerPlace
 from ca.verification import verify_svid
@@ -55,7 +58,7 @@ class _Renewer:
     """What it takes to renew; the CA is read anew each time, since it may have been replaced."""
 
     load: Callable[[], Authority]
-    record: Callable[[X509Svid, datetime], None]
+    ledger: Callable[[], AbstractContextManager[Ledger]]
     ttl: timedelta | None
     command: tuple[str, ...]
 
@@ -72,14 +75,16 @@ class _Renewer:
         spiffe_id, _ = verify_svid(leaf, chain, authority.roots, leaf.not_valid_before_utc)
         names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         key = new_private_key()
-        svid = authority.issue(
-            spiffe_id,
-            key.public_key(),
-            now=now,
-            ttl=self.ttl or _life(leaf),
-            dns_names=names.get_values_for_type(x509.DNSName),
-        )
-        self.record(svid, now)
+        with self.ledger() as ledger:
+            refuse_revoked(ledger, leaf)
+            svid = authority.issue(
+                spiffe_id,
+                key.public_key(),
+                now=now,
+                ttl=self.ttl or _life(leaf),
+                dns_names=names.get_values_for_type(x509.DNSName),
+            )
+            record_issue(ledger, svid, now=now)
         files = {
             SVID_BUNDLE: NewFile(authority.bundle_pem()),
             SVID_KEY: NewFile(private_key_pem(key), 0o600),
@@ -163,13 +168,12 @@ def renew(
       ca renew --dir ./pki ./web --daemon --exec "systemctl reload web"
     """
     held = [_directory_of(path) for path in directories]
-
-    def record(svid: X509Svid, now: datetime) -> None:
-        with open_ledger(directory, ledger) as opened:
-            record_issue(opened, svid, now=now)
-
-    renewer = _Renewer(_loader(directory, passphrase_file), record, ttl, command)
+    renewer = _Renewer(
+        _loader(directory, passphrase_file), partial(open_ledger, directory, ledger), ttl, command
+    )
     for one in held:
+        # A crash may have left a new key beside the old certificate.
+        finish(one)
         check_leaf(_held(one)[0])
     if daemon:
         _run(renewer, held, expires_in, as_json=as_json, force=force)

@@ -54,6 +54,7 @@ _CERTIFICATE = (
 )
 _CRL = "issuer, number, revocations, der, this_update, next_update"
 _TOKEN = "hash, spiffe_id, created_at, expires_at, created_by, used_at, used_by"
+_REASONS = {reason.value: reason for reason in RevocationReason}
 _STATUS = {
     CertificateStatus.VALID: "revoked_at IS NULL AND not_after > :now",
     CertificateStatus.EXPIRED: "revoked_at IS NULL AND not_after <= :now",
@@ -184,10 +185,7 @@ class SqliteLedger:
                 " WHERE revoked_at IS NOT NULL AND issuer = ? AND not_after > ? ORDER BY revoked_at, serial",
                 (_hex_bytes(issuer), _number(unexpired_at)),
             )
-            return [
-                RevokedSerial(int.from_bytes(serial), _moment(at), RevocationReason(reason))
-                for serial, at, reason in rows
-            ]
+            return _revoked(rows.fetchall())
 
     def revocations(self) -> int:
         """See `Ledger`."""
@@ -581,7 +579,7 @@ def _parser(parse: Callable[[Sequence[Any]], _Value]) -> Callable[[Sequence[Any]
     def checked(row: Sequence[Any]) -> _Value:
         try:
             return parse(row)
-        except (ValueError, TypeError, OverflowError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError, AttributeError) as error:
             raise LedgerUnavailableError(f"the ledger is damaged: {error}") from error
 
     return checked
@@ -621,6 +619,15 @@ def _certificate(row: Sequence[Any]) -> IssuedCertificate:
         if row[10] is None
         else Revocation(_moment(row[10]), RevocationReason(row[11]), row[12]),
     )
+
+
+@_parser
+def _revoked(rows: Sequence[Any]) -> list[RevokedSerial]:
+    # Many are revoked at one moment, and making one is what takes the time.
+    moment = functools.lru_cache(maxsize=1024)(_moment)
+    return [
+        RevokedSerial(int.from_bytes(serial), moment(at), _REASONS[reason]) for serial, at, reason in rows
+    ]
 
 
 @_parser

@@ -1,32 +1,17 @@
-"""Admin HTTP: `/healthz`, `/readyz`, `/metrics`, `/version`, others' pages; a thread off the request path."""
+"""Admin HTTP: health, metrics, version, rate limits, others' pages. In a thread off the request path."""
 
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Callable, Iterable, Mapping
-from socketserver import ThreadingMixIn
+from collections.abc import Callable, Mapping
 from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
-from wsgiref.types import StartResponse, WSGIEnvironment
+from wsgiref.types import WSGIEnvironment
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
-from garrison.transport.address import Address, Scheme
-
-
-class _Server(ThreadingMixIn, WSGIServer):
-    daemon_threads = True
-    # A second process can listen before the first one stops.
-    allow_reuse_port = True
-
-
-class _Handler(WSGIRequestHandler):
-    # Seconds without a byte after which a connection is dropped.
-    timeout = 10
-
-    def log_message(self, *_: Any) -> None:
-        """Scrapes and probes are not worth a line each."""
+from garrison.process.counter_pages import PREFIX, CounterPages
+from garrison.process.pages import Page, PageServer, only_get
+from garrison.transport.address import Address
 
 
 class AdminServer:
@@ -38,13 +23,15 @@ class AdminServer:
         registry: CollectorRegistry,
         ready: Callable[[], bool],
         version: Mapping[str, Any],
-        details: Callable[[], Mapping[str, str]] = dict,
         *,
+        details: Callable[[], Mapping[str, str]] = dict,
+        counters: CounterPages | None = None,
         pages: Callable[[str], tuple[str, bytes] | None] = lambda _: None,
     ) -> None:
         """Listen on `address` (port 0: any free one); `details` are lines for `/healthz`.
 
-        `pages` returns type and content of a further path, None if there is nothing. Threads call it.
+        `counters` answers what is below `/ratelimit/`. `pages` returns type and content of a further path,
+        None if there is nothing; threads call it.
 
         Raises:
             OSError: the address cannot be listened on.
@@ -54,29 +41,23 @@ class AdminServer:
         self._ready = ready
         self._version = version
         self._details = details
+        self._counters = counters
         self._pages = pages
-        self._server = make_server(address.host, address.port, self._answer, _Server, _Handler)
-        self.address = Address(Scheme.TCP, host=address.host, port=self._server.server_port)
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, name="admin", daemon=True
-        )
-        self._thread.start()
+        self._server = PageServer("admin", address, self._answer)
+        self.address = self._server.address
 
     def close(self) -> None:
         """Stop listening."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        self._server.close()
 
-    def _answer(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        status, content_type, body = self._page(environ)
-        start_response(status, [("content-type", content_type), ("content-length", str(len(body)))])
-        return [body if environ.get("REQUEST_METHOD") != "HEAD" else b""]
+    def _answer(self, environ: WSGIEnvironment) -> Page:
+        if self._counters is not None and environ.get("PATH_INFO", "").startswith(PREFIX):
+            page = self._counters.answer(environ)
+            return page.status, "application/json", json.dumps(page.content, default=str).encode() + b"\n"
+        return only_get(self._page)(environ)
 
-    def _page(self, environ: WSGIEnvironment) -> tuple[str, str, bytes]:
-        if environ.get("REQUEST_METHOD") not in {"GET", "HEAD"}:
-            return "405 Method Not Allowed", "text/plain", b"only GET\n"
-        match environ.get("PATH_INFO"):
+    def _page(self, path: str) -> Page:
+        match path:
             case "/healthz":
                 # Alive, whatever it depends on is doing: restarting this process would mend none of that.
                 lines = ["ok", *(f"{name}: {value}" for name, value in self._details().items())]
@@ -92,7 +73,10 @@ class AdminServer:
                 return "200 OK", CONTENT_TYPE_LATEST, generate_latest(self._registry)
             case "/version":
                 return "200 OK", "application/json", json.dumps(dict(self._version)).encode() + b"\n"
-            case path:
-                if (page := self._pages(path or "")) is not None:
-                    return "200 OK", *page
-                return "404 Not Found", "text/plain", b"/healthz /readyz /metrics /version\n"
+            case _:
+                if (found := self._pages(path)) is not None:
+                    return "200 OK", *found
+                known = "/healthz /readyz /metrics /version"
+                if self._counters is not None:
+                    known += f" {PREFIX}config {PREFIX}counters {PREFIX}reset"
+                return "404 Not Found", "text/plain", f"{known}\n".encode()

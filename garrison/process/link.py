@@ -1,7 +1,8 @@
 """How a worker and the control process talk: JSON in frames, over a socket pair that only those two have.
 
 The first frame says what the worker is to be. Then the worker says how it is whenever that changes, and
-answers requests for its metrics. The end of the stream is the end of the other side, however it came about.
+answers requests: for its metrics, or to forget what it knows of counters. The end of the stream is the end of
+the other side, however it came about.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
 
@@ -56,6 +58,7 @@ class WorkerLink:
         self._sending: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._writer = threading.Thread(target=self._write, name="link-writer", daemon=True)
         self._metrics: Callable[[], str] = str
+        self._forget: Callable[[list[str]], Future[None]] | None = None
         self._closed = False
 
     def receive(self) -> Message | None:
@@ -86,6 +89,10 @@ class WorkerLink:
         """Answer requests for metrics with what `metrics` returns; it is called in a thread."""
         self._metrics = metrics
 
+    def serve_forget(self, forget: Callable[[list[str]], Future[None]]) -> None:
+        """Answer requests to forget counters once what `forget` returns is done; it is called in a thread."""
+        self._forget = forget
+
     def close(self) -> None:
         """Send the last metrics, so that nothing that was counted is lost."""
         self._send({"metrics": self._metrics(), "request": None})
@@ -104,16 +111,28 @@ class WorkerLink:
     def _read(self, patience_seconds: float) -> None:
         while (message := self.receive()) is not None:
             try:
-                self._send({"metrics": self._metrics(), "request": message["request"]})
+                self._answer(message)
             except Exception:
-                # Whatever is wrong with the metrics: this thread is how the end of the other side is noticed.
-                log.exception("metrics_failed")
+                # Whatever is wrong with an answer: this thread is how the end of the other side is noticed.
+                log.exception("link_request_failed")
         if self._closed:
             return
         # Before there is a handler this ends the process, afterwards it drains.
         os.kill(os.getpid(), signal.SIGTERM)
         threading.Event().wait(patience_seconds)
         os._exit(1)
+
+    def _answer(self, message: Message) -> None:
+        number = message["request"]
+        if "forget" not in message:
+            self._send({"metrics": self._metrics(), "request": number})
+        elif self._forget is not None:
+
+            def forgotten(done: Future[None]) -> None:
+                if not done.cancelled() and done.exception() is None:
+                    self._send({"forgotten": True, "request": number})
+
+            self._forget(message["forget"]).add_done_callback(forgotten)
 
     def _receive_exactly(self, size: int) -> bytes:
         """Return that many bytes, none at the end."""

@@ -18,6 +18,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
+import grpc
 import structlog
 from prometheus_client import (
     CollectorRegistry,
@@ -36,10 +37,17 @@ from authz.mixer.lists import MAX_LIST_BYTES
 from authz.mixer.refresher import ListRefresher, list_fetch
 from authz.service import Authorization, DestinationResolver
 from authz.snapshot import Snapshot, load_snapshot
+from ca.api.sds import AGGREGATED as ADS
 from ca.api.sds import SERVICE as SDS
-from ca.api.sds import SecretDiscovery
+from ca.api.sds import SdsCounters, SecretDiscovery
+from ca.api.sds_files import FileSecrets
+from ca.api.workload import SERVICE as WORKLOAD
+from ca.api.workload import WorkloadApi, WorkloadCounters
 from ca.authority import CERT_CHAIN, ROOT_CERT, Authority
+from ca.federated import FederatedBundles, load_federated
+from ca.jwt_key_store import JwtKeyStore
 from ca.ledger import LedgerUnavailableError
+from ca.local_identities import LocalIdentities
 from ca.memory import CaMemory
 from ca.passphrase import PassphraseSource
 from garrison.distribution.bundle import BundleFile
@@ -51,9 +59,14 @@ from garrison.errors import ConfigError
 from garrison.fetching import Fetcher
 from garrison.process.admin import AdminServer
 from garrison.process.authenticators import Authenticators
+from garrison.process.check_limits import CheckLimits
 from garrison.process.control import ControlServer
+from garrison.process.counter_pages import CounterPages
+from garrison.process.counters import CounterOperator
 from garrison.process.link import WorkerLink
 from garrison.process.mixer_quotas import DOMAIN, StoreQuotas
+from garrison.process.oidc import OidcPages
+from garrison.process.pages import PageServer, only_get
 from garrison.process.quota import build_store
 from garrison.process.reload import Reloader, watch
 from garrison.process.settings import DistributionSettings, Settings
@@ -68,10 +81,12 @@ from garrison.telemetry.metrics import (
     StoreCollector,
     WorkerCollector,
 )
+from garrison.transport.address import Scheme
 from garrison.transport.h2 import Limits
 from garrison.transport.health import SERVICE as HEALTH
 from garrison.transport.health import Health
 from garrison.transport.listeners import RequestServer, Transport
+from garrison.transport.sockets import address_error
 from garrison.transport.tls import TlsFiles, TlsGeneration
 from ratelimit.compile import load_limits
 from ratelimit.rlqs import SERVICE as RLQS
@@ -112,6 +127,16 @@ class Server:
         if children is not None:
             children.workers.changed = lambda: self._set_ready(ready=self._listening)
         self._sds: SecretDiscovery | None = None
+        self._workload: WorkloadApi | None = None
+        self._identities: LocalIdentities | None = None
+        self._oidc: PageServer | None = None
+        federated = [(one.trust_domain, one.file) for one in settings.federated_bundles]
+        self._federated: Reloader[FederatedBundles] = Reloader(
+            "federated_bundles",
+            [path for _, path in federated],
+            lambda _: load_federated(federated),
+            self._use_federated,
+        )
         self._providers = settings.providers()
         self._authenticators = Authenticators(settings.authenticators)
         fetcher = settings.keys.fetcher()
@@ -135,6 +160,13 @@ class Server:
         self._stop = asyncio.Event()
         self._ready = self._listening = False
         self.health = Health([AUTHORIZATION, RATE_LIMIT])
+        self._limits_in_force: RateLimits
+        self._rate_limit = RateLimitService(
+            lambda: self._limits_in_force,
+            self._store,
+            time.time_ns,
+            settings.rate_limit.response_options(),
+        )
         self._authorization = Authorization(
             DestinationResolver(settings.destinations(), settings.destination_from_host),
             time.time,
@@ -148,6 +180,7 @@ class Server:
                 self._bundles,
                 self._authenticators.by_name,
                 StoreQuotas(self._store, time.time_ns, settings.rate_limit.on_store_failure),
+                CheckLimits(self._rate_limit, settings.rate_limit.response_options().headers),
             ),
             askers=settings.askers(),
         )
@@ -167,7 +200,14 @@ class Server:
             monotonic=time.monotonic_ns,
             options=settings.rlqs.options(shadow_mode=settings.rate_limit.shadow_mode),
         )
-        self._limits_in_force: RateLimits
+        self._limits_since = 0
+        self._operator = CounterOperator(
+            lambda: (self._limits_in_force, self._limits_since),
+            self._store,
+            time.time_ns,
+            forget=self._have_forgotten,
+            shadow_mode=settings.rate_limit.shadow_mode,
+        )
         limits_options = settings.rate_limit.limits_options()
         self._limits: Reloader[RateLimits] = Reloader(
             "limits", settings.limits, lambda paths: load_limits(paths, limits_options), self._use_limits
@@ -177,18 +217,14 @@ class Server:
             self._policies.load()
         self._limits.load()
         self._authenticators.load()
-        self._rate_limit = RateLimitService(
-            lambda: self._limits_in_force,
-            self._store,
-            time.time_ns,
-            settings.rate_limit.response_options(),
-        )
         self._authority = _load_authority(settings) if settings.ca.dir else None
         self._memory: CaMemory | None = None
         if self._authority is not None and link is None:
             self._memory = _open_memory(settings, self._authority)
         if self._bundle_files:
             self._trust.load()
+        if settings.federated_bundles:
+            self._federated.load()
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT, then drain."""
@@ -203,9 +239,9 @@ class Server:
         )
         handlers, services = [self.health.handler, *self._rlqs.handlers()], [HEALTH, RLQS]
         if self._memory is not None:
-            self._sds = self._secret_discovery(self._memory, control)
-            handlers += self._sds.handlers()
-            services.append(SDS)
+            identities = self._local_identities(self._memory, control)
+            handlers += self._identity_handlers(identities)
+            services += [SDS, ADS, WORKLOAD]
         admin = self._admin()
         reloaders = [*self._reloaders(), *self._certificates(request, control)]
         watching = asyncio.create_task(watch(reloaders, self._stop))
@@ -235,8 +271,9 @@ class Server:
             self._set_ready(ready=False)
             self.health.close()
             self._rlqs.close()
-            if self._sds is not None:
-                self._sds.close()
+            for service in (self._sds, self._workload):
+                if service is not None:
+                    service.close()
             grace = self._settings.drain_grace.total_seconds()
             await asyncio.gather(request.drain(grace), control.drain(grace))
         finally:
@@ -258,18 +295,12 @@ class Server:
             await self._store.close()
         if self._children is not None:
             await self._children.stop()
-
-    def _secret_discovery(self, memory: CaMemory, control: ControlServer) -> SecretDiscovery:
-        return SecretDiscovery(
-            memory.issuer,
-            memory.registrations,
-            peer_credentials=control.credentials,
-            crl_pem=memory.crl_pem if self._settings.ca.crl_in_sds else bytes,
-        )
+        if self._oidc is not None:
+            self._oidc.close()
 
     async def _follow_ledger(self) -> None:
-        if self._memory is not None and self._sds is not None:
-            await self._memory.run(self._sds.use_registrations, self._sds.push_bundle)
+        if self._memory is not None and self._identities is not None:
+            await self._memory.run(self._identities.use_registrations, self._identities.tell_crl)
 
     def _request_path(self) -> RequestServer | Workers:
         if self._children is not None:
@@ -285,21 +316,71 @@ class Server:
 
     def _admin(self) -> AdminServer | WorkerLink:
         """Return what shows metrics and health: pages, or the link to who has pages."""
-        registry = self._registry()
+        registry, loop = self._registry(), asyncio.get_running_loop()
         if self._link is not None:
             self._link.serve_metrics(lambda: generate_latest(registry).decode())
+            self._link.serve_forget(lambda keys: asyncio.run_coroutine_threadsafe(self._forget(keys), loop))
             return self._link
         if self._children is not None:
             control, registry = registry, CollectorRegistry()
             registry.register(SummedCollector(control, self._children.workers))
+        listen = self._settings.admin.listen
+        counters = CounterPages(self._operator, loop, listen.host)
         return AdminServer(
-            self._settings.admin.listen,
+            listen,
             registry,
             lambda: self._ready,
             _version(),
-            self._health_details,
+            details=self._health_details,
+            counters=counters,
             pages=self._memory.page if self._memory is not None else lambda _: None,
         )
+
+    async def _forget(self, keys: Sequence[str]) -> None:
+        self._store.forget(keys)
+
+    async def _have_forgotten(self, keys: Sequence[str]) -> None:
+        if self._children is not None:
+            await self._children.workers.forget(keys)
+
+    def _local_identities(self, memory: CaMemory, control: ControlServer) -> LocalIdentities:
+        settings = self._settings.ca
+        assert settings.dir is not None  # noqa: S101 - there is a CA
+        identities = LocalIdentities(
+            memory.registrations,
+            memory.issuer,
+            peer_credentials=control.credentials,
+            jwt_keys=JwtKeyStore(
+                settings.dir, passphrase=_passphrase(self._settings), lifetime=settings.jwt_key_lifetime
+            ),
+            number=memory.bundle_sequence,
+            token_issuer=settings.oidc.issuer,
+            crl_pem=memory.crl_pem,
+        )
+        if self._federated.current is not None:
+            identities.use_federated(self._federated.current.bundles)
+        self._identities = identities
+        if settings.oidc.listen is not None:
+            pages = OidcPages(identities.bundle, settings.oidc.issuer)
+            address, tls = settings.oidc.listen, settings.oidc.tls.files()
+            try:
+                self._oidc = PageServer(
+                    "oidc", address, only_get(pages.page), tls if address.scheme is Scheme.TLS else None
+                )
+            except OSError as error:
+                raise address_error(address, f"cannot listen: {error.strerror or error}") from error
+            log.info("oidc_listening", address=str(self._oidc.address))
+        return identities
+
+    def _identity_handlers(self, identities: LocalIdentities) -> list[grpc.GenericRpcHandler]:
+        files = FileSecrets(self._settings.ca.sds_file_folders)
+        self._sds = SecretDiscovery(identities, files=files, sends_crl=self._settings.ca.crl_in_sds)
+        self._workload = WorkloadApi(identities)
+        return [*self._sds.handlers(), *self._workload.handlers()]
+
+    def _use_federated(self, federated: FederatedBundles) -> None:
+        if self._identities is not None:
+            self._identities.use_federated(federated.bundles)
 
     def _certificates(
         self, request: RequestServer | Workers, control: ControlServer
@@ -312,6 +393,9 @@ class Server:
         files = self._settings.control.tls.files()
         if files is not None and self._link is None:
             found.append(_tls_reloader("control_tls", files, control.reload_tls))
+        files = self._settings.ca.oidc.tls.files()
+        if files is not None and self._oidc is not None:
+            found.append(_tls_reloader("oidc_tls", files, self._oidc.reload_tls))
         return found
 
     async def _prepare(self, snapshot: Snapshot) -> None:
@@ -323,6 +407,8 @@ class Server:
 
     def _use_policies(self, snapshot: Snapshot) -> None:
         self._authorization.use(snapshot)
+        if self._limits.current is not None:
+            self._tell_unknown_domains(snapshot, self._limits.current)
         self._lists.retain(snapshot.policies.mixer.sources)
         self._keys.retain(snapshot.policies.key_sources)
         if self._listening and not self._ready:
@@ -352,8 +438,16 @@ class Server:
         )
 
     def _use_limits(self, limits: RateLimits) -> None:
-        self._limits_in_force = limits
+        self._limits_in_force, self._limits_since = limits, time.time_ns()
         self._rlqs.use(limits)
+        if self._authorization.snapshot is not None:
+            self._tell_unknown_domains(self._authorization.snapshot, limits)
+
+    def _tell_unknown_domains(self, snapshot: Snapshot, limits: RateLimits) -> None:
+        """Log which policies charge what nothing limits: as for Envoy's own calls, that is no error."""
+        for policy in snapshot.policies.limits:
+            if policy.rules.domain not in limits.domains:
+                log.warning("rate_limit_domain_unknown", domain=policy.rules.domain, policy=policy.title)
 
     def _set_ready(self, *, ready: bool) -> None:
         self._listening = ready
@@ -407,7 +501,9 @@ class Server:
                     ("nobody_reads",): self._log_lines.dropped,
                 },
                 sds=self._sds_counts,
+                workload=lambda: _counted(self._workload.counters) if self._workload else {},
                 refused_buckets=lambda: self._store.refused,
+                resets=lambda: {(result,): count for result, count in self._operator.resets.items()},
                 ready=lambda: self._ready,
             )
         )
@@ -461,8 +557,14 @@ class Server:
     def _reloaders(self) -> list[Reloader[Any]]:
         if self._children is not None:
             # The others were loaded to find mistakes; workers follow them.
-            return [self._limits]
-        return [self._policies, self._limits, self._trust, *self._authenticators.reloaders]
+            return [self._limits, self._federated]
+        return [
+            self._policies,
+            self._limits,
+            self._trust,
+            self._federated,
+            *self._authenticators.reloaders,
+        ]
 
     def _health_details(self) -> dict[str, str]:
         details = self._children.describe() if self._children is not None else {}
@@ -473,8 +575,10 @@ class Server:
     def _sds_counts(self) -> dict[tuple[str, ...], int]:
         if self._sds is None:
             return {}
-        counted = asdict(self._sds.counters)
-        return {(name,): count for name, count in counted.items() if name != "streams"}
+        counts = _counted(self._sds.counters)
+        if self._identities is not None:
+            counts["issue_failures",] += self._identities.refused_renewals
+        return counts
 
     def _rate_limit_counts(self) -> dict[tuple[str, ...], int]:
         return {
@@ -489,6 +593,10 @@ class Server:
             for (domain, rule), hits in self._rate_limit.statistics.hits().items()
             for outcome, count in asdict(hits).items()
         }
+
+
+def _counted(counters: SdsCounters | WorkloadCounters) -> dict[tuple[str, ...], int]:
+    return {(name,): count for name, count in asdict(counters).items() if name != "streams"}
 
 
 def _tls_reloader(kind: str, files: TlsFiles, use: Callable[[TlsFiles], None]) -> Reloader[TlsGeneration]:
@@ -511,13 +619,16 @@ def _bundle_files(settings: Settings) -> list[TrustFile]:
 
 def _load_authority(settings: Settings) -> Authority:
     assert settings.ca.dir is not None  # noqa: S101 - the caller looked
-    passphrase = PassphraseSource(settings.ca.passphrase_file, os.environ, option="ca.passphrase_file")
-    authority = Authority.load(settings.ca.dir, passphrase.to_read)
+    authority = Authority.load(settings.ca.dir, _passphrase(settings).to_read)
     if authority.trust_domain != settings.trust_domain:
         message = f"this CA is for `{authority.trust_domain}`, the settings say `{settings.trust_domain}`"
         where = Diagnostic(str(settings.ca.dir), Position(1, 1), ("trust_domain",), "trust_domain", message)
         raise ConfigError([where])
     return authority
+
+
+def _passphrase(settings: Settings) -> PassphraseSource:
+    return PassphraseSource(settings.ca.passphrase_file, os.environ, option="ca.passphrase_file")
 
 
 def _open_memory(settings: Settings, authority: Authority) -> CaMemory:

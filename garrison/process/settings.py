@@ -37,7 +37,8 @@ from authz.paths import PathNormalization
 from authz.policy.compile import MeshSettings
 from authz.providers import GrpcProvider
 from authz.service import DecisionLog
-from ca.registration import Registration, Selector
+from ca.jwt_keys import DEFAULT_KEY_LIFETIME, MIN_KEY_LIFETIME
+from ca.registration import DEFAULT_JWT_TTL, Registration, Selector
 from ca.store.opening import LedgerPlace
 from ca.store.redis_server import Safety
 from garrison.distribution.announcement import Trust
@@ -154,12 +155,12 @@ class RequestSettings(BaseModel):
 
 
 class ControlSettings(BaseModel):
-    """The control path: SDS, RLQS, health, reflection."""
+    """The control path: SDS, the Workload API, RLQS, health, reflection."""
 
     model_config = _STRICT
     listen: list[ListenAddress] = Field(
         default=[Address.parse("tcp://127.0.0.1:9192")],
-        description="where SDS, RLQS, health and reflection are; SDS gives identities on unix:// only",
+        description="where SDS, Workload API, RLQS, health are; identities are given on unix:// only",
     )
     unix_mode: FileMode = Field(
         default=0o600, description="permissions of Unix sockets; 0666 for Envoys of other users"
@@ -168,7 +169,7 @@ class ControlSettings(BaseModel):
 
 
 class AdminSettings(BaseModel):
-    """Admin HTTP: /healthz, /readyz, /metrics, /version."""
+    """Admin HTTP: /healthz, /readyz, /metrics, /version, /ratelimit/…"""
 
     model_config = _STRICT
     listen: ListenAddress = Field(
@@ -183,11 +184,40 @@ class AdminSettings(BaseModel):
         return value
 
 
-class CaSettings(BaseModel):
-    """The CA that SDS issues from."""
+class OidcSettings(BaseModel):
+    """HTTP for those who verify our tokens: OpenID discovery, keys, and the SPIFFE bundle."""
 
     model_config = _STRICT
-    dir: FilePath | None = Field(default=None, description="folder that `ca init` wrote; none: no SDS")
+    listen: ListenAddress | None = Field(
+        default=None, description="tcp:// or tls:// address of discovery, keys and bundle; none: not served"
+    )
+    issuer: str | None = Field(
+        default=None,
+        pattern=r"^https?://[^/?#@\s]+(/[^?#\s]*[^/?#\s])?$",
+        description="`iss` of JWT-SVIDs, the URL under which verifiers find `listen`; none: no `iss`",
+    )
+    tls: TlsSettings = TlsSettings()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.listen is None:
+            return self
+        if self.listen.scheme is Scheme.UNIX:
+            raise ValueError("`listen` is `tcp://HOST:PORT` or `tls://HOST:PORT`")
+        if self.listen.scheme is Scheme.TLS and self.tls.certificate is None:
+            raise ValueError("a `tls://` address needs `tls.certificate` and `tls.private_key`")
+        if self.tls.client_ca is not None:
+            raise ValueError("`tls.client_ca` would keep verifiers out: what is served here is public")
+        return self
+
+
+class CaSettings(BaseModel):
+    """The CA that SDS and the Workload API issue from."""
+
+    model_config = _STRICT
+    dir: FilePath | None = Field(
+        default=None, description="folder that `ca init` wrote; none: no SDS and no Workload API"
+    )
     ledger: LedgerWhere | None = Field(
         default=None,
         description="file or redis://, rediss:// (TLS) or unix:// URL of the CA's ledger; none: "
@@ -209,6 +239,20 @@ class CaSettings(BaseModel):
         default=None,
         description="file with the passphrase of an encrypted CA key; none: `GARRISON_CA_PASSPHRASE`",
     )
+    jwt_key_lifetime: Duration = Field(
+        default=DEFAULT_KEY_LIFETIME, description="how long a key signs JWT-SVIDs before the next one does"
+    )
+    sds_file_folders: list[FilePath] = Field(
+        default=[], description="folders whose files callers of SDS may name; none: no files"
+    )
+    oidc: OidcSettings = OidcSettings()
+
+    @field_validator("jwt_key_lifetime")
+    @classmethod
+    def _long_enough(cls, value: timedelta) -> timedelta:
+        if value < MIN_KEY_LIFETIME:
+            raise ValueError(f"a key signs for at least {MIN_KEY_LIFETIME}, so that all know it before")
+        return value
 
     @model_validator(mode="after")
     def _for_redis(self) -> Self:
@@ -518,6 +562,8 @@ class WorkloadSettings(BaseModel):
     selectors: list[Annotated[Selector, _text(Selector.parse)]] = []
     svid_ttl: Duration = timedelta(hours=1)
     dns_names: list[str] = []
+    jwt_ttl: Duration = DEFAULT_JWT_TTL
+    hint: str = ""
     service: str = ""
     namespace: str = ""
     labels: dict[str, str] = {}
@@ -537,11 +583,26 @@ class WorkloadSettings(BaseModel):
         """
         if not self.selectors:
             return None
-        return Registration(self.spiffe_id, tuple(self.selectors), self.svid_ttl, tuple(self.dns_names))
+        return Registration(
+            self.spiffe_id,
+            tuple(self.selectors),
+            self.svid_ttl,
+            tuple(self.dns_names),
+            jwt_ttl=self.jwt_ttl,
+            hint=self.hint,
+        )
 
 
 class TrustBundleSettings(BaseModel):
     """Who vouches for the peers of a trust domain: PEM, its roots and the intermediates that issue."""
+
+    model_config = _STRICT
+    trust_domain: Domain
+    file: FilePath
+
+
+class FederatedBundleSettings(BaseModel):
+    """What workloads are given to verify another trust domain with: a SPIFFE bundle, or roots in PEM."""
 
     model_config = _STRICT
     trust_domain: Domain
@@ -633,6 +694,9 @@ class Settings(BaseModel):
     trust_bundles: list[TrustBundleSettings] = Field(
         default=[], description="what the certificates of peers are verified with, for each trust domain"
     )
+    federated_bundles: list[FederatedBundleSettings] = Field(
+        default=[], description="what workloads are given to verify other trust domains with"
+    )
     casbin_adapters: list[CasbinAdapterSettings] = Field(
         default=[], description="Casbin stores that CasbinPolicy documents may name"
     )
@@ -686,11 +750,22 @@ class Settings(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _federates_with_others(self) -> Self:
+        names = [one.trust_domain for one in self.federated_bundles]
+        if self.trust_domain in names:
+            raise ValueError(f"`federated_bundles` has `{self.trust_domain}`, which is ours: `ca.dir` has it")
+        if twice := sorted(str(name) for name in set(names) if names.count(name) > 1):
+            raise ValueError(f"`federated_bundles` has `{twice[0]}` twice")
+        return self
+
+    @model_validator(mode="after")
     def _workers_listen_apart(self) -> Self:
         if self.workers == 1:
             return self
         taken = [(address, "control.listen") for address in self.control.listen]
         taken.append((self.admin.listen, "admin.listen"))
+        if self.ca.oidc.listen is not None:
+            taken.append((self.ca.oidc.listen, "ca.oidc.listen"))
         for number in range(self.workers):
             for configured in self.request.listen:
                 address = configured.of_worker(number)
@@ -816,6 +891,7 @@ _OF_OBJECTS = (
     list[ProviderSettings],
     list[CasbinAdapterSettings],
     list[TrustBundleSettings],
+    list[FederatedBundleSettings],
     list[AuthenticatorSettings],
 )
 
@@ -949,7 +1025,7 @@ def _anchor_paths(data: dict[str, Any], folder: Path) -> None:
             continue
         anchored = [str(folder / one) for one in value] if isinstance(value, list) else str(folder / value)
         holder[leaf.path[-1]] = anchored
-    for bundle in data.get("trust_bundles", ()):
+    for bundle in (*data.get("trust_bundles", ()), *data.get("federated_bundles", ())):
         bundle["file"] = str(folder / bundle["file"])
     for section, name in path_fields(data.get("authenticators", ())):
         section[name] = str(folder / section[name])

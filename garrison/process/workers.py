@@ -33,8 +33,8 @@ from garrison.transport.address import Address
 log = structlog.get_logger()
 
 CONFIG_ERROR = 2
-# How long a scrape waits for the metrics of a worker.
-_METRICS_SECONDS = 1.0
+# How long a scrape waits for the metrics of a worker, and a reset until it has forgotten a counter.
+_ANSWER_SECONDS = 1.0
 # How long a worker may take beyond its drain before it is killed.
 _OVERTIME_SECONDS = 2.0
 # What an ended worker said last is still in its socket.
@@ -126,7 +126,7 @@ class Worker:
     silent: int = 0
     requests: int = 0
     writer: asyncio.StreamWriter | None = None
-    asked: dict[int, asyncio.Future[str]] = field(default_factory=dict)
+    asked: dict[int, asyncio.Future[Message]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -243,7 +243,7 @@ class Workers:
             return set()
         asking = asyncio.run_coroutine_threadsafe(self._ask_all(), self._loop)
         try:
-            pages = asking.result(2 * _METRICS_SECONDS)
+            pages = asking.result(2 * _ANSWER_SECONDS)
         except TimeoutError:
             asking.cancel()
             return set()
@@ -254,6 +254,21 @@ class Workers:
             else:
                 worker.silent += 1
         return answered
+
+    async def forget(self, keys: Sequence[str]) -> None:
+        """Have every worker that serves forget what it knows of the buckets `keys`.
+
+        Raises:
+            DependencyError: one of them did not answer.
+
+        """
+        listening = [worker for worker in self._workers if worker.is_listening]
+        lives = [worker.life for worker in listening]
+        answers = await asyncio.gather(*(self._ask(worker, forget=list(keys)) for worker in listening))
+        for worker, life, answer in zip(listening, lives, answers, strict=True):
+            # One that has ended meanwhile knows nothing any more.
+            if answer is None and worker.is_listening and worker.life == life:
+                raise DependencyError(f"worker {worker.number} does not answer; nothing was reset")
 
     def _record(self, worker: Worker, life: int, page: str) -> bool:
         """Note a page of metrics; return whether it could be read."""
@@ -267,20 +282,22 @@ class Workers:
     async def _ask_all(self) -> list[tuple[Worker, int, str | None]]:
         listening = [worker for worker in self._workers if worker.is_listening]
         lives = [worker.life for worker in listening]
-        pages = await asyncio.gather(*map(self._ask, listening))
+        answers = await asyncio.gather(*map(self._ask, listening))
+        pages = [answer["metrics"] if answer is not None else None for answer in answers]
         return list(zip(listening, lives, pages, strict=True))
 
-    async def _ask(self, worker: Worker) -> str | None:
+    async def _ask(self, worker: Worker, **question: list[str]) -> Message | None:
+        """Return what a worker answers, None if it does not in time. Without a question it is its metrics."""
         if worker.writer is None:
             return None
         worker.requests += 1
         number = worker.requests
         answer = worker.asked[number] = asyncio.get_running_loop().create_future()
-        worker.writer.write(frame({"request": number}))
+        worker.writer.write(frame({"request": number, **question}))
         try:
-            async with asyncio.timeout(_METRICS_SECONDS):
-                page: str = await answer
-                return page
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                message: Message = await answer
+                return message
         except (TimeoutError, asyncio.CancelledError):
             return None
         finally:
@@ -347,12 +364,12 @@ class Workers:
 
     async def _listen(self, worker: Worker, reader: asyncio.StreamReader) -> None:
         while (message := await read_frame(reader)) is not None:
-            if "metrics" in message:
+            if "request" in message:
                 waiting = worker.asked.get(message["request"]) if message["request"] else None
-                if waiting is None:
+                if waiting is not None and not waiting.done():
+                    waiting.set_result(message)
+                elif waiting is None and "metrics" in message:
                     self._record(worker, worker.life, message["metrics"])
-                elif not waiting.done():
-                    waiting.set_result(message["metrics"])
                 continue
             if "addresses" in message:
                 # Also for its next life: ports that were free are taken by now, and callers know them.

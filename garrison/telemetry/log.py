@@ -28,8 +28,15 @@ _MAX_WAITING_LINES = 20_000
 _FLUSH_SECONDS = 2.0
 
 # What one bad caller or one dead upstream can make happen with every call.
-_FLOODING = frozenset({"check_unreadable", "provider_failed", "check_failed"})
+_FLOODING = frozenset({"check_unreadable", "provider_failed", "check_failed", "rate_limit_reset_refused"})
 _FLOODING_LINES_PER_SECOND = 20
+
+# For lines that are written whatever `log.level` says: what operators did.
+audit: Any = structlog.wrap_logger(
+    None,
+    wrapper_class=structlog.make_filtering_bound_logger(logging.NOTSET),
+    cache_logger_on_first_use=False,
+)
 
 _encode = json.JSONEncoder(default=str, separators=(",", ":")).encode
 

@@ -38,6 +38,8 @@ GAUGES: Mapping[str, Rule] = {
     names.RATE_LIMIT_BREAKERS: Rule.SUM,
     names.DISTRIBUTION_CONNECTED: Rule.LEAST,
     names.DISTRIBUTION_BUNDLE: Rule.MOST,
+    names.RLQS_STREAMS: Rule.CONTROL,
+    names.RLQS_BUCKETS: Rule.CONTROL,
     names.WORKER_READY: Rule.CONTROL,
     "process_virtual_memory_bytes": Rule.SUM,
     "process_resident_memory_bytes": Rule.SUM,

@@ -26,13 +26,17 @@ class ServerCollector(Collector):
         reloads: Callable[[], Counts],
         left_out: Callable[[], Counts],
         sds: Callable[[], Counts],
+        workload: Callable[[], Counts],
         refused_buckets: Callable[[], int],
+        resets: Callable[[], Counts],
         snapshots: Callable[[], Mapping[str, str]],
         ready: Callable[[], bool],
     ) -> None:
         self._left_out = left_out
         self._sds = sds
+        self._workload = workload
         self._refused_buckets = refused_buckets
+        self._resets = resets
         self._decisions = decisions
         self._rate_limits = rate_limits
         self._rule_hits = rule_hits
@@ -63,8 +67,17 @@ class ServerCollector(Collector):
             self._left_out(),
         )
         yield _counter(names.SDS, names.SDS_HELP, names.SDS_LABELS, self._sds())
+        yield _counter(
+            names.WORKLOAD_API, names.WORKLOAD_API_HELP, names.WORKLOAD_API_LABELS, self._workload()
+        )
         yield CounterMetricFamily(
             names.RATE_LIMIT_REFUSED, names.RATE_LIMIT_REFUSED_HELP, value=self._refused_buckets()
+        )
+        yield _counter(
+            names.RATE_LIMIT_RESETS,
+            names.RATE_LIMIT_RESETS_HELP,
+            names.RATE_LIMIT_RESETS_LABELS,
+            self._resets(),
         )
         snapshots = GaugeMetricFamily(names.SNAPSHOT, names.SNAPSHOT_HELP, labels=names.SNAPSHOT_LABELS)
         for kind, version in self._snapshots().items():

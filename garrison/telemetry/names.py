@@ -7,7 +7,7 @@ DECISIONS_HELP = "Check calls answered, by verdict and reason code"
 DECISIONS_LABELS = ("verdict", "code")
 
 RATE_LIMIT_HITS = "garrison_rate_limit_answers"
-RATE_LIMIT_HITS_HELP = "ShouldRateLimit calls answered, by domain and outcome"
+RATE_LIMIT_HITS_HELP = "ShouldRateLimit calls answered and Check calls charged, by domain and outcome"
 RATE_LIMIT_HITS_LABELS = ("domain", "outcome")
 
 RATE_LIMIT_RULE_HITS = "garrison_rate_limit_hits"
@@ -35,8 +35,16 @@ SDS = "garrison_sds_events"
 SDS_HELP = "What happened on SDS streams"
 SDS_LABELS = ("event",)
 
+WORKLOAD_API = "garrison_workload_api_events"
+WORKLOAD_API_HELP = "What happened on calls of the SPIFFE Workload API"
+WORKLOAD_API_LABELS = ("event",)
+
 RATE_LIMIT_REFUSED = "garrison_rate_limit_buckets_refused"
 RATE_LIMIT_REFUSED_HELP = "New rate-limit counters refused because the store was full"
+
+RATE_LIMIT_RESETS = "garrison_rate_limit_resets"
+RATE_LIMIT_RESETS_HELP = "Resets of rate-limit counters that operators asked for, by what became of them"
+RATE_LIMIT_RESETS_LABELS = ("result",)
 
 KEYS_AVAILABLE = "garrison_keys_available"
 KEYS_AVAILABLE_HELP = (

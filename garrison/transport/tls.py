@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -76,8 +76,8 @@ def check_files(files: TlsFiles) -> None:
     _load(files)
 
 
-def load_server_context(files: TlsFiles) -> ssl.SSLContext:
-    """Return the context of an HTTP/2 listener: TLS 1.2 or newer, ALPN `h2`.
+def load_server_context(files: TlsFiles, *, protocols: Sequence[str] = ("h2",)) -> ssl.SSLContext:
+    """Return the context of a listener: TLS 1.2 or newer, ALPN `protocols`.
 
     Session tickets are off: a resumed session would skip the certificate check, also after the trusted CA
     has changed.
@@ -93,7 +93,7 @@ def load_server_context(files: TlsFiles) -> ssl.SSLContext:
     context.num_tickets = 0
     try:
         context.set_ciphers(_TLS12_CIPHERS)
-        context.set_alpn_protocols(["h2"])
+        context.set_alpn_protocols(list(protocols))
         context.load_cert_chain(files.certificate, files.key)
         if pem.client_ca is not None:
             context.load_verify_locations(cadata=pem.client_ca.decode("ascii", "replace"))

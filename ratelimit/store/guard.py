@@ -20,7 +20,7 @@ from garrison.errors import DependencyError
 from ratelimit.algorithm import SECOND, Limit, OnStoreFailure, Outcome
 from ratelimit.charge import Spend, is_denied
 from ratelimit.later import Later
-from ratelimit.store.base import Store
+from ratelimit.store.base import CounterStore, Held
 from ratelimit.store.leases import Leases, own_outcome
 from ratelimit.store.memory import MemoryStore
 from ratelimit.store.redis import RedisStore, Result, StoreError
@@ -68,7 +68,7 @@ class Breaker:
     task: asyncio.Task[None] | None = None
 
 
-class GuardedStore(Store):
+class GuardedStore(CounterStore):
     """A `Store` that always answers within the deadline of the one that it guards. Belongs to one event loop.
 
     `replicas` is by how many local limits are divided, so that all processes together allow about what the
@@ -135,6 +135,33 @@ class GuardedStore(Store):
             future.add_done_callback(lambda done: self._leases.answered(asked, _only(done), at))
             return Later(self._finish_lease, breaker, asked, now, future)
         return Later(self._finish, breaker, spends, now, self._store.submit(spends, now))
+
+    async def look(self, spends: Sequence[Spend], now: int) -> Held:
+        """Return the buckets of `spends` in the store, whatever is known of them here.
+
+        Raises:
+            DependencyError: the store does not answer, or is not asked because it did not.
+
+        """
+        self._require_store(spends[0].domain)
+        return await self._store.look(spends, now)
+
+    async def reset(self, spends: Sequence[Spend], now: int) -> Held:
+        """Remove the buckets of `spends` from the store; return what they were. Raises: as `look`."""
+        self._require_store(spends[0].domain)
+        return await self._store.reset(spends, now)
+
+    def forget(self, keys: Sequence[str]) -> None:
+        """Forget who is known to be over, what was taken in advance, and what was counted here meanwhile."""
+        at = self._monotonic()
+        self._refusals.forget(keys, at)
+        self._leases.forget(keys, at)
+        self._local.drop(keys)
+
+    def _require_store(self, domain: str) -> None:
+        breaker = self._breaker(domain)
+        if breaker.state is not State.CLOSED:
+            raise DependencyError(f"the rate-limit store does not answer ({breaker.reason})")
 
     async def start(self, domains: Sequence[str]) -> None:
         """Connect to the servers of `domains`, so that the first calls need not; give up after a while.

@@ -7,10 +7,12 @@ not used until then is lost to others: at most one hit less than the lease for e
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from ratelimit.algorithm import SECOND, Outcome
 from ratelimit.charge import Spend
+from ratelimit.store.base import FORGET_SECONDS
 
 MAX_KEYS = 50_000
 
@@ -30,6 +32,8 @@ class Leases:
         self._max_keys = max_keys
         self._leases: dict[str, _Lease] = {}
         self._asked: set[str] = set()
+        # Until when no lease is taken of a key.
+        self._forgotten: dict[str, float] = {}
 
     def __len__(self) -> int:
         return len(self._leases)
@@ -55,6 +59,8 @@ class Leases:
         held = lease is not None and lease.until > at and lease.left > 0
         if held or spend.key in self._asked or not 0 < spend.cost < spend.limit.lease:
             return spend
+        if self._forgotten and self._forgotten.get(spend.key, at) > at:
+            return spend
         self._asked.add(spend.key)
         return spend._replace(extra=spend.limit.lease - spend.cost)
 
@@ -69,12 +75,21 @@ class Leases:
         self._asked.discard(spend.key)
         if outcome is None or outcome.granted is None or outcome.granted <= spend.cost:
             return
+        if self._forgotten.get(spend.key, asked_at) > asked_at:
+            return  # it was asked for before its bucket was reset
         self._leases.pop(spend.key, None)
         while len(self._leases) >= self._max_keys:
             self._leases.pop(next(iter(self._leases)))
         until = asked_at + outcome.reset / SECOND
         left = outcome.granted - spend.cost
         self._leases[spend.key] = _Lease(left, until, outcome.remaining, spend.limit.numbers)
+
+    def forget(self, keys: Sequence[str], at: float) -> None:
+        """Drop the leases of `keys`, and take none for a while: one that was asked for may still come."""
+        self._forgotten = {key: until for key, until in self._forgotten.items() if until > at}
+        for key in keys:
+            self._leases.pop(key, None)
+            self._forgotten[key] = at + FORGET_SECONDS
 
 
 def own_outcome(spend: Spend, outcome: Outcome) -> Outcome:

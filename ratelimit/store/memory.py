@@ -13,14 +13,14 @@ from collections.abc import Sequence
 from heapq import heappop, heappush
 
 from ratelimit.algorithm import Bucket, Outcome, fixed_window
-from ratelimit.charge import Slot, Spend, Stored, charge
-from ratelimit.store.base import Store
+from ratelimit.charge import ONCE_KIND, Once, Slot, Spend, Stored, charge
+from ratelimit.store.base import CounterStore, Held
 
 # About 75 MB when full of keys of 60 characters.
 DEFAULT_MAX_BUCKETS = 200_000
 
 
-class MemoryStore(Store):
+class MemoryStore(CounterStore):
     """A `Store` that answers at once. Not for use by several threads."""
 
     def __init__(self, max_buckets: int = DEFAULT_MAX_BUCKETS) -> None:
@@ -43,6 +43,34 @@ class MemoryStore(Store):
             if not spend.limit.is_plain or spend.once or spend.extra:
                 return self._charge(spends, now)
         return [self._spend(spend, now) for spend in spends]
+
+    async def look(self, spends: Sequence[Spend], now: int) -> Held:
+        """Return the buckets of `spends`, also those that have expired. Changes nothing."""
+        found = [self._load((spend.limit.kind, spend.key)) for spend in spends]
+        return Held(now, [None if isinstance(one, Once) else one for one in found])
+
+    async def reset(self, spends: Sequence[Spend], now: int) -> Held:
+        """Remove the buckets of `spends`; return what they were."""
+        held = await self.look(spends, now)
+        for spend in spends:
+            self._remove(spend.limit.kind, spend.key)
+            for key in spend.once_keys:
+                self._remove(ONCE_KIND, key)
+        return held
+
+    def forget(self, keys: Sequence[str]) -> None:
+        """Nothing is known besides the buckets."""
+
+    def drop(self, keys: Sequence[str]) -> None:
+        """Remove the buckets called `keys`, of whichever kind."""
+        for kind in self._buckets:
+            for key in keys:
+                self._remove(kind, key)
+
+    def _remove(self, kind: str, key: str) -> None:
+        # Its entry among the expiries then speaks of nothing.
+        if self._buckets.get(kind, {}).pop(key, None) is not None:
+            self._size -= 1
 
     def _spend(self, spend: Spend, now: int) -> Outcome:
         """Apply one spend that depends on no other."""

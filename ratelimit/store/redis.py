@@ -10,21 +10,22 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha1
+from typing import Any
 
 import structlog
 
 from garrison.errors import DependencyError
 from ratelimit.algorithm import UNITS, Limit, Outcome
 from ratelimit.later import Later
-from ratelimit.store.base import Spend, Store
+from ratelimit.store.base import CounterStore, Held, Spend
 from ratelimit.store.connection import AnswerError
 from ratelimit.store.servers import Servers
-from ratelimit.store.wire import DEFAULT_PREFIX, SCRIPT, Keys, decode, encode
+from ratelimit.store.wire import BUCKETS_SCRIPT, DEFAULT_PREFIX, SCRIPT, Keys, decode, decode_held, encode
 
 _log = structlog.get_logger(__name__)
 
-# Names the script to the server; nobody is protected by it.
-_SHA = sha1(SCRIPT.encode(), usedforsecurity=False).hexdigest()
+# For an operator's look or reset, which no call waits for.
+_OPERATOR_SECONDS = 2.0
 # Scripts of one slot that may be on their way at once; what comes up meanwhile makes the next batch.
 _IN_FLIGHT = 2
 DEFAULT_MAX_BATCH = 256
@@ -33,6 +34,8 @@ _LATE_SECONDS = 0.002
 # How often a call may be sent on to another node of a Cluster.
 _MAX_REDIRECTIONS = 3
 _PROBE = Limit(1, UNITS["second"])
+# What a server that fails, or says what makes no sense, ends in here.
+_FAILURES = (AnswerError, OSError, TypeError, ValueError, LookupError)
 
 
 class StoreError(DependencyError):
@@ -77,7 +80,21 @@ class _Slot:
     in_flight: int = 0
 
 
-class RedisStore(Store):
+class _Script:
+    """A script, and what it is called in the server."""
+
+    __slots__ = ("sha", "text")
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        # Names the script to the server; nobody is protected by it.
+        self.sha = sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+
+_CHARGE, _BUCKETS = _Script(SCRIPT), _Script(BUCKETS_SCRIPT)
+
+
+class RedisStore(CounterStore):
     """A `Store` that answers later. Belongs to one event loop.
 
     No call waits longer than `deadline_seconds` from when it came up. `max_batch` is how many calls one
@@ -125,6 +142,35 @@ class RedisStore(Store):
         turn.waiting.append(future)
         return future
 
+    async def look(self, spends: Sequence[Spend], now: int) -> Held:
+        """Return the buckets of `spends` at the server's time; `now` plays no part. Changes nothing.
+
+        Raises:
+            StoreError: the store does not answer.
+
+        """
+        return await self._buckets(spends, now, "look")
+
+    async def reset(self, spends: Sequence[Spend], now: int) -> Held:
+        """Remove the buckets of `spends`, in one step; return what they were. Raises: as `look`."""
+        return await self._buckets(spends, now, "reset")
+
+    def forget(self, keys: Sequence[str]) -> None:
+        """Nothing is known besides the buckets."""
+
+    async def _buckets(self, spends: Sequence[Spend], _now: int, what: str) -> Held:
+        start = self._keys.domain(spends[0].domain)
+        keys = [self._keys.bucket(start, spend) for spend in spends]
+        keys += [start + key for spend in spends for key in spend.once_keys]
+        slot = self.slot(spends[0].domain)
+        try:
+            async with asyncio.timeout(_OPERATOR_SECONDS):
+                answer = await self._send_script(slot, _BUCKETS, len(keys), *keys, len(spends), what)
+            held = decode_held([spend.limit for spend in spends], answer)
+        except (AnswerError, OSError, TypeError, ValueError) as error:
+            raise StoreError(_reason(error)) from error
+        return held if self._clock is None else held._replace(now=self._clock())
+
     def slot(self, domain: str) -> int:
         """Return the number of the slot that `domain` is in: what fails, fails for all domains of a slot."""
         return self._servers.slot(domain)
@@ -148,7 +194,7 @@ class RedisStore(Store):
         """
         try:
             await self._servers.renew(self.slot(domain))
-        except (AnswerError, OSError) as error:
+        except _FAILURES as error:
             raise StoreError(_reason(error)) from error
 
     async def close(self) -> None:
@@ -195,6 +241,12 @@ class RedisStore(Store):
             for turn in turns:
                 turn.batch = batch
             batch.task = asyncio.create_task(self._send(slot, batch))
+            # Not at the end of `_send`: a task that is cancelled before its first step never gets there.
+            batch.task.add_done_callback(lambda _: self._sent(slot))
+
+    def _sent(self, slot: _Slot) -> None:
+        slot.in_flight -= 1
+        self._flush(slot)
 
     async def _send(self, slot: _Slot, batch: _Batch) -> None:
         turns = batch.turns
@@ -207,9 +259,6 @@ class RedisStore(Store):
         except Exception:  # noqa: BLE001 - a bug here; those who wait are to hear of it all the same
             _log.exception("rate_limit_store_failed")
             result = StoreError("bug")
-        finally:
-            slot.in_flight -= 1
-            asyncio.get_running_loop().call_soon(self._flush, slot)
         at = 0
         for turn in turns:
             end = at + len(turn.calls)
@@ -221,12 +270,12 @@ class RedisStore(Store):
         time = self._clock() if self._clock is not None else 0
         keys, argument = encode(calls, self._keys, time, now)
         try:
-            answer = await self._send_script(slot, len(keys), *keys, argument)
+            answer = await self._send_script(slot, _CHARGE, len(keys), *keys, argument)
             return decode(calls, answer)
-        except (AnswerError, OSError, TypeError, ValueError) as error:
+        except _FAILURES as error:
             raise StoreError(_reason(error)) from error
 
-    async def _send_script(self, slot: int, *arguments: str | bytes | int) -> bytes:
+    async def _send_script(self, slot: int, script: _Script, *arguments: str | bytes | int) -> Any:
         """Return the script's answer, from whichever node of a Cluster has the slot by now.
 
         Each of the errors that are followed here says that nothing was done.
@@ -236,12 +285,12 @@ class RedisStore(Store):
         for _ in range(_MAX_REDIRECTIONS + 1):
             if asking:
                 connection.send("ASKING")
-            answer = await connection.send("EVALSHA", _SHA, *arguments)
+            answer = await connection.send("EVALSHA", script.sha, *arguments)
             if isinstance(answer, AnswerError) and answer.code == "NOSCRIPT":
                 # A server that was restarted, or one that has just become the master.
                 if asking:
                     connection.send("ASKING")
-                answer = await connection.send("EVAL", SCRIPT, *arguments)
+                answer = await connection.send("EVAL", script.text, *arguments)
             if not isinstance(answer, AnswerError) or answer.code not in {"MOVED", "ASK"}:
                 break
             asking = answer.code == "ASK"
@@ -254,8 +303,7 @@ class RedisStore(Store):
                 connection = await self._servers.connection(slot)
         if isinstance(answer, AnswerError):
             raise answer
-        script_answer: bytes = answer
-        return script_answer
+        return answer
 
 
 def _settle(turn: _Turn, result: list[list[Outcome]] | StoreError) -> None:

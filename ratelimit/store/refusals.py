@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 from ratelimit.algorithm import SECOND, Algorithm, Outcome
 from ratelimit.charge import Spend
+from ratelimit.store.base import FORGET_SECONDS
 
 # The store is asked again after this long even if the reset is later: somebody may have given back hits, or
-# an operator may have reset the counter.
+# an operator elsewhere may have reset the counter.
 MAX_SECONDS = 1.0
 MAX_KEYS = 50_000
 
@@ -34,6 +35,8 @@ class Refusals:
     def __init__(self, max_keys: int = MAX_KEYS) -> None:
         self._max_keys = max_keys
         self._known: dict[str, _Refusal] = {}
+        # Until when nothing is learnt about a key.
+        self._forgotten: dict[str, float] = {}
 
     def __len__(self) -> int:
         return len(self._known)
@@ -83,6 +86,8 @@ class Refusals:
             # Places are given back at any moment.
             if outcome.remaining or limit.algorithm is Algorithm.CONCURRENCY:
                 continue
+            if self._forgotten and self._forgotten.get(spend.key, at) > at:
+                continue
             reset = outcome.reset / SECOND
             self._known.pop(spend.key, None)
             while len(self._known) >= self._max_keys:
@@ -90,3 +95,10 @@ class Refusals:
             self._known[spend.key] = _Refusal(
                 at + min(reset, MAX_SECONDS), at + reset, spend.cost or 1, limit.numbers
             )
+
+    def forget(self, keys: Sequence[str], at: float) -> None:
+        """Forget `keys`, and learn nothing about them for a while: an answer from before may still come."""
+        self._forgotten = {key: until for key, until in self._forgotten.items() if until > at}
+        for key in keys:
+            self._known.pop(key, None)
+            self._forgotten[key] = at + FORGET_SECONDS

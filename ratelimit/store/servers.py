@@ -6,7 +6,7 @@ import asyncio
 from binascii import crc_hqx
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from ratelimit.store.connection import AnswerError, Connection, Endpoint, open_connection
 from ratelimit.store.wire import tag
@@ -14,6 +14,9 @@ from ratelimit.store.wire import tag
 SLOTS = 16384
 # For one new connection, TLS and password included.
 _OPEN_SECONDS = 2.0
+# For one Sentinel or node to say who serves what. Several of them fit into the time of a probe: the one that
+# is asked first may have failed together with the server that is looked for.
+_ASK_SECONDS = 0.5
 
 
 class Servers(Protocol):
@@ -91,6 +94,50 @@ async def _open(endpoint: Endpoint) -> Connection:
         return await open_connection(endpoint)
 
 
+class Informants:
+    """Nodes that know who serves what; they are asked in turn until one answers.
+
+    Who does not answer in time is asked last from then on, also by whoever has no time to ask all of them.
+    """
+
+    def __init__(self, nodes: Sequence[Endpoint]) -> None:
+        self.nodes = list(nodes)
+
+    async def ask(self, *command: str) -> tuple[Endpoint, Any]:
+        """Return the first answer that is not empty, and whose it is.
+
+        Raises:
+            AnswerError: the last one does not let this client in, or refuses to say.
+            OSError: the last one cannot be reached, does not answer, or knows nothing.
+
+        """
+        failure: Exception = ConnectionError("there is nobody to ask")
+        for node in list(self.nodes):
+            try:
+                async with asyncio.timeout(_ASK_SECONDS):
+                    answer = await _ask(node, *command)
+            except (AnswerError, OSError) as error:
+                failure = error
+            else:
+                if answer:
+                    return node, answer
+                failure = ConnectionError("who was asked knows nothing")
+            # Others may have changed the list meanwhile.
+            if node in self.nodes:
+                self.nodes.remove(node)
+                self.nodes.append(node)
+        raise failure
+
+
+async def _ask(node: Endpoint, *command: str) -> Any:
+    """Ask on a connection of its own: one that is open may be stuck."""
+    connection = await open_connection(node)
+    try:
+        return await connection.ask(*command)
+    finally:
+        connection.close()
+
+
 class SingleServer(Servers):
     """One server, always the same."""
 
@@ -130,7 +177,7 @@ class SentinelServer(SingleServer):
 
     def __init__(self, sentinels: Sequence[Endpoint], master: str, server: Endpoint) -> None:
         super().__init__(server)
-        self._sentinels = sentinels
+        self._sentinels = Informants(sentinels)
         self._master = master
         self._is_found = False
 
@@ -150,33 +197,20 @@ class SentinelServer(SingleServer):
             raise AnswerError("READONLY the Sentinels name a server that is no master yet")
 
     async def _find(self) -> None:
-        failure: Exception = ConnectionError("no Sentinel knows the master")
-        for sentinel in self._sentinels:
-            try:
-                connection = await _open(sentinel)
-                try:
-                    found = await connection.ask("SENTINEL", "get-master-addr-by-name", self._master)
-                finally:
-                    connection.close()
-            except (AnswerError, OSError) as error:
-                failure = error
-                continue
-            if found:
-                host, port = found
-                self._endpoint = replace(self._endpoint, host=host.decode(), port=int(port), path="")
-                self._is_found = True
-                return
-        raise failure
+        _, (host, port) = await self._sentinels.ask("SENTINEL", "get-master-addr-by-name", self._master)
+        self._endpoint = replace(self._endpoint, host=host.decode(), port=int(port), path="")
+        self._is_found = True
 
 
 class ClusterServers(Servers):
     """The nodes of a Cluster. A domain's keys are in one slot, by their hash tag.
 
-    `seeds` are asked who serves what, and all nodes that are known from earlier answers.
+    `seeds` are asked who serves what, and all nodes that are known from the last answer.
     """
 
     def __init__(self, seeds: Sequence[Endpoint]) -> None:
         self._seeds = list(seeds)
+        self._informants = Informants(seeds)
         self._connections = Connections()
         self._slots: dict[str, int] = {}
         self._masters: list[Endpoint | None] = [None] * SLOTS
@@ -236,24 +270,15 @@ class ClusterServers(Servers):
             task.exception()  # nobody may be waiting any more
 
     async def _load_slots(self) -> None:
-        known = dict.fromkeys([*self._seeds, *filter(None, self._masters)])
-        failure: Exception = ConnectionError("no node of the Cluster answers")
-        for node in known:
-            try:
-                # A connection of its own: the one for scripts may be stuck.
-                connection = await _open(node)
-                try:
-                    ranges = await connection.ask("CLUSTER", "SLOTS")
-                finally:
-                    connection.close()
-            except (AnswerError, OSError) as error:
-                failure = error
-                continue
-            masters: list[Endpoint | None] = [None] * SLOTS
-            for first, last, (host, port, *_), *_ in ranges:
-                # A node that does not know its own address leaves it out.
-                master = self._node(host.decode() if host else node.host, int(port))
-                masters[first : last + 1] = [master] * (last + 1 - first)
-            self._masters = masters
-            return
-        raise failure
+        informant, ranges = await self._informants.ask("CLUSTER", "SLOTS")
+        masters: list[Endpoint | None] = [None] * SLOTS
+        known = {informant: None}
+        for first, last, *nodes in ranges:
+            # A node that does not know its own address leaves it out.
+            found = [
+                self._node(host.decode() if host else informant.host, int(port)) for host, port, *_ in nodes
+            ]
+            known |= dict.fromkeys(found)
+            masters[first : last + 1] = [found[0]] * (last + 1 - first)
+        self._masters = masters
+        self._informants.nodes = list(known | dict.fromkeys(self._seeds))

@@ -8,13 +8,37 @@ inside one slot.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
-from struct import Struct, pack
+from struct import Struct, pack, unpack
+from typing import Any
 
-from ratelimit.algorithm import MICROSECOND, Limit, Outcome
+from ratelimit.algorithm import (
+    MICROSECOND,
+    SECOND,
+    Algorithm,
+    AnyBucket,
+    Bucket,
+    LeaseBucket,
+    Limit,
+    Outcome,
+    SlidingBucket,
+    TokenBucket,
+)
 from ratelimit.charge import Spend
+from ratelimit.store.base import Held
 
 SCRIPT = (Path(__file__).parent / "script.lua").read_text(encoding="utf-8")
+# What an operator asks for: KEYS are buckets, ARGV[1] of them, and records of identifiers; ARGV[2] is `look`
+# or `reset`. It returns the server's time and the buckets, and removes all KEYS for a `reset`.
+BUCKETS_SCRIPT = """
+local time = redis.call('TIME')
+local found = redis.call('MGET', unpack(KEYS, 1, tonumber(ARGV[1])))
+if ARGV[2] == 'reset' then
+    redis.call('DEL', unpack(KEYS))
+end
+return {time[1], time[2], found}
+"""
 _NO_CALENDAR = (0, 0, 0, 0)
 _ANSWER = Struct("<dddd")
 DEFAULT_PREFIX = "garrison"
@@ -117,3 +141,40 @@ def decode(calls: Sequence[Sequence[Spend]], answer: bytes) -> list[list[Outcome
 def _outcome(allowed: float, remaining: float, reset: float, granted: float) -> Outcome:
     nanoseconds = int(reset) * MICROSECOND or 1
     return Outcome(allowed == 1, int(remaining), nanoseconds, int(granted) if granted >= 0 else None)
+
+
+def decode_held(limits: Sequence[Limit], answer: Any) -> Held:
+    """Return the buckets of `limits` in an answer of the `BUCKETS_SCRIPT`.
+
+    Raises:
+        TypeError: this is no answer to it.
+        ValueError: likewise.
+
+    """
+    seconds, microseconds, values = answer
+    found = [_bucket(limit, value) for limit, value in zip(limits, values, strict=True)]
+    return Held(int(seconds) * SECOND + int(microseconds) * MICROSECOND, found)
+
+
+def _bucket(limit: Limit, value: bytes | None) -> AnyBucket | None:
+    """Return the bucket that `script.lua` has written; what it would not take for one is none.
+
+    Only that of a fixed window says when it expires: the others do not need to know.
+    """
+    if not value or len(value) % 8:
+        return None
+    doubles = unpack(f"<{len(value) // 8}d", value)
+    if not all(map(isfinite, doubles)):
+        return None
+    numbers = [int(one) for one in doubles]
+    match limit.algorithm, len(numbers):
+        case Algorithm.FIXED_WINDOW, 2:
+            return Bucket(numbers[0] * MICROSECOND, numbers[1])
+        case Algorithm.SLIDING_WINDOW, 3:
+            return SlidingBucket(0, *numbers)
+        case Algorithm.TOKEN_BUCKET, 2:
+            return TokenBucket(0, *numbers)
+        case ((Algorithm.CONCURRENCY | Algorithm.ROLLING_WINDOW), count) if count % 2 == 0:
+            return LeaseBucket(0, tuple(zip(numbers[::2], numbers[1::2], strict=True)))
+        case _:
+            return None

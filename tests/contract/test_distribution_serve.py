@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import queue
+import re
+import signal
 import ssl
 import threading
 import time
@@ -19,7 +22,9 @@ import grpc
 import pytest
 from click.testing import CliRunner, Result
 from envoy.service.auth.v3.external_auth_pb2 import CheckResponse
+from support.asking import check
 from support.checks import check_request, principal, role
+from support.envoys import eventually
 from support.serving import Serving, serving
 from support.store_certificates import certificate
 from support.valkey import Valkey
@@ -129,6 +134,37 @@ def page(ready: dict[str, Any], path: str) -> str:
 def in_force(version: str) -> Any:
     """Return a test for the event that puts a version in force."""
     return lambda event: event["version"] == version
+
+
+def test_workers_follow_what_is_published(mesh: Mesh) -> None:
+    """Each worker is a replica of its own, is seen as one, and has what was published in force; also a new one."""
+    first = mesh.publish("a")
+    with mesh.replica("many", "workers: 2") as server:
+        ready = server.wait_for("ready")
+        addresses = ready["request"]
+        assert len(addresses) == 2
+        assert [(check(one, "a"), check(one, "b")) for one in addresses] == [(200, 403)] * 2
+        second = mesh.publish("b")
+        assert second["version"] != first["version"]
+
+        def followed() -> bool | None:
+            return [(check(one, "a"), check(one, "b")) for one in addresses] == [(403, 200)] * 2 or None
+
+        eventually(followed, "both workers follow")
+        wanted = dict.fromkeys(("many.0", "many.1"), second["version"])
+
+        def told() -> bool | None:
+            replicas = json.loads(mesh.run("status", "--json").stdout)["replicas"]
+            return {one["replica"]: one["bundle"] for one in replicas} == wanted or None
+
+        eventually(told, "both say so")
+        found = re.search(r"worker 1: ready \(pid (\d+)", page(ready, "/healthz"))
+        assert found is not None
+        os.kill(int(found[1]), signal.SIGKILL)
+        server.wait_for("worker_ready", lambda event: event["worker"] == 1)
+        assert [(check(one, "a"), check(one, "b")) for one in addresses] == [(403, 200)] * 2
+        assert "garrison_distribution_connected 1.0" in page(ready, "/metrics")
+        assert server.stop() == 0
 
 
 def test_publishing_under_traffic_loses_no_call(mesh: Mesh) -> None:

@@ -44,6 +44,7 @@ from garrison.process.authenticators import (
 )
 from garrison.process.settings import (
     CasbinAdapterSettings,
+    FederatedBundleSettings,
     ProviderSettings,
     Settings,
     TrustBundleSettings,
@@ -171,6 +172,11 @@ def bundles_table() -> str:
     return fields_table(TrustBundleSettings)
 
 
+def federated_table() -> str:
+    """Return the fields of one of `federated_bundles`."""
+    return fields_table(FederatedBundleSettings)
+
+
 def adapters_table() -> str:
     """Return the fields of one of `casbin_adapters`."""
     return fields_table(CasbinAdapterSettings)
@@ -229,7 +235,9 @@ def metrics_table() -> str:
         reloads=nothing,
         left_out=nothing,
         sds=nothing,
+        workload=nothing,
         refused_buckets=lambda: 0,
+        resets=nothing,
         snapshots=nothing,
         ready=lambda: True,
     )
@@ -266,6 +274,7 @@ GENERATED: dict[str, tuple[str, Callable[[], str]]] = {
     "workloads": ("docs/reference/settings.md", workloads_table),
     "providers": ("docs/reference/settings.md", providers_table),
     "bundles": ("docs/reference/settings.md", bundles_table),
+    "federated": ("docs/reference/settings.md", federated_table),
     "adapters": ("docs/reference/settings.md", adapters_table),
     "authenticators": ("docs/reference/credentials.md", authenticators_table),
     "api_keys": ("docs/reference/credentials.md", lambda: fields_table(ApiKeySettings)),
@@ -376,6 +385,7 @@ _ENVOY_KEYS = {
     "grpc_service",
     "http_filters",
     "name",
+    "rate_limits",
     "typed_per_filter_config",
 }
 # The authenticators of the examples.

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from envoy.extensions.transport_sockets.tls.v3.secret_pb2 import Secret
 from envoy.service.discovery.v3.discovery_pb2 import DiscoveryRequest, DiscoveryResponse
 from support.asking import page
-from support.ledgers import entry, open_redis
+from support.ledgers import API, entry, open_redis
 from support.serving import PATIENCE_SECONDS, Serving, serving, write_settings
 from support.valkey import DURABLE, Valkey
 
@@ -160,13 +160,16 @@ def test_two_servers_share_a_ledger_in_redis(
             )
             for admin in admins:
                 eventually(lambda admin=admin: {one.serial_number for one in crl(admin)} == {leaves[1]})  # type: ignore[misc]
+            ledger.add_entry(entry("2", API, f"unix:uid:{os.getuid()}"))
+            for server in (first, second):
+                server.wait_for("registrations changed")
             valkey.pause()
             try:
                 with pytest.raises(grpc.RpcError, match="it cannot be recorded"):
-                    fetch(folders[0] / "pki", "default")
+                    fetch(folders[0] / "pki", str(API))
             finally:
                 valkey.resume()
-            assert fetch(folders[1] / "pki", "default").name == "default"
+            assert fetch(folders[1] / "pki", str(API)).name == str(API)
             assert ledger.verify_audit().intact
     assert not (pki / LEDGER).exists()
 

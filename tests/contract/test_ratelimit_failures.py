@@ -15,7 +15,7 @@ import redis
 from envoy.service.ratelimit.v3 import rls_pb2
 from support.proxy import Proxy
 from support.serving import PATIENCE_SECONDS, Serving, serving, write_settings
-from support.valkey import Valkey
+from support.valkey import KINDS, Valkey
 from support.valkey_nodes import Cluster, Node, wait_until
 
 LIMIT = "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit"
@@ -108,10 +108,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("f")
 
 
-@pytest.fixture
-def valkey(folder: Path) -> Iterator[Valkey]:
+@pytest.fixture(params=KINDS)
+def valkey(request: pytest.FixtureRequest, folder: Path) -> Iterator[Valkey]:
     """Run a server that counts."""
-    server = Valkey(folder)
+    server = Valkey(folder, kind=request.param)
     server.start()
     yield server
     server.kill()
@@ -249,6 +249,44 @@ def test_one_node_of_a_cluster(folder: Path) -> None:
             assert left(server.answer("deny", domain=kept)) == 3
     finally:
         cluster.kill()
+
+
+def test_replicas_of_a_cluster_take_over(folder: Path) -> None:
+    """When a master is gone, or hangs, its replica is asked as soon as it is the master, with the counts.
+
+    They are the nodes that the settings name.
+    """
+    cluster = Cluster(folder, replicas=True)
+    try:
+        cluster.start()
+        domains = {cluster.node_of(f"garrison:{{d{number}}}:x").port: f"d{number}" for number in range(40)}
+        with asked(folder, f"redis: {cluster.urls[:2]}, redis_mode: cluster") as server:
+            text = "---\n".join(LIMITS.replace("domain: d\n", f"domain: {one}\n") for one in domains.values())
+            (folder / "limits" / "more.yaml").write_text(text)
+            server.server.wait_for("snapshot_swapped", lambda event: event["kind"] == "limits")
+            for number, fail in enumerate((Node.kill, Node.pause)):
+                gone, replica = cluster.masters[number], cluster.replicas[number]
+                takes_over(server, domains[gone.port], gone, replica, fail)
+    finally:
+        cluster.kill()
+
+
+def takes_over(server: Asked, domain: str, gone: Node, replica: Node, fail: Callable[[Node], None]) -> None:
+    """See that a domain is answered without its node for a while, then by the node's replica."""
+    assert [left(server.answer("deny", domain=domain)) for _ in range(2)] == [4, 3]
+    wait_until(lambda: replica.ask("DBSIZE") == gone.ask("DBSIZE"), "the replica has the counts")
+    fail(gone)
+
+    def is_lost() -> bool:
+        fault = server.answer("deny", domain=domain).dynamic_metadata
+        return "fault" in fault and fault["fault"] == "store_unavailable"
+
+    wait_until(is_lost, "the calls that find out are answered without the node")
+    assert server.state.startswith(("open for", "half_open for"))
+    server.heals()
+    assert replica.ask("ROLE")[0] == "master"
+    assert left(server.answer("deny", domain=domain)) == 2
+    assert 'garrison_rate_limit_store_breakers{state="open"} 0.0' in server.page("/metrics")
 
 
 def test_sentinels_name_another_master(folder: Path) -> None:

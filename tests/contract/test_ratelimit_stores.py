@@ -1,4 +1,4 @@
-"""Counts in real servers: one, behind TLS and a password, a Cluster of three, one behind Sentinels."""
+"""Counts in real servers, Valkey and Redis: one, one with TLS, a Cluster of three."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import asyncio
 import ssl
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from support.proxy import Proxy
 from support.ratelimit import START
 from support.store_certificates import certificate
-from support.valkey import Valkey
-from support.valkey_nodes import Cluster, Node
+from support.valkey import KINDS, Valkey, server_with_tls
+from support.valkey_nodes import Cluster, Node, free_port
 
 from garrison.errors import DependencyError
 from garrison.process.quota import StoreOptions, find_servers
@@ -27,19 +28,19 @@ from ratelimit.zones import calendar_unit
 TEN = Limit(10, UNITS["day"], counts_denied=False)
 
 
-@pytest.fixture(scope="module")
-def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
+@pytest.fixture(scope="module", params=KINDS)
+def valkey(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
     """Run one server."""
-    server = Valkey(tmp_path_factory.mktemp("v"))
+    server = Valkey(tmp_path_factory.mktemp("v"), kind=request.param)
     server.start()
     yield server
     server.kill()
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+@pytest.fixture(scope="module", params=KINDS)
+def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Run a Cluster."""
-    servers = Cluster(tmp_path_factory.mktemp("c"))
+    servers = Cluster(tmp_path_factory.mktemp("c"), kind=request.param)
     try:
         servers.start()
         yield servers
@@ -199,6 +200,57 @@ def test_tls_is_verified(valkey: Valkey, tmp_path: Path) -> None:
 
     with Proxy(valkey.socket, tls) as proxy:
         asyncio.run(scenario(proxy.port))
+
+
+@contextmanager
+def asks_for_certificates(folder: Path, how: str) -> Iterator[tuple[int, Path]]:
+    """Yield port and certificate of a server that only lets in whoever shows `client.pem`."""
+    own, client = certificate(folder, "own"), certificate(folder, "client")
+    if how == "proxy":
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(own)
+        tls.load_verify_locations(client)
+        tls.verify_mode = ssl.CERT_REQUIRED
+        server = Valkey(folder)
+        server.start()
+        try:
+            with Proxy(server.socket, tls) as proxy:
+                yield proxy.port, own
+        finally:
+            server.kill()
+        return
+    port = free_port()
+    files = ("--tls-cert-file", own, "--tls-key-file", own, "--tls-ca-cert-file", client)
+    options = ("--tls-port", port, *files, "--tls-auth-clients", "yes", "--bind", "127.0.0.1")
+    server = Valkey(folder, *map(str, options), binary=server_with_tls())
+    server.start()
+    try:
+        yield port, own
+    finally:
+        server.kill()
+
+
+@pytest.mark.parametrize("how", ["proxy", "server"])
+def test_certificates_on_both_sides(how: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A server that asks for a certificate counts for whoever shows the right one, and for nobody else."""
+    folder = tmp_path_factory.mktemp("t")
+    wrong = certificate(folder, "wrong")
+
+    async def scenario(port: int, own: Path) -> None:
+        right = folder / "client.pem"
+        for roots, shown in ((own, right), (own, wrong), (own, None), (wrong, right)):
+            store = store_at(f"rediss://127.0.0.1:{port}", ca=roots, certificate=shown)
+            try:
+                if (roots, shown) == (own, right):
+                    assert (await spend(store, Spend("mtls", TEN, 1)))[0].remaining == 9
+                else:
+                    with pytest.raises(DependencyError, match="connection"):
+                        await spend(store, Spend("mtls", TEN, 1))
+            finally:
+                await store.close()
+
+    with asks_for_certificates(folder, how) as (port, own):
+        asyncio.run(scenario(port, own))
 
 
 def test_ten_thousand_descriptors(valkey: Valkey) -> None:

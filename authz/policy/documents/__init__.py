@@ -9,6 +9,7 @@ from __future__ import annotations
 from authz.policy.documents.authentication import AuthenticationPolicy, MeshAuthenticationPolicy
 from authz.policy.documents.credentials import CredentialAuthentication
 from authz.policy.documents.kubernetes import Metadata, Resource
+from authz.policy.documents.rate_limits import RateLimitPolicy
 from authz.policy.documents.rbac import ClusterRbacConfig, RbacConfig, ServiceRole, ServiceRoleBinding
 from authz.policy.documents.response import ResponsePolicy
 from authz.policy.documents.security import (
@@ -25,6 +26,7 @@ __all__ = [
     "MeshAuthenticationPolicy",
     "Metadata",
     "PeerAuthentication",
+    "RateLimitPolicy",
     "RbacConfig",
     "RequestAuthentication",
     "Resource",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from benchmarks.bench_envoy import bootstrap
 from benchmarks.bench_target import answer_of
 from benchmarks.http_load import parse_response, request
 from benchmarks.paced_load import Paced, paced_load
-from benchmarks.servers import cpu_seconds
+from benchmarks.servers import cpu_seconds, family_cpu_seconds
 
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -33,6 +35,22 @@ def test_cpu_time_is_user_and_system_time_whatever_the_name(name: str, user: int
     """A program's name may hold blanks and parentheses; the times are found behind the last of them."""
     stat = f"42 ({name}) S 1 42 42 0 -1 4194560 900 0 0 0 {user} {system} 0 0 20 0 3 0 1000 1 2 3\n"
     assert cpu_seconds(stat) == pytest.approx((user + system) / TICKS)
+
+
+def test_cpu_time_of_a_family() -> None:
+    """Children count with their parent, or alone by their name; others do not."""
+    busy = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\ninput()"
+    with subprocess.Popen(
+        [sys.executable, "-c", busy], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        name = Path(f"/proc/{child.pid}/comm").read_text().strip()
+        assert family_cpu_seconds(child.pid) >= 0.25
+        assert family_cpu_seconds(os.getpid(), name) >= 0.25
+        assert family_cpu_seconds(os.getpid()) > family_cpu_seconds(os.getpid(), name)
+        assert family_cpu_seconds(os.getpid(), "nobody") == 0
+        child.communicate(b"\n")
 
 
 def test_answers_are_told_apart_as_envoy_does() -> None:

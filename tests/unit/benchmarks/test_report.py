@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.report import Requirement, Row, Sample, Section, as_json, failures, render
+from benchmarks.report import Requirement, Row, Sample, Section, Table, as_json, failures, render
 
 VALUES = st.lists(st.floats(min_value=1e-3, max_value=1e9), min_size=1, max_size=9)
 
@@ -82,3 +82,13 @@ def test_json_holds_every_round() -> None:
             "rounds": [8.0, 9.0, 7.0],
         }
     ]
+
+
+def test_a_table_of_several_things() -> None:
+    """Each line has a cell for each heading; JSON names them and holds every round."""
+    table = Table(("calls", "p99 ms"), {"killed": (Sample.of([2000.0]), Sample.of([1.5, 2.5]))})
+    found = Section("A title", "how it was done", table=table)
+    lines = render([found], {}).splitlines()
+    assert lines[-2:] == ["          calls  p99 ms", "  killed  2,000       2"]
+    (only,) = as_json([found], {}, quick=False)["sections"]
+    assert only["table"]["killed"]["p99 ms"] == {"median": 2.0, "rounds": [1.5, 2.5]}

@@ -236,7 +236,7 @@ def test_bundle_comes_as_pem_and_as_spiffe(pki: Path) -> None:
     pem = run("bundle", "--dir", pki).output.encode()
     assert pem == (pki / "root-cert.pem").read_bytes()
     text = run("bundle", "--dir", pki, "--format", "spiffe").output
-    assert parse_spiffe_bundle(text) == tuple(x509.load_pem_x509_certificates(pem))
+    assert parse_spiffe_bundle(text).x509_authorities == tuple(x509.load_pem_x509_certificates(pem))
     (entry,) = json.loads(text)["keys"]
     assert (entry["use"], entry["kty"], entry["crv"], len(entry["x5c"])) == ("x509-svid", "EC", "P-256", 1)
     assert "kid" not in entry
@@ -266,6 +266,66 @@ def test_unusable_paths_and_words_are_exit_code_2(
     result = run(*arguments(tmp_path))
     assert (result.exit_code, result.stdout) == (2, "")
     assert "Error: " in result.stderr
+
+
+def test_a_minted_token_is_good_for_its_audience_only(pki: Path, tmp_path: Path) -> None:
+    """`jwt mint` prints a token alone, `jwt validate` takes it from a file or standard input, and says what it claims."""
+    token = run("jwt", "mint", "--dir", pki, "--audience", "db", "--ttl", "1m", "--issuer", "https://x", WEB)
+    assert token.exit_code == 0
+    (tmp_path / "token").write_text(token.output)
+    for source, stdin in (("-", token.output.encode()), (tmp_path / "token", b"")):
+        result = run("jwt", "validate", "--dir", pki, "--audience", "db", "--json", source, stdin=stdin)
+        found = json.loads(result.output)
+        assert found["spiffe_id"] == found["claims"]["sub"] == WEB
+        assert found["claims"]["iss"] == "https://x"
+        assert found["claims"]["exp"] - found["claims"]["iat"] == 60
+    result = run("jwt", "validate", "--dir", pki, "--audience", "mail", tmp_path / "token")
+    assert (result.exit_code, "another audience" in result.output) == (3, True)
+    result = run("jwt", "validate", "--dir", pki, "--audience", "db", "-", stdin=b"\xff\xfe")
+    assert (result.exit_code, "malformed" in result.output) == (3, True)
+
+
+def test_minting_makes_one_key_and_uses_it_again(pki: Path) -> None:
+    """The key is in the bundle, its file is closed to others, and nothing private is printed."""
+    minted = [
+        json.loads(run("jwt", "mint", "--dir", pki, "--audience", "db", "--json", WEB).output)
+        for _ in range(2)
+    ]
+    assert minted[0]["kid"] == minted[1]["kid"]
+    assert (pki / "jwt-keys.json").stat().st_mode & 0o777 == 0o600
+    text = run("bundle", "--dir", pki, "--json").output
+    assert [one.kid for one in parse_spiffe_bundle(text).jwt_authorities] == [minted[0]["kid"]]
+    assert "PRIVATE" not in text + json.dumps(minted)
+
+
+def test_the_sequence_of_a_bundle_rises_with_its_content(pki: Path) -> None:
+    """The same bundle has the same number, one with another key a greater one."""
+
+    def sequence() -> int:
+        number = parse_spiffe_bundle(run("bundle", "--dir", pki, "--json").output).sequence
+        assert number is not None
+        return number
+
+    first = sequence()
+    assert sequence() == first
+    run("jwt", "mint", "--dir", pki, "--audience", "db", WEB)
+    assert sequence() > first
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--audience", "db", "spiffe://other.test/a"),
+        ("--audience", "db", "spiffe://cluster.local"),
+        ("--audience", "db", "--ttl", "2h", WEB),
+        ("--audience", "", WEB),
+    ],
+)
+def test_what_mint_refuses(pki: Path, arguments: tuple[str, ...]) -> None:
+    """Another domain, no path, too long a life, no audience: no token."""
+    result = run("jwt", "mint", "--dir", pki, *arguments)
+    assert result.exit_code in {2, 3}
+    assert result.output.startswith("Error: ")
 
 
 def _commands(group: click.Group, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

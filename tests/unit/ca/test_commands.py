@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import signal
 import socket
@@ -21,6 +22,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 from support.ca_files import OutsideRoot, done, run, secret
+from support.faults import FaultyDisk, PowerCut
 
 from ca.handshake import parse_address, presented_chain
 from ca.inspection import check_leaf
@@ -333,6 +335,26 @@ def test_renew_of_what_another_ca_signed_is_refused(pki: Path, tmp_path: Path) -
     result = run("renew", "--dir", pki, tmp_path / "admin", "--force")
     assert (result.exit_code, "does not verify" in result.stderr) == (3, True)
     assert (tmp_path / "admin" / "svid.pem").read_bytes() == before
+
+
+@pytest.mark.parametrize("power", [False, True], ids=["full disk", "power cut"])
+def test_renew_survives_a_fault_at_every_step(pki: Path, tmp_path: Path, power: bool) -> None:
+    """Afterwards, once `ca renew` has looked, key and certificate belong together, due or not."""
+    web = tmp_path / "web"
+    for step in range(1, 200):
+        with pytest.MonkeyPatch.context() as patch:
+            disk = FaultyDisk(patch, step, power=power)
+            with contextlib.suppress(PowerCut):
+                assert run("renew", "--dir", pki, web, "--force").exit_code in {0, 2}
+            reached = disk.failed
+        done("renew", "--dir", pki, web)
+        leaf = x509.load_pem_x509_certificate((web / "svid.pem").read_bytes())
+        key = load_pem_private_key((web / "svid.key").read_bytes(), None)
+        assert key.public_key() == leaf.public_key(), step
+        if not reached:
+            assert step > 15
+            return
+    raise AssertionError("more steps than foreseen")
 
 
 def test_renew_runs_a_command_without_a_shell(pki: Path, tmp_path: Path) -> None:

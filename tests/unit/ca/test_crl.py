@@ -37,11 +37,9 @@ def ledger(tmp_path: Path) -> Iterator[SqliteLedger]:
     opened.close()
 
 
-def revoke(ledger: SqliteLedger, authority: Authority, now: datetime, **changes: object) -> int:
+def revoke(ledger: SqliteLedger, authority: Authority, now: datetime) -> int:
     """Record a certificate of `authority`, revoke it, and return its serial number."""
-    issued = certificate(
-        issuer=key_identifier(authority.issuer), not_after=now + timedelta(hours=1), **changes
-    )
+    issued = certificate(issuer=key_identifier(authority.issuer), not_after=now + timedelta(hours=1))
     ledger.record_issued([issued])
     ledger.revoke(issued.issuer, issued.serial, UNSPECIFIED, now=now, by="root")
     return issued.serial
@@ -70,8 +68,7 @@ def test_a_crl_is_that_of_its_issuer(authority: Authority, now: datetime) -> Non
     assert identifier is not None
     assert identifier.hex() == made.issuer == key_identifier(authority.issuer)
     reasons = {
-        one.serial_number: [extension.value.reason.name for extension in one.extensions]  # type: ignore[attr-defined]
-        for one in crl
+        one.serial_number: [extension.value.reason.name for extension in one.extensions] for one in crl
     }
     assert reasons == {one.serial: [] if one.reason is UNSPECIFIED else [one.reason.value] for one in revoked}
     assert {one.revocation_date_utc for one in crl} == {now.replace(microsecond=0)}

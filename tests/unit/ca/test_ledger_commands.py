@@ -142,7 +142,17 @@ def test_a_crl_is_written_to_a_file(pki: Path, tmp_path: Path) -> None:
 
 def test_entries_are_made_shown_and_deleted(pki: Path) -> None:
     """Every option is kept; a second one like it, a bad one and one of another domain are refused."""
-    arguments = ["entry", "create", "--dir", pki, WEB, "--selector", "unix:uid:7", "--selector", "unix:gid:8"]
+    arguments: list[str | Path] = [
+        "entry",
+        "create",
+        "--dir",
+        pki,
+        WEB,
+        "--selector",
+        "unix:uid:7",
+        "--selector",
+        "unix:gid:8",
+    ]
     made = plain(
         *arguments, "--ttl", "5m", "--dns", "web", "--federates-with", "partner.test", "--hint", "in"
     )

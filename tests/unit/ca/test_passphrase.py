@@ -86,7 +86,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_a_new_one_is_typed_twice() -> None:
     """A slip of the finger locks nobody out."""
-    typed = answering("long enough", "long enough", "long enough", "long enoufh")
+    typed = answering("long enough", "long enough", "long enough", "another thing")
     source = PassphraseSource(None, {}, ask=lambda _: next(typed))
     assert source.to_write("keys") == b"long enough"
     with pytest.raises(ConfigError, match="not the same"):

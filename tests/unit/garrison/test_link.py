@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import queue
 import socket
 import struct
+from concurrent.futures import Future
 from typing import Any
 
 from hypothesis import given
@@ -66,3 +68,37 @@ def test_metrics_that_fail_do_not_end_the_link() -> None:
         assert read_one(ours) == {"ready": True}
         link.close()
         assert read_one(ours) == {"metrics": "last", "request": None}
+
+
+def test_a_worker_says_when_it_has_forgotten() -> None:
+    """Not before it has, not at all if it could not, and the link goes on."""
+    ours, theirs = socket.socketpair()
+    ours.settimeout(20)
+    asked: queue.SimpleQueue[tuple[list[str], Future[None]]] = queue.SimpleQueue()
+
+    def forget(keys: list[str]) -> Future[None]:
+        future: Future[None] = Future()
+        asked.put((keys, future))
+        return future
+
+    with ours, theirs:
+        link = WorkerLink(theirs)
+        link.serve_metrics(lambda: "page")
+        ours.sendall(frame({"number": 0}))
+        assert link.receive() == {"number": 0}
+        link.watch(0)
+        ours.sendall(frame({"request": 1, "forget": ["a"]}))  # before it serves: it knows nothing
+        link.serve_forget(forget)
+        ours.sendall(frame({"request": 2}))
+        assert read_one(ours) == {"metrics": "page", "request": 2}
+        while not asked.empty():
+            asked.get()
+        ours.sendall(frame({"request": 3, "forget": ["a"]}) + frame({"request": 4, "forget": ["b", "c"]}))
+        (first, bad), (second, good) = asked.get(timeout=20), asked.get(timeout=20)
+        assert (first, second) == (["a"], ["b", "c"])
+        ours.sendall(frame({"request": 5}))
+        assert read_one(ours) == {"metrics": "page", "request": 5}
+        bad.set_exception(RuntimeError("the loop has stopped"))
+        good.set_result(None)
+        assert read_one(ours) == {"forgotten": True, "request": 4}
+        link.close()

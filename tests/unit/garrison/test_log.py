@@ -69,3 +69,16 @@ def test_what_callers_can_cause_does_not_flood_the_log() -> None:
     events = [json.loads(line)["event"] for line in stream.getvalue().splitlines()]
     assert events.count("other") == 500
     assert 20 <= events.count("provider_failed") <= 60
+
+
+def test_what_operators_did_is_always_written() -> None:
+    """At every `log.level`, whatever the level of its own."""
+    stream = io.StringIO()
+    before = structlog.get_config()
+    writer = telemetry_log.configure("error", "json", stream)
+    structlog.get_logger().bind().warning("other")
+    telemetry_log.audit.info("rate_limit_reset", peer="p")
+    writer.close()
+    structlog.configure(**before)
+    (line,) = map(json.loads, stream.getvalue().splitlines())
+    assert (line["event"], line["level"], line["peer"]) == ("rate_limit_reset", "info", "p")

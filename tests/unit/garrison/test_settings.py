@@ -129,6 +129,16 @@ def test_quotas_are_given_out_as_the_settings_say(tmp_path: Path) -> None:
             "trust_bundles: [{trust_domain: cluster.local, file: a}, {trust_domain: cluster.local, file: b}]\n",
             "`trust_bundles` has `cluster.local` twice",
         ),
+        ("ca: {jwt_key_lifetime: 1h}\n", "a key signs for at least 9:00:00"),
+        ("ca: {oidc: {listen: unix:///tmp/a}}\n", "`listen` is `tcp://HOST:PORT` or `tls://HOST:PORT`"),
+        ("ca: {oidc: {listen: tls://127.0.0.1:1}}\n", "needs `tls.certificate` and `tls.private_key`"),
+        ("ca: {oidc: {issuer: 'https://a.test/'}}\n", "ca.oidc.issuer"),
+        ("ca: {oidc: {issuer: 'https://u@a.test'}}\n", "ca.oidc.issuer"),
+        ("federated_bundles: [{trust_domain: cluster.local, file: a}]\n", "which is ours"),
+        (
+            "federated_bundles: [{trust_domain: a.test, file: a}, {trust_domain: a.test, file: b}]\n",
+            "`federated_bundles` has `a.test` twice",
+        ),
         ("require_peer_certificate: true\n", "needs `trust_bundles` or `ca.dir` to verify with"),
         ("request: {require_asker_svid: true}\n", "`require_asker_svid` needs `tls.client_ca`"),
         (

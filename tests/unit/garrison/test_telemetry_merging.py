@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import ast
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,6 +13,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+import garrison
 from garrison.telemetry import names
 from garrison.telemetry.merging import GAUGES, Rule, Totals
 
@@ -150,3 +153,43 @@ def test_every_rule_is_of_a_known_gauge() -> None:
     known = {value for name, value in vars(names).items() if name.isupper() and isinstance(value, str)}
     assert {name for name in GAUGES if name.startswith("garrison_")} <= known
     assert set(Rule) == set(GAUGES.values())
+
+
+def gauges_in(source: str) -> Iterator[str]:
+    """Yield the name of each gauge that code makes; fail where it is not one of `names`."""
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        made = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        arguments = [*node.args, *(keyword.value for keyword in node.keywords)]
+        is_gauge = any(isinstance(one, ast.Constant) and one.value == "gauge" for one in arguments)
+        if made in {"GaugeMetricFamily", "Gauge", "Info", "Enum"} or (made == "Metric" and is_gauge):
+            name = node.args[0]
+            assert isinstance(name, ast.Attribute), f"line {node.lineno}: the name is not one of `names`"
+            yield getattr(names, name.attr)
+
+
+def test_every_gauge_has_a_rule() -> None:
+    """What becomes of the values of several processes is said for each gauge, not left to the sum."""
+    package = Path(garrison.__file__).parent
+    found = {
+        name for file in sorted(package.rglob("*.py")) for name in gauges_in(file.read_text(encoding="utf-8"))
+    }
+    assert names.READY in found
+    assert found <= set(GAUGES), f"without a rule in GAUGES: {sorted(found - set(GAUGES))}"
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        "GaugeMetricFamily(names.SNAPSHOT, 'x')",
+        "core.Metric(names.SNAPSHOT, 'x', 'gauge')",
+        "Gauge(names.SNAPSHOT, '')",
+    ],
+)
+def test_gauges_are_found_however_they_are_made(made: str) -> None:
+    """A gauge cannot be overlooked; one with a name that is written out is refused."""
+    assert list(gauges_in(made)) == [names.SNAPSHOT]
+    with pytest.raises(AssertionError, match="line 1"):
+        list(gauges_in(made.replace("names.SNAPSHOT", "'garrison_x'")))
+    assert list(gauges_in("core.Metric(names.SDS, 'x', 'counter')")) == []

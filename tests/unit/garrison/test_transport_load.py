@@ -51,6 +51,26 @@ def test_a_length_of_time() -> None:
     assert result.seconds >= 0.05
 
 
+def test_an_end_before_the_time_is_over() -> None:
+    """Whoever has seen enough ends the load; what was under way is collected."""
+
+    async def scenario() -> LoadResult:
+        server = H2Server({"/t.T/Sometimes": Method(sometimes)})
+        (actual,) = await server.start([Address.parse("tcp://127.0.0.1:0")])
+        stop = asyncio.Event()
+
+        def enough(_answer: bytes) -> None:
+            stop.set()
+
+        result = await load(actual, "/t.T/Sometimes", [b"yes"], seconds=600.0, on_answer=enough, stop=stop)
+        await server.drain(5)
+        return result
+
+    result = asyncio.run(scenario())
+    assert result.calls > 0
+    assert result.errors == 0
+
+
 def test_fewer_calls_than_streams() -> None:
     """Connections that get no call at all end as well."""
     result = run("tcp://127.0.0.1:0", [b"yes"], calls=1, connections=3, streams=4)

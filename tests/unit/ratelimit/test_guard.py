@@ -11,9 +11,11 @@ import pytest
 from garrison.errors import DependencyError
 from ratelimit.algorithm import SECOND, UNITS, Limit, OnStoreFailure, Outcome
 from ratelimit.charge import Spend
+from ratelimit.store.base import Held
 from ratelimit.store.guard import GuardedStore, LocalAnswer, State
 from ratelimit.store.memory import MemoryStore
 from ratelimit.store.redis import RedisStore, Result, StoreError
+from ratelimit.store.refusals import Refusals
 
 DAY = UNITS["day"]
 ALLOW, DENY, LOCAL = OnStoreFailure.ALLOW, OnStoreFailure.DENY, OnStoreFailure.LOCAL
@@ -49,6 +51,14 @@ class FaultyStore:
         self.probes += 1
         if reason := self.fails.get(self.slot(domain)):
             raise StoreError(reason)
+
+    async def look(self, spends: Sequence[Spend], now: int) -> Held:
+        """Return the buckets."""
+        return await self._memory.look(spends, now)
+
+    async def reset(self, spends: Sequence[Spend], now: int) -> Held:
+        """Remove the buckets."""
+        return await self._memory.reset(spends, now)
 
     async def renew(self, _domain: str) -> None:
         """Tell that it was asked for."""
@@ -246,6 +256,58 @@ def test_what_is_over_is_not_asked_again() -> None:
         await spend(guard, Spend("k", three, 1))
         assert store.asked == 7
         assert guard.local_answers[LocalAnswer.OVER_LIMIT] == 1
+        await guard.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_counter_that_is_reset_is_admitted_at_once() -> None:
+    """What is remembered of it and what was taken in advance is forgotten, also of an answer that is on its way."""
+
+    async def scenario() -> None:
+        store = FaultyStore()
+        guard = guarded(store)
+        call, leased = Spend("k", limit(DENY), 1), Spend("l", limit(DENY, 20, lease=5), 1)
+        for _ in range(4):
+            await spend(guard, call)
+        await spend(guard, leased)
+        late, late_lease = guard.spend([call], 0), guard.spend([leased._replace(key="m")], 0)
+        assert isinstance(late, list), "it is known to be over"
+        guard._refusals = Refusals()
+        late = guard.spend([call], 0)
+        assert not isinstance(late, list)
+        assert not isinstance(late_lease, list)
+        guard.forget(["k", "l", "m"])
+        for one in (call, leased, leased._replace(key="m")):
+            await guard.reset([one], 0)
+        assert not (await late)[0].allowed
+        await late_lease
+        assert [(await spend(guard, call))[0].remaining for _ in range(3)] == [2, 1, 0]
+        assert [(await spend(guard, leased))[0].remaining for _ in range(2)] == [19, 18]
+        assert guard.local_answers[LocalAnswer.LEASE] == 0
+        (held,) = (await guard.look([leased._replace(key="m")], 0)).buckets
+        assert held is None
+        await guard.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_reset_forgets_what_was_counted_here_meanwhile() -> None:
+    """While the store fails nothing is reset; once it is, the next failure starts with a new local count as well."""
+
+    async def scenario() -> None:
+        store, guard = await broken()
+        call = Spend("k", limit(LOCAL, 1), 1)
+        assert [(await spend(guard, call))[0].allowed for _ in range(2)] == [True, False]
+        for method in (guard.look, guard.reset):
+            with pytest.raises(DependencyError, match="does not answer"):
+                await method([call], 0)
+        store.fails.clear()
+        await healed(guard)
+        guard.forget(["k"])
+        await guard.reset([call], 0)
+        store.fails[0] = "timeout"
+        assert [(await spend(guard, call))[0].allowed for _ in range(2)] == [True, False]
         await guard.close()
 
     asyncio.run(scenario())

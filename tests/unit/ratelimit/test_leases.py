@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from ratelimit.algorithm import SECOND, UNITS, Limit, Outcome
 from ratelimit.charge import Spend
+from ratelimit.store.base import FORGET_SECONDS
 from ratelimit.store.leases import Leases, own_outcome
 from ratelimit.store.memory import MemoryStore
 
@@ -121,3 +122,26 @@ def test_processes_never_exceed_the_limit_together(
             unused = requests - allowed.get(window, 0)
             assert unused < max(cost, 1) + 3 * (lease - 1)
         assert allowed.get(window, 0) <= requests
+
+
+def test_a_lease_of_a_reset_bucket_is_dropped() -> None:
+    """What is held is gone, what was asked for before is not kept, and nothing is taken in advance for a while."""
+    leases = leased()
+    leases.forget(["k"], 101.0)
+    assert leases.spend(Spend("k", TEN, 1), 101.1) is None
+    assert leases.ask(Spend("k", TEN, 1), 101.1).extra == 0
+    later = 101.0 + FORGET_SECONDS
+    asked = leases.ask(Spend("k", TEN, 1), later)
+    assert asked.extra == 9
+    leases.answered(asked, GRANTED, later)
+    assert leases.spend(Spend("k", TEN, 1), later + 0.1) is not None
+
+
+def test_a_lease_that_is_on_its_way_during_a_reset_is_dropped() -> None:
+    """It was counted in a bucket that is no more."""
+    leases = Leases()
+    asked = leases.ask(Spend("k", TEN, 1), 100.0)
+    leases.forget(["k"], 100.1)
+    leases.answered(asked, GRANTED, 100.0)
+    assert len(leases) == 0
+    assert leases.ask(Spend("k", TEN, 1), 100.1 + FORGET_SECONDS).extra == 9

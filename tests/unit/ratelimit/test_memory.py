@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
-from ratelimit.algorithm import SECOND, UNITS, Algorithm, Limit, Outcome
+from ratelimit.algorithm import SECOND, UNITS, Algorithm, Bucket, Limit, Outcome
 from ratelimit.store.base import Spend
 from ratelimit.store.memory import MemoryStore
 
@@ -123,3 +125,19 @@ def test_a_rolling_window_gives_back_one_window_later() -> None:
     ]
     assert [outcome.allowed for outcome in found] == [True, False, False, True, False]
     assert [outcome.reset for outcome in found[1:3]] == [59 * SECOND, SECOND]
+
+
+def test_a_reset_makes_room() -> None:
+    """A bucket that was reset is gone, its room is free, and what expires later is still forgotten in time."""
+    store, minute = MemoryStore(1), Limit(3, UNITS["minute"])
+    first = Spend("a", minute, 1)
+    for _ in range(3):
+        store.spend([first], 0)
+        held = asyncio.run(store.reset([first], 0))
+        assert held.buckets == [Bucket(60 * SECOND, 1)]
+        assert len(store) == 0
+    assert store.spend([Spend("b", minute, 1)], 0)[0].allowed
+    assert store.spend([Spend("c", minute, 1)], 60 * SECOND)[0].allowed
+    assert (len(store), store.refused) == (1, 0)
+    store.drop(["c", "unknown"])
+    assert len(store) == 0

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from ratelimit.algorithm import SECOND, UNITS, Algorithm, Limit, Outcome
 from ratelimit.charge import Spend
+from ratelimit.store.base import FORGET_SECONDS
 from ratelimit.store.refusals import Refusals
 
 THREE = Limit(3, UNITS["minute"])
@@ -92,3 +93,23 @@ def test_one_limit_of_a_descriptor_is_enough() -> None:
         refusals = learnt(Spend("k", lenient, 1))
         assert refusals.answer([Spend("k", lenient, 1), beside], 100.1) is None
         assert refusals.answer([Spend("k", lenient, 1)], 100.1) is not None
+
+
+def test_what_is_reset_is_asked_again() -> None:
+    """A forgotten key is asked about at once, and nothing is learnt of it while old answers may come; others stay."""
+    refusals = learnt(Spend("k", THREE, 1))
+    refusals.learn([Spend("other", THREE, 1)], [OVER], 100.0)
+    refusals.forget(["k"], 100.1)
+    refusals.learn([Spend("k", THREE, 1)], [OVER], 100.2)
+    assert refusals.answer([Spend("k", THREE, 1)], 100.3) is None
+    assert refusals.answer([Spend("other", THREE, 1)], 100.3) is not None
+    refusals.learn([Spend("k", THREE, 1)], [OVER], 100.1 + FORGET_SECONDS)
+    assert refusals.answer([Spend("k", THREE, 1)], 100.2 + FORGET_SECONDS) is not None
+
+
+def test_what_was_reset_long_ago_takes_no_room() -> None:
+    """Keys that may be learnt again are not kept."""
+    refusals = Refusals()
+    for number in range(100):
+        refusals.forget([str(number)], number * FORGET_SECONDS)
+    assert refusals._forgotten.keys() == {"99"}
