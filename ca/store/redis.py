@@ -10,7 +10,7 @@ nobody else's. All keys start with `garrison:ca:{TRUST DOMAIN}:`:
     certificates      hash    position -> certificate
     serials           hash    ISSUER:SERIAL -> position
     fingerprints      hash    fingerprint -> position
-    issuers           set     who issued
+    expiries          zset    who issued, by when the last of its certificates ends
     issued            zset    positions of certificates
     issued:SPIFFE_ID  zset    those of an identity
     revoked           zset    those that are revoked
@@ -65,6 +65,8 @@ from ca.store.redis_server import (
     Text,
 )
 from ca.store.redis_values import (
+    moment,
+    number,
     read_certificate,
     read_crl,
     read_entry,
@@ -124,7 +126,7 @@ class RedisLedger:
         self._certificates = key("certificates", "hash")
         self._serials = key("serials", "hash")
         self._fingerprints = key("fingerprints", "hash")
-        self._issuers = key("issuers", "set")
+        self._expiries = key("expiries", "zset")
         self._issued = key("issued", "zset")
         self._revoked = key("revoked", "zset")
         self._crls = key("crls", "hash")
@@ -166,7 +168,7 @@ class RedisLedger:
     def _put_certificate(self, change: Change, position: int, one: IssuedCertificate) -> None:
         change.put(self._certificates, position, write_certificate(one))
         change.put(self._fingerprints, one.fingerprint, position)
-        change.join(self._issuers, one.issuer)
+        change.rank(self._expiries, one.issuer, number(one.not_after), only_up=True)
         change.rank(self._issued, position, position)
         change.rank(self._issued_to(one.spiffe_id), position, position)
         if one.revocation is not None:
@@ -181,7 +183,7 @@ class RedisLedger:
     ) -> tuple[IssuedCertificate, ...]:
         """See `Ledger`."""
         if serial is not None:
-            (issuers,) = self._server.read(("SMEMBERS", self._issuers.name))
+            (issuers,) = self._server.read(("ZRANGE", self._expiries.name, 0, -1))
             if serial < 0 or not issuers:
                 return ()
             names = [_name(issuer.decode(), serial) for issuer in sorted(issuers)]
@@ -271,6 +273,11 @@ class RedisLedger:
                 if one.revocation is not None and one.not_after > unexpired_at:
                     found.append(RevokedSerial(one.serial, one.revocation.at, one.revocation.reason))
         return sorted(found, key=lambda one: (one.at, one.serial))
+
+    def last_expiry(self, issuer: str) -> datetime | None:
+        """Return when the last of the certificates of an issuer ends; None if none is recorded."""
+        (score,) = self._server.read(("ZSCORE", self._expiries.name, issuer))
+        return None if score is None else moment(int(float(score)))
 
     def revocations(self) -> int:
         """See `Ledger`."""

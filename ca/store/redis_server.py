@@ -145,13 +145,9 @@ class Change:
         """Remove a field of a hash."""
         self._write("HDEL", key, field)
 
-    def rank(self, key: Key, member: int, score: int) -> None:
-        """Put a member into a sorted set."""
-        self._write("ZADD", key, score, member)
-
-    def join(self, key: Key, member: Text) -> None:
-        """Put a member into a set."""
-        self._write("SADD", key, member)
+    def rank(self, key: Key, member: Text, score: int, *, only_up: bool = False) -> None:
+        """Put a member into a sorted set; `only_up`: unless it is there with a higher score."""
+        self._write("ZADD GT" if only_up else "ZADD", key, score, member)
 
     def count(self, key: Key, field: Text) -> None:
         """Add one to a field of a hash; once for each change."""
@@ -174,9 +170,10 @@ class Change:
         for one in self._records:
             rest += [one.previous, one.time, one.event, _bytes(one.actor), one.details, one.hash]
         for (command, key), arguments in self._writes.items():
+            name, *options = command.split()
             for start in range(0, len(arguments), _MAX_ARGUMENTS):
                 part = arguments[start : start + _MAX_ARGUMENTS]
-                rest += [command, number_of(key), len(part), *part]
+                rest += [name, number_of(key), len(options) + len(part), *options, *part]
         types = ",".join(key.type for key in numbers)
         start_of_all: list[Text] = [types, self.base.sequence, self.base.hash, attempt, int(hungry)]
         return [key.name for key in numbers], [*start_of_all, *rest]

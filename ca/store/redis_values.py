@@ -58,13 +58,13 @@ def write_certificate(one: IssuedCertificate) -> str:
         one.serial_text,
         one.kind,
         str(one.spiffe_id),
-        _number(one.not_before),
-        _number(one.not_after),
-        _number(one.issued_at),
+        number(one.not_before),
+        number(one.not_after),
+        number(one.issued_at),
         one.requester,
         one.attested_by,
         one.fingerprint,
-        *(() if revocation is None else (_number(revocation.at), revocation.reason, revocation.by)),
+        *(() if revocation is None else (number(revocation.at), revocation.reason, revocation.by)),
     )
 
 
@@ -77,21 +77,19 @@ def read_certificate(text: bytes) -> IssuedCertificate:
         serial=int(row[1], 16),
         kind=CertificateKind(row[2]),
         spiffe_id=SpiffeId.parse(row[3]),
-        not_before=_moment(row[4]),
-        not_after=_moment(row[5]),
-        issued_at=_moment(row[6]),
+        not_before=moment(row[4]),
+        not_after=moment(row[5]),
+        issued_at=moment(row[6]),
         requester=row[7],
         attested_by=row[8],
         fingerprint=row[9],
-        revocation=Revocation(_moment(row[10]), RevocationReason(row[11]), row[12]) if row[10:] else None,
+        revocation=Revocation(moment(row[10]), RevocationReason(row[11]), row[12]) if row[10:] else None,
     )
 
 
 def write_crl(crl: StoredCrl) -> bytes:
     """Return a CRL as it is stored."""
-    about = _dumps(
-        crl.issuer, crl.number, crl.revocations, _number(crl.this_update), _number(crl.next_update)
-    )
+    about = _dumps(crl.issuer, crl.number, crl.revocations, number(crl.this_update), number(crl.next_update))
     return about.encode() + b"\n" + crl.der
 
 
@@ -100,7 +98,7 @@ def read_crl(text: bytes) -> StoredCrl:
     """Return a CRL that was stored."""
     about, _, der = text.partition(b"\n")
     issuer, number, revocations, this_update, next_update = json.loads(about)
-    return StoredCrl(issuer, number, revocations, der, _moment(this_update), _moment(next_update))
+    return StoredCrl(issuer, number, revocations, der, moment(this_update), moment(next_update))
 
 
 def write_entry(position: int, entry: Entry) -> str:
@@ -114,7 +112,7 @@ def write_entry(position: int, entry: Entry) -> str:
         registration.dns_names,
         [str(domain) for domain in registration.federates_with],
         registration.hint,
-        _number(entry.created_at),
+        number(entry.created_at),
         entry.created_by,
     )
 
@@ -132,7 +130,7 @@ def read_entry(text: bytes) -> tuple[int, Entry]:
         federates_with=federates,
         hint=hint,
     )
-    return position, Entry(entry_id, registration, _moment(at), by)
+    return position, Entry(entry_id, registration, moment(at), by)
 
 
 def same_registration(registration: Registration) -> str:
@@ -147,13 +145,13 @@ def _identity_of(registration: Registration) -> tuple[str, str, list[str]]:
 
 def write_token(position: int, token: JoinToken) -> str:
     """Return a join token as it is stored."""
-    used = () if token.used_at is None else (_number(token.used_at), token.used_by)
+    used = () if token.used_at is None else (number(token.used_at), token.used_by)
     return _dumps(
         position,
         token.hash,
         str(token.spiffe_id),
-        _number(token.created_at),
-        _number(token.expires_at),
+        number(token.created_at),
+        number(token.expires_at),
         token.created_by,
         *used,
     )
@@ -166,10 +164,10 @@ def read_token(text: bytes) -> tuple[int, JoinToken]:
     token = JoinToken(
         hash=row[1],
         spiffe_id=SpiffeId.parse(row[2]),
-        created_at=_moment(row[3]),
-        expires_at=_moment(row[4]),
+        created_at=moment(row[3]),
+        expires_at=moment(row[4]),
         created_by=row[5],
-        used_at=_moment(row[6]) if row[6:] else None,
+        used_at=moment(row[6]) if row[6:] else None,
         used_by=row[7] if row[6:] else "",
     )
     return row[0], token
@@ -183,9 +181,9 @@ def write_key(position: int, key: SigningKey) -> str:
         key.key_id,
         key.state,
         key.document,
-        _number(key.created_at),
-        _number(key.not_after),
-        None if key.changed_at is None else _number(key.changed_at),
+        number(key.created_at),
+        number(key.not_after),
+        None if key.changed_at is None else number(key.changed_at),
     )
 
 
@@ -198,9 +196,9 @@ def read_key(text: bytes) -> tuple[int, SigningKey]:
         key_id,
         KeyState(state),
         document,
-        _moment(created_at),
-        _moment(not_after),
-        None if changed_at is None else _moment(changed_at),
+        moment(created_at),
+        moment(not_after),
+        None if changed_at is None else moment(changed_at),
     )
     return position, key
 
@@ -215,7 +213,7 @@ def write_federated(bundle: FederatedBundle) -> str:
         None if bundle.document is None else base64.b64encode(bundle.document).decode(),
         bundle.sequence,
         None if bundle.refresh_hint is None else bundle.refresh_hint // _MICROSECOND,
-        None if bundle.fetched_at is None else _number(bundle.fetched_at),
+        None if bundle.fetched_at is None else number(bundle.fetched_at),
     )
 
 
@@ -231,7 +229,7 @@ def read_federated(text: bytes) -> FederatedBundle:
         document=None if document is None else base64.b64decode(document, validate=True),
         sequence=sequence,
         refresh_hint=None if hint is None else timedelta(microseconds=hint),
-        fetched_at=None if fetched_at is None else _moment(fetched_at),
+        fetched_at=None if fetched_at is None else moment(fetched_at),
     )
 
 
@@ -239,9 +237,11 @@ def _dumps(*row: Any) -> str:
     return json.dumps(row, separators=(",", ":"))
 
 
-def _number(moment: datetime) -> int:
-    return (moment - _EPOCH) // _MICROSECOND
+def number(at: datetime) -> int:
+    """Return a moment as it is stored."""
+    return (at - _EPOCH) // _MICROSECOND
 
 
-def _moment(number: int) -> datetime:
-    return _EPOCH + timedelta(microseconds=number)
+def moment(microseconds: int) -> datetime:
+    """Return a moment that was stored."""
+    return _EPOCH + timedelta(microseconds=microseconds)

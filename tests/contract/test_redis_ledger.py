@@ -272,7 +272,7 @@ def test_a_server_that_is_full_changes_nothing(valkey: Valkey, ledger: RedisLedg
     assert ledger.burn_token(token_hash("secret"), now=NOW, by="x").spiffe_id == WEB
 
 
-@pytest.mark.parametrize("name", ["serials", "issued", "issuers", "log", "state", "turn"])
+@pytest.mark.parametrize("name", ["serials", "issued", "expiries", "log", "state", "turn"])
 def test_a_key_of_another_type_leaves_no_half_change(valkey: Valkey, ledger: RedisLedger, name: str) -> None:
     """Whichever key is not what it should be, all others stay as they were."""
     ledger.record_issued([certificate(1)])
@@ -515,6 +515,15 @@ def test_other_trust_domains_do_not_meet(valkey: Valkey, ledger: RedisLedger) ->
     ledger.record_issued([certificate(1)])
     assert other.read_head().sequence == 0
     other.close()
+
+
+def test_the_last_expiry_of_an_issuer_only_rises(ledger: RedisLedger) -> None:
+    """Whatever is issued later for less long, and of whichever other issuer."""
+    assert ledger.last_expiry(ISSUER) is None
+    for hours in (1, 3, 2):
+        ledger.record_issued([certificate(not_after=NOW + hours * HOUR), certificate(issuer="bb" * 20)])
+    assert ledger.last_expiry(ISSUER) == NOW + 3 * HOUR
+    assert ledger.last_expiry("cc" * 20) is None
 
 
 # Fairness, replicas, clusters
