@@ -16,6 +16,7 @@ from ca.commands.init import init
 from ca.commands.jwt import jwt
 from ca.commands.keys import passphrase
 from ca.commands.look import bundle, inspect, verify
+from ca.commands.migrate import ledger_commands
 from ca.commands.renew import renew
 from ca.commands.svids import issue, sign
 from ca.commands.tokens import token
@@ -46,6 +47,7 @@ for _command in (
     token,
     entry,
     audit,
+    ledger_commands,
     jwt,
     passphrase,
     backup,

@@ -27,14 +27,22 @@ PLACE = Parsed("place", parse_where)
 # Those of `garrison serve`, so that commands beside it use its ledger. A password belongs here, not where
 # everybody sees the command line.
 _VARIABLE = "GARRISON_CA_LEDGER"
-_OPTIONS = (
-    click.option(
-        "--ledger",
-        type=PLACE,
-        envvar=_VARIABLE,
-        help=f"The CA's ledger, a file or the URL of a Redis: {LEDGER} in its directory if not given. Also "
-        f"{_VARIABLE}.",
-    ),
+_LEDGER = click.option(
+    "--ledger",
+    type=PLACE,
+    envvar=_VARIABLE,
+    help=f"The CA's ledger, a file or the URL of a Redis: {LEDGER} in its directory if not given. Also "
+    f"{_VARIABLE}.",
+)
+_TARGET = click.option(
+    "--to",
+    "ledger",
+    type=PLACE,
+    required=True,
+    envvar=_VARIABLE,
+    help=f"The file or the URL of the Redis where it goes. Also {_VARIABLE}.",
+)
+_REDIS = (
     click.option(
         "--ledger-ca",
         type=FILE,
@@ -60,7 +68,15 @@ _OPTIONS = (
 
 def ledger_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options that say where the ledger is, as one argument `ledger`."""
+    return _with_place(command, _LEDGER)
 
+
+def target_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options that say where a ledger goes, as one argument `ledger`."""
+    return _with_place(command, _TARGET)
+
+
+def _with_place(command: Callable[..., Any], where: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(command)
     def called(
         *arguments: Any,
@@ -73,7 +89,7 @@ def ledger_option(command: Callable[..., Any]) -> Callable[..., Any]:
         place = LedgerPlace(ledger, ledger_ca, Safety(ledger_safety), ledger_replicas)
         return command(*arguments, ledger=place, **named)
 
-    for option in reversed(_OPTIONS):
+    for option in (*reversed(_REDIS), where):
         called = option(called)
     return called
 

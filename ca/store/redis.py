@@ -27,6 +27,7 @@ nobody else's. All keys start with `garrison:ca:{TRUST DOMAIN}:`:
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -55,14 +56,17 @@ from ca.ledger import (
     TokenGrant,
 )
 from ca.store import details as say
+from ca.store.contents import Contents
 from ca.store.redis_server import (
     ANSWER_SECONDS,
     PATIENCE_SECONDS,
     Change,
     Key,
     LedgerServer,
+    Opening,
     RedisPlace,
     Text,
+    stored_record,
 )
 from ca.store.redis_values import (
     moment,
@@ -102,10 +106,11 @@ class RedisLedger:
         trust_domain: TrustDomain,
         *,
         warn: Callable[[str], None] = _ignore,
+        opening: Opening = "usual",
         patience_seconds: float = PATIENCE_SECONDS,
         answer_seconds: float = ANSWER_SECONDS,
     ) -> None:
-        """Open the ledger, a new one if there is none.
+        """Open the ledger, a new one if there is none; for `opening`, see `LedgerServer`.
 
         `warn` is told what is wrong with a server that is used all the same. One answer may take
         `answer_seconds`, all attempts together `patience_seconds`.
@@ -119,6 +124,7 @@ class RedisLedger:
             place,
             trust_domain,
             warn,
+            opening=opening,
             patience_seconds=patience_seconds,
             answer_seconds=answer_seconds,
         )
@@ -136,6 +142,69 @@ class RedisLedger:
         self._tokens = key("tokens", "hash")
         self._keys = key("keys", "hash")
         self._federated = key("federated", "hash")
+
+    def load(self, contents: Contents) -> None:
+        """Take over `contents` into a ledger that was opened `empty`; `activate` lets others use it.
+
+        Raises:
+            LedgerUnavailableError: it cannot be written.
+
+        """
+        for commands in self._loading(contents):
+            self._server.load(commands)
+
+    def activate(self) -> None:
+        """Let everybody use what was loaded. Raises: as `load`."""
+        self._server.activate()
+
+    def discard(self) -> None:
+        """Remove the ledger and everything in it. Raises: as `load`."""
+        self._server.discard()
+
+    def _loading(self, contents: Contents) -> Iterator[list[tuple[Text, ...]]]:
+        """Yield what writes `contents`, in pieces. Positions are below that of the next audit record."""
+        pieces = (
+            self._loading_certificates(contents),
+            (self._loading_record(record) for record in contents.records()),
+            self._loading_rest(contents),
+        )
+        for commands in pieces:
+            while piece := list(itertools.islice(commands, _CHUNK)):
+                yield piece
+
+    def _loading_certificates(self, contents: Contents) -> Iterator[tuple[Text, ...]]:
+        for position, one in contents.certificates():
+            change = Change(AuditHead())
+            change.put(self._serials, _name(one.issuer, one.serial), position)
+            self._put_certificate(change, position, one)
+            yield from change.commands()
+
+    def _loading_record(self, record: AuditRecord) -> tuple[Text, ...]:
+        return ("XADD", self._server.log.name, f"{record.sequence}-0", *stored_record(record, "copied"))
+
+    def _loading_rest(self, contents: Contents) -> Iterator[tuple[Text, ...]]:
+        change = Change(AuditHead())
+        for position, entry in enumerate(contents.entries, start=1):
+            change.put(self._entries, entry.entry_id, write_entry(position, entry))
+            change.put(self._registrations, same_registration(entry.registration), entry.entry_id)
+        for position, token in enumerate(contents.tokens, start=1):
+            change.put(self._tokens, token.hash, write_token(position, token))
+        for position, key in enumerate(contents.keys, start=1):
+            change.put(self._keys, f"{key.use}:{key.key_id}", write_key(position, key))
+        for crl in contents.crls:
+            change.put(self._crls, crl.issuer, write_crl(crl))
+            change.put(self._crl_numbers, crl.issuer, crl.number)
+        for bundle in contents.federated:
+            change.put(self._federated, str(bundle.trust_domain), write_federated(bundle))
+        state = self._server.state
+        change.put(state, "sequence", contents.head.sequence)
+        change.put(state, "hash", contents.head.hash)
+        change.put(state, "entries", contents.entries_version)
+        change.put(state, "revocations", contents.revocations)
+        if contents.bundle_sequence:
+            change.put(state, "bundle", contents.bundle_sequence)
+            change.put(state, "digest", contents.bundle_digest)
+        return change.commands()
 
     def close(self) -> None:
         """Close all connections."""

@@ -31,7 +31,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import redis
 from redis import exceptions
@@ -54,6 +54,7 @@ _MAX_REDIRECTS = 5
 # Lua's stack has room for some thousands.
 _MAX_ARGUMENTS = 1000
 _VERSION = 1
+_LOADING = "loading"
 _SCRIPT = resources.files("ca.store").joinpath("commit.lua").read_text(encoding="utf-8")
 # Nothing was done, and it may pass.
 _PASSING = (
@@ -69,6 +70,7 @@ _FINAL = (exceptions.AuthenticationError, exceptions.AuthorizationError)
 
 _Result = TypeVar("_Result")
 Text = str | bytes | int
+Opening = Literal["usual", "existing", "empty"]
 
 
 class Safety(StrEnum):
@@ -156,6 +158,16 @@ class Change:
     def _write(self, command: str, key: Key, *arguments: Text) -> None:
         self._writes.setdefault((command, key), []).extend(arguments)
 
+    def commands(self) -> Iterator[tuple[Text, ...]]:
+        """Yield the commands that write, without what has to hold and without records."""
+        return ((command, key.name, *arguments) for command, key, arguments in self._written())
+
+    def _written(self) -> Iterator[tuple[str, Key, list[Text]]]:
+        for (words, key), arguments in self._writes.items():
+            command, *options = words.split()
+            for start in range(0, len(arguments), _MAX_ARGUMENTS):
+                yield command, key, [*options, *arguments[start : start + _MAX_ARGUMENTS]]
+
     def script(self, first: Sequence[Key], attempt: str, *, hungry: bool) -> tuple[list[str], list[Text]]:
         """Return keys and arguments for `commit.lua`."""
         numbers = {key: number for number, key in enumerate(first, start=1)}
@@ -169,11 +181,8 @@ class Change:
         rest.append(len(self._records))
         for one in self._records:
             rest += [one.previous, one.time, one.event, _bytes(one.actor), one.details, one.hash]
-        for (command, key), arguments in self._writes.items():
-            name, *options = command.split()
-            for start in range(0, len(arguments), _MAX_ARGUMENTS):
-                part = arguments[start : start + _MAX_ARGUMENTS]
-                rest += [name, number_of(key), len(options) + len(part), *options, *part]
+        for command, key, arguments in self._written():
+            rest += [command, number_of(key), len(arguments), *arguments]
         types = ",".join(key.type for key in numbers)
         start_of_all: list[Text] = [types, self.base.sequence, self.base.hash, attempt, int(hungry)]
         return [key.name for key in numbers], [*start_of_all, *rest]
@@ -188,10 +197,14 @@ class LedgerServer:
         trust_domain: TrustDomain,
         warn: Callable[[str], None],
         *,
+        opening: Opening = "usual",
         patience_seconds: float = PATIENCE_SECONDS,
         answer_seconds: float = ANSWER_SECONDS,
     ) -> None:
         """Connect, and make the ledger if there is none.
+
+        `opening` may be `existing`, which makes none, or `empty`: there must be none, and nobody else can use
+        it before `activate`.
 
         Raises:
             ConfigError: the server may lose what it confirms, or holds something else under these names.
@@ -199,6 +212,7 @@ class LedgerServer:
 
         """
         # The braces keep all keys in one slot of a Redis Cluster, so that they change together.
+        self.trust_domain = trust_domain
         self._prefix = f"garrison:ca:{{{trust_domain}}}:"
         self.state = self.key("state", "hash")
         self.log = self.key("log", "stream")
@@ -217,7 +231,7 @@ class LedgerServer:
         self._target = place.address
         self._client = self._connect(place.address)
         try:
-            self._open()
+            self._open(opening)
         except BaseException:
             self.close()
             raise
@@ -326,25 +340,78 @@ class LedgerServer:
 
         return self._patiently(run, deadline)
 
-    def _open(self) -> None:
+    def _open(self, opening: Opening) -> None:
+        first = {"usual": _VERSION, "empty": _LOADING}.get(opening)
+
         def make(client: Any) -> Any:
             with client.pipeline(transaction=True) as steps:
-                for field, value in (("version", _VERSION), ("sequence", 0), ("hash", AuditHead().hash)):
-                    steps.execute_command("HSETNX", self.state.name, field, value)
+                if first is not None:
+                    steps.execute_command("HSETNX", self.state.name, "version", first)
+                    steps.execute_command("HSETNX", self.state.name, "sequence", 0)
+                    steps.execute_command("HSETNX", self.state.name, "hash", AuditHead().hash)
                 steps.execute_command("HGET", self.state.name, "version")
-                return steps.execute()[-1]
+                return steps.execute()
 
         try:
-            version = self._patiently(make, time.monotonic() + self._patience_seconds)
+            made, *_, version = [0, *self._patiently(make, time.monotonic() + self._patience_seconds)][-4:]
         except LedgerUnavailableError as error:
             if isinstance(error.__cause__, _UnsafeServerError):
                 raise self._problem("unsafe_ledger", str(error.__cause__)) from error
             raise
+        if opening == "empty" and made:
+            return
+        if version is None:
+            raise self._problem("no_ledger", f"there is no ledger of `{self.trust_domain}` here")
+        if version == _LOADING.encode():
+            message = f"a ledger is being copied here, or that was interrupted: delete `{self._prefix}*` then"
+            raise self._problem("unfinished_ledger", message)
         if version != str(_VERSION).encode():
             found = version.decode(errors="replace")[:20]
             message = f"it was written by a newer Garrison (version `{found}`, this one knows {_VERSION})"
             raise self._problem("newer_ledger", message)
+        if opening == "empty":
+            raise self._problem("ledger_exists", f"there is a ledger of `{self.trust_domain}` here already")
         self.read()
+
+    def load(self, commands: Sequence[Sequence[Text]]) -> None:
+        """Run commands that write, before `activate`.
+
+        Raises:
+            LedgerUnavailableError: one of them may not have been run, or twice.
+
+        """
+        try:
+            with self._client.pipeline(transaction=False) as steps:
+                for command in commands:
+                    steps.execute_command(*command)
+                steps.execute()
+        except redis.RedisError as error:
+            raise LedgerUnavailableError(f"`{self}`: {error}") from error
+
+    def activate(self) -> None:
+        """Let everybody use what was loaded. Raises: as `load`."""
+        self.load([("HSET", self.state.name, "version", _VERSION)])
+
+    def discard(self) -> None:
+        """Remove everything of this ledger. Raises: as `load`."""
+        try:
+            names = self._names()
+        except redis.RedisError as error:
+            raise LedgerUnavailableError(f"`{self}`: {error}") from error
+        # The state last: what is left by an interruption must not look like a new ledger.
+        for name in sorted(names, key=lambda one: one == self.state.name.encode()):
+            self.load([("UNLINK", name)])
+
+    def _names(self) -> list[bytes]:
+        found: set[bytes] = set()
+        cursor = b"0"
+        while True:
+            # Nothing in a trust domain's name has a meaning in a pattern.
+            command = ("SCAN", cursor, "MATCH", f"{self._prefix}*", "COUNT", 1000)
+            cursor, names = self._client.execute_command(*command)
+            found.update(names)
+            if cursor == b"0":
+                return sorted(found)
 
     def _advance(self, before: AuditHead, now: AuditHead) -> None:
         """Take note of the head; `before` was seen before the server was asked."""
@@ -499,3 +566,11 @@ def _head_of(sequence: Any, digest: Any) -> AuditHead:
 
 def _bytes(text: str) -> bytes:
     return text.encode(errors="surrogatepass")
+
+
+def stored_record(record: AuditRecord, attempt: str) -> list[Text]:
+    """Return the fields of a record as `commit.lua` writes them."""
+    return [
+        *("previous", record.previous, "time", record.time, "event", record.event),
+        *("actor", _bytes(record.actor), "details", record.details, "hash", record.hash, "attempt", attempt),
+    ]

@@ -36,6 +36,7 @@ from ca.ledger import (
 )
 from ca.registration import Registration
 from ca.store import details
+from ca.store.contents import Contents
 from ca.store.database import Database
 from ca.store.schema import STEPS
 from garrison.identity import SpiffeId, TrustDomain
@@ -54,6 +55,12 @@ _CERTIFICATE = (
 )
 _CRL = "issuer, number, revocations, der, this_update, next_update"
 _TOKEN = "hash, spiffe_id, created_at, expires_at, created_by, used_at, used_by"
+_INSERT_ENTRY = "INSERT INTO entries VALUES (NULL,?,?,?,?,?,?,?,?,?,?)"
+_INSERT_TOKEN = f"INSERT INTO tokens ({_TOKEN}) VALUES (?,?,?,?,?,?,?)"
+_INSERT_KEY = "INSERT INTO signing_keys VALUES (NULL,?,?,?,?,?,?,?)"
+_INSERT_RECORD = "INSERT INTO audit VALUES (?,?,?,?,?,?,?)"
+_PUT_CRL = f"INSERT OR REPLACE INTO crls ({_CRL}) VALUES (?,?,?,?,?,?)"
+_PUT_FEDERATED = "INSERT OR REPLACE INTO federated VALUES (?,?,?,?,?,?,?,?)"
 _REASONS = {reason.value: reason for reason in RevocationReason}
 _STATUS = {
     CertificateStatus.VALID: "revoked_at IS NULL AND not_after > :now",
@@ -83,6 +90,34 @@ class SqliteLedger:
     def close(self) -> None:
         """Close the file."""
         self._database.close()
+
+    def load(self, contents: Contents) -> None:
+        """Take over `contents` into a ledger with nothing in it, in one transaction.
+
+        Raises:
+            LedgerUnavailableError: it cannot be written.
+
+        """
+        with self._database.writing() as connection:
+            rows = ((number, *_certificate_row(one)) for number, one in contents.certificates())
+            connection.executemany(
+                f"INSERT INTO certificates (position, {_CERTIFICATE}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                rows,
+            )
+            connection.executemany(_INSERT_RECORD, map(_record_row, contents.records()))
+            connection.executemany(_INSERT_ENTRY, map(_entry_row, contents.entries))
+            connection.executemany(_INSERT_TOKEN, map(_token_row, contents.tokens))
+            connection.executemany(_INSERT_KEY, map(_key_row, contents.keys))
+            connection.executemany(_PUT_CRL, map(_crl_row, contents.crls))
+            connection.executemany(_PUT_FEDERATED, map(_federated_row, contents.federated))
+            for name, value, digest in (
+                ("entries", contents.entries_version, ""),
+                ("revocations", contents.revocations, ""),
+                ("bundle", contents.bundle_sequence, contents.bundle_digest),
+            ):
+                connection.execute(
+                    "UPDATE counters SET value = ?, digest = ? WHERE name = ?", (value, digest, name)
+                )
 
     # Certificates
 
@@ -199,17 +234,7 @@ class SqliteLedger:
             stored = row[0] if row else 0
             if stored != crl.number - 1:
                 raise details.crl_refusal(crl, stored)
-            connection.execute(
-                f"INSERT OR REPLACE INTO crls ({_CRL}) VALUES (?,?,?,?,?,?)",
-                (
-                    key,
-                    crl.number,
-                    crl.revocations,
-                    crl.der,
-                    _number(crl.this_update),
-                    _number(crl.next_update),
-                ),
-            )
+            connection.execute(_PUT_CRL, _crl_row(crl))
             _Log(connection).append(AuditEvent.CRL_PUBLISHED, now=now, by=by, details=details.of_crl(crl))
 
     def crl(self, issuer: str) -> StoredCrl | None:
@@ -230,26 +255,9 @@ class SqliteLedger:
 
     def add_entry(self, entry: Entry) -> None:
         """See `Ledger`."""
-        registration = entry.registration
-        parent = "" if registration.parent_id is None else str(registration.parent_id)
-        selectors = [str(selector) for selector in registration.selectors]
         with self._database.writing() as connection:
             try:
-                connection.execute(
-                    "INSERT INTO entries VALUES (NULL,?,?,?,?,?,?,?,?,?,?)",
-                    (
-                        entry.entry_id,
-                        str(registration.spiffe_id),
-                        parent,
-                        json.dumps(sorted(set(selectors))),
-                        registration.svid_ttl // _MICROSECOND,
-                        json.dumps(registration.dns_names),
-                        json.dumps([str(domain) for domain in registration.federates_with]),
-                        registration.hint,
-                        _number(entry.created_at),
-                        entry.created_by,
-                    ),
-                )
+                connection.execute(_INSERT_ENTRY, _entry_row(entry))
             except sqlite3.IntegrityError as error:
                 raise details.entry_refusal(entry) from error
             _count(connection, "entries")
@@ -289,16 +297,7 @@ class SqliteLedger:
         """See `Ledger`."""
         with self._database.writing() as connection:
             try:
-                connection.execute(
-                    f"INSERT INTO tokens ({_TOKEN}) VALUES (?,?,?,?,?,NULL,NULL)",
-                    (
-                        _hex_bytes(token.hash),
-                        str(token.spiffe_id),
-                        _number(token.created_at),
-                        _number(token.expires_at),
-                        token.created_by,
-                    ),
-                )
+                connection.execute(_INSERT_TOKEN, _token_row(token))
             except sqlite3.IntegrityError as error:
                 raise details.token_duplicate() from error
             _Log(connection).append(
@@ -356,18 +355,7 @@ class SqliteLedger:
         """See `Ledger`."""
         with self._database.writing() as connection:
             try:
-                connection.execute(
-                    "INSERT INTO signing_keys VALUES (NULL,?,?,?,?,?,?,?)",
-                    (
-                        key.use,
-                        key.key_id,
-                        key.state,
-                        key.document,
-                        _number(key.created_at),
-                        _number(key.not_after),
-                        None if key.changed_at is None else _number(key.changed_at),
-                    ),
-                )
+                connection.execute(_INSERT_KEY, _key_row(key))
             except sqlite3.IntegrityError as error:
                 raise details.key_refusal(key) from error
             _Log(connection).append(
@@ -426,25 +414,14 @@ class SqliteLedger:
 
     def put_federated(self, bundle: FederatedBundle, *, now: datetime, by: str) -> None:
         """See `Ledger`."""
-        row = (
-            str(bundle.trust_domain),
-            bundle.url,
-            bundle.profile,
-            None if bundle.endpoint_id is None else str(bundle.endpoint_id),
-            bundle.document,
-            bundle.sequence,
-            None if bundle.refresh_hint is None else bundle.refresh_hint // _MICROSECOND,
-        )
+        row = _federated_row(bundle)
         with self._database.writing() as connection:
             before = connection.execute(
                 "SELECT * FROM federated WHERE trust_domain = ?", (str(bundle.trust_domain),)
             ).fetchone()
-            fetched_at = None if bundle.fetched_at is None else _number(bundle.fetched_at)
-            connection.execute(
-                "INSERT OR REPLACE INTO federated VALUES (?,?,?,?,?,?,?,?)", (*row, fetched_at)
-            )
+            connection.execute(_PUT_FEDERATED, row)
             # A bundle is fetched every few minutes: only what it changed is worth a record.
-            if before is None or before[:-1] != row:
+            if before is None or before[:-1] != row[:-1]:
                 _Log(connection).append(
                     AuditEvent.FEDERATION_SET,
                     now=now,
@@ -513,18 +490,7 @@ class _Log:
 
     def append(self, event: AuditEvent, *, now: datetime, by: str, details: Details) -> AuditHead:
         record = AuditRecord.after(self._head, event, actor=by, details=details, now=now)
-        self._connection.execute(
-            "INSERT INTO audit VALUES (?,?,?,?,?,?,?)",
-            (
-                record.sequence,
-                record.previous,
-                record.time,
-                record.event,
-                record.actor,
-                record.details,
-                record.hash,
-            ),
-        )
+        self._connection.execute(_INSERT_RECORD, _record_row(record))
         self._head = record.head
         return self._head
 
@@ -599,6 +565,81 @@ def _certificate_row(one: IssuedCertificate) -> tuple[Any, ...]:
         one.attested_by,
         bytes.fromhex(one.fingerprint),
         *((None,) * 3 if revocation is None else (_number(revocation.at), revocation.reason, revocation.by)),
+    )
+
+
+def _record_row(record: AuditRecord) -> tuple[Any, ...]:
+    return (
+        record.sequence,
+        record.previous,
+        record.time,
+        record.event,
+        record.actor,
+        record.details,
+        record.hash,
+    )
+
+
+def _crl_row(crl: StoredCrl) -> tuple[Any, ...]:
+    return (
+        _hex_bytes(crl.issuer),
+        crl.number,
+        crl.revocations,
+        crl.der,
+        _number(crl.this_update),
+        _number(crl.next_update),
+    )
+
+
+def _entry_row(entry: Entry) -> tuple[Any, ...]:
+    registration = entry.registration
+    return (
+        entry.entry_id,
+        str(registration.spiffe_id),
+        "" if registration.parent_id is None else str(registration.parent_id),
+        json.dumps(sorted({str(selector) for selector in registration.selectors})),
+        registration.svid_ttl // _MICROSECOND,
+        json.dumps(registration.dns_names),
+        json.dumps([str(domain) for domain in registration.federates_with]),
+        registration.hint,
+        _number(entry.created_at),
+        entry.created_by,
+    )
+
+
+def _token_row(token: JoinToken) -> tuple[Any, ...]:
+    return (
+        _hex_bytes(token.hash),
+        str(token.spiffe_id),
+        _number(token.created_at),
+        _number(token.expires_at),
+        token.created_by,
+        *((None, None) if token.used_at is None else (_number(token.used_at), token.used_by)),
+    )
+
+
+def _key_row(key: SigningKey) -> tuple[Any, ...]:
+    return (
+        key.use,
+        key.key_id,
+        key.state,
+        key.document,
+        _number(key.created_at),
+        _number(key.not_after),
+        None if key.changed_at is None else _number(key.changed_at),
+    )
+
+
+def _federated_row(bundle: FederatedBundle) -> tuple[Any, ...]:
+    return (
+        str(bundle.trust_domain),
+        bundle.url,
+        bundle.profile,
+        None if bundle.endpoint_id is None else str(bundle.endpoint_id),
+        bundle.document,
+        bundle.sequence,
+        None if bundle.refresh_hint is None else bundle.refresh_hint // _MICROSECOND,
+        None if bundle.fetched_at is None else _number(bundle.fetched_at),
     )
 
 
