@@ -353,12 +353,13 @@ class LedgerServer:
                 return steps.execute()
 
         try:
-            made, *_, version = [0, *self._patiently(make, time.monotonic() + self._patience_seconds)][-4:]
+            answers = self._patiently(make, time.monotonic() + self._patience_seconds)
         except LedgerUnavailableError as error:
             if isinstance(error.__cause__, _UnsafeServerError):
                 raise self._problem("unsafe_ledger", str(error.__cause__)) from error
             raise
-        if opening == "empty" and made:
+        version = answers[-1]
+        if opening == "empty" and answers[0]:
             return
         if version is None:
             raise self._problem("no_ledger", f"there is no ledger of `{self.trust_domain}` here")

@@ -35,6 +35,7 @@ FORBIDDEN = {
     "garrison/telemetry": {"authz", "ratelimit", "ca", *TOP},
     "garrison/fetching.py": {"authz", "ratelimit", "ca", "garrison.transport", *TOP},
     "garrison/private_files.py": {"authz", "ratelimit", "ca", "garrison.transport", *TOP},
+    "garrison/redis_address.py": {"authz", "ratelimit", "ca", "garrison.transport", *TOP},
     "garrison/refreshing.py": {"authz", "ratelimit", "ca", "garrison.transport", *TOP},
     "garrison/distribution": {"ratelimit", "ca", "garrison.process", "garrison.demo", "garrison.cli"},
     # Inside authz: what decides knows neither who asks it nor the tools, and Mixer and Casbin not each other.
