@@ -121,23 +121,23 @@ class AuditVerdict:
         return self.broken_at is None
 
 
-def verify_chain(records: Iterable[AuditRecord], anchor: AuditHead | None = None) -> AuditVerdict:
+def verify_chain(records: Iterable[AuditRecord], *anchors: AuditHead | None) -> AuditVerdict:
     """Walk a log from its beginning, and stop at the first record that is not as it must be.
 
-    `anchor` is a head of this log that was written down before: it has to be found again.
+    `anchors` are heads of this log that were written down before (None: none): they have to be found again.
     """
+    wanted = [anchor for anchor in anchors if anchor is not None]
     head = AuditHead()
     for record in records:
         problem = _problem(record, head)
-        if not problem and anchor is not None and record.sequence == anchor.sequence:
-            problem = "" if record.hash == anchor.hash else "its hash is not the one that was written down"
+        if not problem and any(one.sequence == record.sequence and one.hash != record.hash for one in wanted):
+            problem = "its hash is not the one that was written down"
         if problem:
             return AuditVerdict(head, head.sequence + 1, problem)
         head = record.head
-    if anchor is not None and anchor.sequence > head.sequence:
-        return AuditVerdict(
-            head, head.sequence + 1, f"it is missing, as is what follows to {anchor.sequence}"
-        )
+    last = max((one.sequence for one in wanted), default=0)
+    if last > head.sequence:
+        return AuditVerdict(head, head.sequence + 1, f"it is missing, as is what follows to {last}")
     return AuditVerdict(head)
 
 

@@ -18,6 +18,7 @@ from ca.commands.init import init
 from ca.commands.jwt import jwt
 from ca.commands.keys import passphrase
 from ca.commands.look import bundle, inspect, verify
+from ca.commands.migrate import ledger_commands
 from ca.commands.renew import renew
 from ca.commands.svids import issue, sign
 from ca.commands.tokens import token
@@ -49,6 +50,7 @@ for _command in (
     entry,
     audit,
     agent,
+    ledger_commands,
     jwt,
     authority,
     passphrase,

@@ -3,7 +3,8 @@
 Whatever changes a ledger takes `now` and `by` (who does it, as text) and writes the audit record of the
 change in the same transaction: there is no change without a record, and no record without its change. A
 refusal is a `LedgerRefusalError` whose `code` says why; a store that does not answer is a
-`LedgerUnavailableError`, and then nothing has changed.
+`LedgerUnavailableError`. Then nothing has changed, or, where a connection to another machine broke, nobody
+can tell: what was to be recorded must not leave, and a token opens nothing.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class LedgerRefusalError(IssuanceError):
 
 
 class LedgerUnavailableError(DependencyError):
-    """The ledger cannot be read or written: nothing may be issued, and nothing has changed."""
+    """The ledger cannot be read or written: nothing may be issued, whether or not it was still recorded."""
 
 
 class CertificateKind(StrEnum):

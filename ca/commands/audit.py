@@ -10,6 +10,7 @@ import click
 from ca.audit import AuditHead
 from ca.commands.base import EXIT_CODES, Parsed, dir_option, json_option, print_values
 from ca.commands.ledger import ledger_option, open_ledger
+from ca.store.opening import LedgerPlace
 
 EXIT_BROKEN = 5
 
@@ -41,7 +42,7 @@ def audit(
     anchor: AuditHead | None,
     *,
     printed: bool,
-    ledger: Path | None,
+    ledger: LedgerPlace,
     as_json: bool,
 ) -> None:
     """Verify the audit log from its first record, and print its head: write that down somewhere else.

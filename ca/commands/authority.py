@@ -36,6 +36,7 @@ from ca.describe import format_time_left
 from ca.keys import KeyType
 from ca.ledger import KeyState
 from ca.rotation import OVERLAP, Policy, Standing, active_of, find, needed_until, prepared_of, schedule
+from ca.store.opening import LedgerPlace
 
 _KEY_ID = re.compile(r"[0-9a-f]{4,}")
 
@@ -62,7 +63,7 @@ def authority() -> None:
 @ledger_option
 @json_option
 def list_authorities(
-    directory: Path, *, passphrase_file: Path | None, ledger: Path | None, as_json: bool
+    directory: Path, *, passphrase_file: Path | None, ledger: LedgerPlace, as_json: bool
 ) -> None:
     """List the authorities, oldest first: their states, how long they last and are needed, what is due when.
 
@@ -169,7 +170,7 @@ def activate(
     at_once: bool,
     overlap: timedelta,
     passphrase_file: Path | None,
-    ledger: Path | None,
+    ledger: LedgerPlace,
     as_json: bool,
 ) -> None:
     """Sign with the prepared authority from now on; KEY is (the start of) its id, or left out.
@@ -207,7 +208,7 @@ def activate(
 @ledger_option
 @json_option
 def taint(
-    directory: Path, *, key: str, passphrase_file: Path | None, ledger: Path | None, as_json: bool
+    directory: Path, *, key: str, passphrase_file: Path | None, ledger: LedgerPlace, as_json: bool
 ) -> None:
     """Have everything that the old authority KEY signed replaced at once; KEY is (the start of) its id.
 
@@ -244,7 +245,7 @@ def revoke(
     at_once: bool,
     overlap: timedelta,
     passphrase_file: Path | None,
-    ledger: Path | None,
+    ledger: LedgerPlace,
     as_json: bool,
 ) -> None:
     """Take the root of the tainted authority KEY out of the trust bundle, for good, and destroy its key here.
@@ -270,7 +271,7 @@ def revoke(
 
 def _change(
     directory: Path,
-    ledger: Path | None,
+    ledger: LedgerPlace,
     passphrase_file: Path | None,
     key: str,
     change: Callable[[Authorities, str, datetime], None],
@@ -289,7 +290,7 @@ def _change(
 
 @contextlib.contextmanager
 def _opened(
-    directory: Path, ledger: Path | None, passphrase_file: Path | None, overlap: timedelta
+    directory: Path, ledger: LedgerPlace, passphrase_file: Path | None, overlap: timedelta
 ) -> Iterator[tuple[Authorities, datetime]]:
     source = passphrase_source(passphrase_file)
     known: list[bytes] = []

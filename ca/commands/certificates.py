@@ -39,6 +39,7 @@ from ca.ledger import (
     RevocationReason,
     fingerprint_of,
 )
+from ca.store.opening import LedgerPlace
 from garrison.errors import GarrisonError
 from garrison.identity import SpiffeId
 
@@ -70,7 +71,7 @@ def list_certificates(
     limit: int,
     cursor: str,
     *,
-    ledger: Path | None,
+    ledger: LedgerPlace,
     as_json: bool,
 ) -> None:
     """List the certificates that were issued, newest first.
@@ -115,7 +116,7 @@ def revoke(
     reason: str,
     *,
     passphrase_file: Path | None,
-    ledger: Path | None,
+    ledger: LedgerPlace,
     as_json: bool,
 ) -> None:
     """Revoke CERTIFICATE, which is a serial number, a SHA-256 fingerprint or a file, and publish a new CRL.
@@ -155,7 +156,7 @@ def crl(
     form: str,
     *,
     passphrase_file: Path | None,
-    ledger: Path | None,
+    ledger: LedgerPlace,
     as_json: bool,
 ) -> None:
     """Print or write the CRL, a new one if that is due.

@@ -26,6 +26,7 @@ from ca.commands.ledger import ledger_option, open_ledger, operator
 from ca.issuer import DEFAULT_TTL
 from ca.ledger import Entry
 from ca.registration import Registration
+from ca.store.opening import LedgerPlace
 
 
 @click.group(cls=Commands, epilog=EXIT_CODES)
@@ -77,7 +78,7 @@ def create(
     parent_id: str | None,
     federates_with: tuple[str, ...],
     hint: str,
-    ledger: Path | None,
+    ledger: LedgerPlace,
     as_json: bool,
 ) -> None:
     """Register SPIFFE_ID for callers that meet every selector.
@@ -112,7 +113,7 @@ def create(
 @dir_option
 @ledger_option
 @json_option
-def list_entries(directory: Path, *, ledger: Path | None, as_json: bool) -> None:
+def list_entries(directory: Path, *, ledger: LedgerPlace, as_json: bool) -> None:
     """List the registrations of the ledger; those of a server's settings are not in it.
 
     \b
@@ -134,7 +135,7 @@ def list_entries(directory: Path, *, ledger: Path | None, as_json: bool) -> None
 @click.argument("entry_id")
 @ledger_option
 @json_option
-def show(directory: Path, entry_id: str, *, ledger: Path | None, as_json: bool) -> None:
+def show(directory: Path, entry_id: str, *, ledger: LedgerPlace, as_json: bool) -> None:
     """Show one registration.
 
     \b
@@ -153,7 +154,7 @@ def show(directory: Path, entry_id: str, *, ledger: Path | None, as_json: bool) 
 @click.argument("entry_id")
 @ledger_option
 @json_option
-def delete(directory: Path, entry_id: str, *, ledger: Path | None, as_json: bool) -> None:
+def delete(directory: Path, entry_id: str, *, ledger: LedgerPlace, as_json: bool) -> None:
     """Delete a registration: no SVID is issued for it any more. Those that were issued stay valid.
 
     \b

@@ -3,40 +3,110 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pwd
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import click
 from cryptography import x509
 
-from ca.authority import CA_CERT, X509Svid
-from ca.commands.base import EXIT_UNUSABLE, FILE, Failure
+from ca.authority import CA_CERT, X509Svid, trust_domain_of
+from ca.commands.base import EXIT_UNUSABLE, FILE, Failure, Parsed, warn
 from ca.ledger import IssuedCertificate, Ledger, fingerprint_of
 from ca.recording import record
-from ca.store.sqlite import LEDGER, SqliteLedger
+from ca.store.opening import LedgerPlace, parse_where
+from ca.store.redis_server import Safety
+from ca.store.sqlite import LEDGER
 from garrison.errors import IssuanceError
 
-ledger_option = click.option(
-    "--ledger", type=FILE, help=f"The file of the CA's ledger: {LEDGER} in its directory if not given."
+PLACE = Parsed("place", parse_where)
+# Those of `garrison serve`, so that commands beside it use its ledger. A password belongs here, not where
+# everybody sees the command line.
+_VARIABLE = "GARRISON_CA_LEDGER"
+_LEDGER = click.option(
+    "--ledger",
+    type=PLACE,
+    envvar=_VARIABLE,
+    help=f"The CA's ledger, a file or the URL of a Redis: {LEDGER} in its directory if not given. Also "
+    f"{_VARIABLE}.",
+)
+_TARGET = click.option(
+    "--to",
+    "ledger",
+    type=PLACE,
+    required=True,
+    envvar=_VARIABLE,
+    help=f"The file or the URL of the Redis where it goes. Also {_VARIABLE}.",
+)
+_REDIS = (
+    click.option(
+        "--ledger-ca",
+        type=FILE,
+        envvar=f"{_VARIABLE}_CA",
+        help="The roots that a rediss:// ledger is verified with (PEM): those of the system if not given.",
+    ),
+    click.option(
+        "--ledger-safety",
+        type=click.Choice([one.value for one in Safety]),
+        default=Safety.REQUIRE.value,
+        envvar=f"{_VARIABLE}_SAFETY",
+        help="About a Redis that may lose what it confirms: refuse it, or only warn.",
+    ),
+    click.option(
+        "--ledger-replicas",
+        type=click.IntRange(0, 16),
+        default=0,
+        envvar=f"{_VARIABLE}_REPLICAS",
+        help="How many replicas of Redis must have a change too.",
+    ),
 )
 
 
+def ledger_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options that say where the ledger is, as one argument `ledger`."""
+    return _with_place(command, _LEDGER)
+
+
+def target_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options that say where a ledger goes, as one argument `ledger`."""
+    return _with_place(command, _TARGET)
+
+
+def _with_place(command: Callable[..., Any], where: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(command)
+    def called(
+        *arguments: Any,
+        ledger: Any,
+        ledger_ca: Path | None,
+        ledger_safety: str,
+        ledger_replicas: int,
+        **named: Any,
+    ) -> Any:
+        place = LedgerPlace(ledger, ledger_ca, Safety(ledger_safety), ledger_replicas)
+        return command(*arguments, ledger=place, **named)
+
+    for option in (*reversed(_REDIS), where):
+        called = option(called)
+    return called
+
+
 @contextlib.contextmanager
-def open_ledger(directory: Path, file: Path | None) -> Iterator[Ledger]:
+def open_ledger(directory: Path, place: LedgerPlace) -> Iterator[Ledger]:
     """Open the ledger of the CA in `directory`, a new one if there is none.
 
     Raises:
         Failure: there is no CA.
-        ConfigError: the file cannot be used.
+        ConfigError: the file or the Redis cannot be used.
         LedgerUnavailableError: it cannot be read or written.
 
     """
     if not (directory / CA_CERT).exists():
         raise Failure(f"{directory}: there is no CA here", EXIT_UNUSABLE)
-    ledger = SqliteLedger(file if file is not None else directory / LEDGER)
+    ledger = place.open(directory, trust_domain_of(directory / CA_CERT), warn=warn)
     try:
         yield ledger
     finally:

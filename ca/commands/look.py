@@ -43,6 +43,7 @@ from ca.describe import describe_certificate, describe_chain, describe_file, for
 from ca.handshake import TIMEOUT_SECONDS, parse_address, presented_chain
 from ca.inspection import check_key_pair
 from ca.jwt_key_store import published_authorities
+from ca.store.opening import LedgerPlace
 from ca.verification import verify_svid
 from garrison.errors import GarrisonError, IssuanceError
 from garrison.identity import SpiffeId
@@ -178,7 +179,7 @@ def _certificates(file: Path) -> tuple[x509.Certificate, ...]:
 )
 @ledger_option
 @json_option
-def bundle(directory: Path, form: str, *, ledger: Path | None, as_json: bool) -> None:
+def bundle(directory: Path, form: str, *, ledger: LedgerPlace, as_json: bool) -> None:
     """Print the trust bundle: the roots that others verify our SVIDs with. --json is --format spiffe.
 
     No private key is read, so no passphrase is needed. The SPIFFE format has the keys for tokens too, and the
@@ -195,7 +196,7 @@ def bundle(directory: Path, form: str, *, ledger: Path | None, as_json: bool) ->
         click.echo(format_certificates(roots).decode(), nl=False)
 
 
-def _published(directory: Path, roots: tuple[x509.Certificate, ...], ledger: Path | None) -> SpiffeBundle:
+def _published(directory: Path, roots: tuple[x509.Certificate, ...], ledger: LedgerPlace) -> SpiffeBundle:
     keys = published_authorities(directory)
     found = SpiffeBundle(roots, keys, refresh_hint=REFRESH_HINT_SECONDS)
     try:

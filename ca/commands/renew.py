@@ -45,6 +45,7 @@ from ca.issuer import BACKDATE, MAX_TTL, MIN_TTL
 from ca.keys import new_private_key, private_key_pem
 from ca.ledger import KeyState, KeyUse, Ledger, issuer_of
 from ca.renewal import is_due, renewal_time, retry_time
+from ca.store.opening import LedgerPlace
 from ca.verification import verify_svid
 from garrison.errors import GarrisonError, IssuanceError
 
@@ -159,7 +160,7 @@ def renew(
     daemon: bool,
     command: tuple[str, ...],
     passphrase_file: Path | None,
-    ledger: Path | None,
+    ledger: LedgerPlace,
     as_json: bool,
 ) -> None:
     """Renew SVIDs that this CA issued: directories of `ca issue`, or the svid.pem in them.

@@ -32,6 +32,7 @@ from ca.describe import describe_certificate
 from ca.directory import NewFile, install, locked
 from ca.issuer import DEFAULT_TTL
 from ca.keys import new_private_key, private_key_pem
+from ca.store.opening import LedgerPlace
 from garrison.identity import SpiffeId
 
 SVID_CERTIFICATE = "svid.pem"
@@ -65,7 +66,7 @@ def issue(
     ttl: timedelta,
     dns_names: tuple[str, ...],
     passphrase_file: Path | None,
-    ledger: Path | None,
+    ledger: LedgerPlace,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -117,7 +118,7 @@ def sign(
     ttl: timedelta,
     dns_names: tuple[str, ...],
     passphrase_file: Path | None,
-    ledger: Path | None,
+    ledger: LedgerPlace,
     force: bool,
     as_json: bool,
 ) -> None:

@@ -25,6 +25,7 @@ from ca.commands.base import (
 )
 from ca.commands.ledger import ledger_option, open_ledger, operator
 from ca.ledger import JoinToken, token_hash
+from ca.store.opening import LedgerPlace
 from garrison.identity import SpiffeId
 
 DEFAULT_LIFE = timedelta(minutes=10)
@@ -50,7 +51,7 @@ def token() -> None:
 @ledger_option
 @json_option
 def create(
-    directory: Path, spiffe_id: SpiffeId, life: timedelta, *, ledger: Path | None, as_json: bool
+    directory: Path, spiffe_id: SpiffeId, life: timedelta, *, ledger: LedgerPlace, as_json: bool
 ) -> None:
     """Make a token whose bearer becomes SPIFFE_ID. It is printed now and never again: only a hash is kept.
 
@@ -74,7 +75,7 @@ def create(
 @dir_option
 @ledger_option
 @json_option
-def list_tokens(directory: Path, *, ledger: Path | None, as_json: bool) -> None:
+def list_tokens(directory: Path, *, ledger: LedgerPlace, as_json: bool) -> None:
     """List tokens, also used and expired ones.
 
     \b
@@ -96,7 +97,7 @@ def list_tokens(directory: Path, *, ledger: Path | None, as_json: bool) -> None:
 @click.argument("token_id")
 @ledger_option
 @json_option
-def delete(directory: Path, token_id: str, *, ledger: Path | None, as_json: bool) -> None:
+def delete(directory: Path, token_id: str, *, ledger: LedgerPlace, as_json: bool) -> None:
     """Delete the token with this id, as `ca token list` shows it.
 
     \b

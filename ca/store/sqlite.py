@@ -24,7 +24,6 @@ from ca.ledger import (
     JoinToken,
     KeyState,
     KeyUse,
-    LedgerCode,
     LedgerRefusalError,
     LedgerUnavailableError,
     Revocation,
@@ -36,6 +35,8 @@ from ca.ledger import (
     TokenGrant,
 )
 from ca.registration import Registration
+from ca.store import details
+from ca.store.contents import Contents
 from ca.store.database import Database
 from ca.store.schema import STEPS
 from garrison.identity import SpiffeId, TrustDomain
@@ -55,6 +56,12 @@ _CERTIFICATE = (
 )
 _CRL = "issuer, number, revocations, der, this_update, next_update"
 _TOKEN = "hash, spiffe_id, created_at, expires_at, created_by, used_at, used_by"
+_INSERT_ENTRY = "INSERT INTO entries VALUES (NULL,?,?,?,?,?,?,?,?,?,?)"
+_INSERT_TOKEN = f"INSERT INTO tokens ({_TOKEN}) VALUES (?,?,?,?,?,?,?)"
+_INSERT_KEY = "INSERT INTO signing_keys VALUES (NULL,?,?,?,?,?,?,?)"
+_INSERT_RECORD = "INSERT INTO audit VALUES (?,?,?,?,?,?,?)"
+_PUT_CRL = f"INSERT OR REPLACE INTO crls ({_CRL}) VALUES (?,?,?,?,?,?)"
+_PUT_FEDERATED = "INSERT OR REPLACE INTO federated VALUES (?,?,?,?,?,?,?,?)"
 _REASONS = {reason.value: reason for reason in RevocationReason}
 _STATUS = {
     CertificateStatus.VALID: "revoked_at IS NULL AND not_after > :now",
@@ -85,6 +92,34 @@ class SqliteLedger:
         """Close the file."""
         self._database.close()
 
+    def load(self, contents: Contents) -> None:
+        """Take over `contents` into a ledger with nothing in it, in one transaction.
+
+        Raises:
+            LedgerUnavailableError: it cannot be written.
+
+        """
+        with self._database.writing() as connection:
+            rows = ((number, *_certificate_row(one)) for number, one in contents.certificates())
+            connection.executemany(
+                f"INSERT INTO certificates (position, {_CERTIFICATE}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                rows,
+            )
+            connection.executemany(_INSERT_RECORD, map(_record_row, contents.records()))
+            connection.executemany(_INSERT_ENTRY, map(_entry_row, contents.entries))
+            connection.executemany(_INSERT_TOKEN, map(_token_row, contents.tokens))
+            connection.executemany(_INSERT_KEY, map(_key_row, contents.keys))
+            connection.executemany(_PUT_CRL, map(_crl_row, contents.crls))
+            connection.executemany(_PUT_FEDERATED, map(_federated_row, contents.federated))
+            for name, value, digest in (
+                ("entries", contents.entries_version, ""),
+                ("revocations", contents.revocations, ""),
+                ("bundle", contents.bundle_sequence, contents.bundle_digest),
+            ):
+                connection.execute(
+                    "UPDATE counters SET value = ?, digest = ? WHERE name = ?", (value, digest, name)
+                )
+
     # Certificates
 
     def record_issued(self, certificates: Sequence[IssuedCertificate]) -> None:
@@ -98,9 +133,7 @@ class SqliteLedger:
                         [value for one in chunk for value in _certificate_row(one)],
                     )
                 except sqlite3.IntegrityError as error:
-                    which = f" {chunk[0].serial_text}" if len(chunk) == 1 else ""
-                    message = f"serial number{which} is used already, so this is not issued"
-                    raise LedgerRefusalError(LedgerCode.DUPLICATE, message) from error
+                    raise details.serial_refusal(chunk[0] if len(chunk) == 1 else None) from error
                 log.append_issued(chunk)
 
     def find(
@@ -154,13 +187,10 @@ class SqliteLedger:
                 f"SELECT {_CERTIFICATE} FROM certificates WHERE serial = ? AND issuer = ?", key
             ).fetchone()
             if row is None:
-                raise LedgerRefusalError(
-                    LedgerCode.UNKNOWN, f"no certificate {serial:x} of {issuer} is known"
-                )
+                raise details.unknown_certificate(issuer, serial)
             found = _certificate(row)
             if found.revocation is not None:
-                message = f"certificate {serial:x} was revoked at {found.revocation.at:%FT%TZ} already"
-                raise LedgerRefusalError(LedgerCode.ALREADY_REVOKED, message)
+                raise details.revoked_already(serial, found.revocation)
             connection.execute(
                 "UPDATE certificates SET revoked_at = ?, reason = ?, revoked_by = ?"
                 " WHERE serial = ? AND issuer = ?",
@@ -171,12 +201,7 @@ class SqliteLedger:
                 AuditEvent.CERTIFICATE_REVOKED,
                 now=now,
                 by=by,
-                details={
-                    "issuer": issuer,
-                    "reason": reason,
-                    "serial": found.serial_text,
-                    "spiffe_id": str(found.spiffe_id),
-                },
+                details=details.of_revoked(found, reason),
             )
             row = connection.execute(
                 f"SELECT {_CERTIFICATE} FROM certificates WHERE serial = ? AND issuer = ?", key
@@ -212,29 +237,9 @@ class SqliteLedger:
             row = connection.execute("SELECT number FROM crls WHERE issuer = ?", (key,)).fetchone()
             stored = row[0] if row else 0
             if stored != crl.number - 1:
-                message = f"CRL {crl.number} cannot follow CRL {stored}"
-                raise LedgerRefusalError(LedgerCode.STATE_CHANGED, message)
-            connection.execute(
-                f"INSERT OR REPLACE INTO crls ({_CRL}) VALUES (?,?,?,?,?,?)",
-                (
-                    key,
-                    crl.number,
-                    crl.revocations,
-                    crl.der,
-                    _number(crl.this_update),
-                    _number(crl.next_update),
-                ),
-            )
-            _Log(connection).append(
-                AuditEvent.CRL_PUBLISHED,
-                now=now,
-                by=by,
-                details={
-                    "issuer": crl.issuer,
-                    "next_update": f"{crl.next_update:%FT%TZ}",
-                    "number": crl.number,
-                },
-            )
+                raise details.crl_refusal(crl, stored)
+            connection.execute(_PUT_CRL, _crl_row(crl))
+            _Log(connection).append(AuditEvent.CRL_PUBLISHED, now=now, by=by, details=details.of_crl(crl))
 
     def crl(self, issuer: str) -> StoredCrl | None:
         """See `Ledger`."""
@@ -254,43 +259,17 @@ class SqliteLedger:
 
     def add_entry(self, entry: Entry) -> None:
         """See `Ledger`."""
-        registration = entry.registration
-        parent = "" if registration.parent_id is None else str(registration.parent_id)
-        selectors = [str(selector) for selector in registration.selectors]
         with self._database.writing() as connection:
             try:
-                connection.execute(
-                    "INSERT INTO entries VALUES (NULL,?,?,?,?,?,?,?,?,?,?)",
-                    (
-                        entry.entry_id,
-                        str(registration.spiffe_id),
-                        parent,
-                        json.dumps(sorted(set(selectors))),
-                        registration.svid_ttl // _MICROSECOND,
-                        json.dumps(registration.dns_names),
-                        json.dumps([str(domain) for domain in registration.federates_with]),
-                        registration.hint,
-                        _number(entry.created_at),
-                        entry.created_by,
-                    ),
-                )
+                connection.execute(_INSERT_ENTRY, _entry_row(entry))
             except sqlite3.IntegrityError as error:
-                message = f"`{registration.spiffe_id}` has these selectors already, or the id is taken"
-                raise LedgerRefusalError(LedgerCode.DUPLICATE, message) from error
+                raise details.entry_refusal(entry) from error
             _count(connection, "entries")
             _Log(connection).append(
                 AuditEvent.ENTRY_CREATED,
                 now=entry.created_at,
                 by=entry.created_by,
-                details={
-                    "dns_names": registration.dns_names,
-                    "entry": entry.entry_id,
-                    "federates_with": tuple(str(domain) for domain in registration.federates_with),
-                    "parent_id": parent,
-                    "selectors": tuple(selectors),
-                    "spiffe_id": str(registration.spiffe_id),
-                    "svid_ttl_seconds": int(registration.svid_ttl.total_seconds()),
-                },
+                details=details.of_entry(entry),
             )
 
     def entries(self) -> tuple[Entry, ...]:
@@ -306,10 +285,10 @@ class SqliteLedger:
                 "DELETE FROM entries WHERE entry_id = ? RETURNING *", (entry_id,)
             ).fetchone()
             if row is None:
-                raise LedgerRefusalError(LedgerCode.UNKNOWN, f"there is no entry `{entry_id}`")
+                raise details.unknown_entry(entry_id)
             _count(connection, "entries")
-            details = {"entry": entry_id, "spiffe_id": str(row[2])}
-            _Log(connection).append(AuditEvent.ENTRY_DELETED, now=now, by=by, details=details)
+            about = {"entry": entry_id, "spiffe_id": str(row[2])}
+            _Log(connection).append(AuditEvent.ENTRY_DELETED, now=now, by=by, details=about)
             return _entry(row[1:])
 
     def entries_version(self) -> int:
@@ -322,27 +301,14 @@ class SqliteLedger:
         """See `Ledger`."""
         with self._database.writing() as connection:
             try:
-                connection.execute(
-                    f"INSERT INTO tokens ({_TOKEN}) VALUES (?,?,?,?,?,NULL,NULL)",
-                    (
-                        _hex_bytes(token.hash),
-                        str(token.spiffe_id),
-                        _number(token.created_at),
-                        _number(token.expires_at),
-                        token.created_by,
-                    ),
-                )
+                connection.execute(_INSERT_TOKEN, _token_row(token))
             except sqlite3.IntegrityError as error:
-                raise LedgerRefusalError(LedgerCode.DUPLICATE, "there is such a token already") from error
+                raise details.token_duplicate() from error
             _Log(connection).append(
                 AuditEvent.TOKEN_CREATED,
                 now=token.created_at,
                 by=token.created_by,
-                details={
-                    "expires_at": f"{token.expires_at:%FT%TZ}",
-                    "spiffe_id": str(token.spiffe_id),
-                    "token": token.token_id,
-                },
+                details=details.of_token(token),
             )
 
     def tokens(self) -> tuple[JoinToken, ...]:
@@ -361,18 +327,18 @@ class SqliteLedger:
                 " WHERE hash = :hash AND used_at IS NULL AND expires_at > :now RETURNING spiffe_id",
                 {"now": _number(now), "by": by, "hash": key},
             ).fetchone()
-            refusal: LedgerRefusalError | None = None
+            outcome: SpiffeId | LedgerRefusalError
             if row is None:
                 found = connection.execute(f"SELECT {_TOKEN} FROM tokens WHERE hash = ?", (key,)).fetchone()
-                refusal = _token_refusal(_token(found) if found else None)
-            details: dict[str, str] = {"token": token[:16]}
-            details |= {"spiffe_id": row[0]} if row else {}
-            details |= {"reason": refusal.code} if refusal else {}
+                outcome = details.token_refusal(_token(found) if found else None)
+            else:
+                outcome = SpiffeId.parse(row[0])
             event = AuditEvent.TOKEN_BURNED if row else AuditEvent.TOKEN_REFUSED
-            _Log(connection).append(event, now=now, by=by, details=details)
-        if refusal is not None:
-            raise refusal
-        return TokenGrant(token[:16], SpiffeId.parse(row[0]))
+            about = details.of_burn(token, outcome)
+            _Log(connection).append(event, now=now, by=by, details=about)
+        if isinstance(outcome, LedgerRefusalError):
+            raise outcome
+        return TokenGrant(token[:16], outcome)
 
     def delete_token(self, token: str, *, now: datetime, by: str) -> JoinToken:
         """See `Ledger`."""
@@ -381,7 +347,7 @@ class SqliteLedger:
                 f"DELETE FROM tokens WHERE hash = ? RETURNING {_TOKEN}", (_hex_bytes(token),)
             ).fetchone()
             if row is None:
-                raise LedgerRefusalError(LedgerCode.UNKNOWN, f"there is no join token `{token[:16]}`")
+                raise details.unknown_token(token)
             _Log(connection).append(
                 AuditEvent.TOKEN_DELETED, now=now, by=by, details={"spiffe_id": row[1], "token": token[:16]}
             )
@@ -393,31 +359,14 @@ class SqliteLedger:
         """See `Ledger`."""
         with self._database.writing() as connection:
             try:
-                connection.execute(
-                    "INSERT INTO signing_keys VALUES (NULL,?,?,?,?,?,?,?)",
-                    (
-                        key.use,
-                        key.key_id,
-                        key.state,
-                        key.document,
-                        _number(key.created_at),
-                        _number(key.not_after),
-                        None if key.changed_at is None else _number(key.changed_at),
-                    ),
-                )
+                connection.execute(_INSERT_KEY, _key_row(key))
             except sqlite3.IntegrityError as error:
-                message = f"there is a {key.use} key `{key.key_id}` already"
-                raise LedgerRefusalError(LedgerCode.DUPLICATE, message) from error
+                raise details.key_refusal(key) from error
             _Log(connection).append(
                 AuditEvent.KEY_ADDED,
                 now=key.created_at,
                 by=by,
-                details={
-                    "key": key.key_id,
-                    "not_after": f"{key.not_after:%FT%TZ}",
-                    "state": key.state,
-                    "use": key.use,
-                },
+                details=details.of_key(key),
             )
 
     def keys(self, use: KeyUse) -> tuple[SigningKey, ...]:
@@ -444,12 +393,7 @@ class SqliteLedger:
                     AuditEvent.KEY_STATE_CHANGED,
                     now=now,
                     by=by,
-                    details={
-                        "after": change.after,
-                        "before": change.before,
-                        "key": change.key_id,
-                        "use": change.use,
-                    },
+                    details=details.of_state(change),
                 )
 
     # Bundles
@@ -474,35 +418,19 @@ class SqliteLedger:
 
     def put_federated(self, bundle: FederatedBundle, *, now: datetime, by: str) -> None:
         """See `Ledger`."""
-        row = (
-            str(bundle.trust_domain),
-            bundle.url,
-            bundle.profile,
-            None if bundle.endpoint_id is None else str(bundle.endpoint_id),
-            bundle.document,
-            bundle.sequence,
-            None if bundle.refresh_hint is None else bundle.refresh_hint // _MICROSECOND,
-        )
+        row = _federated_row(bundle)
         with self._database.writing() as connection:
             before = connection.execute(
                 "SELECT * FROM federated WHERE trust_domain = ?", (str(bundle.trust_domain),)
             ).fetchone()
-            fetched_at = None if bundle.fetched_at is None else _number(bundle.fetched_at)
-            connection.execute(
-                "INSERT OR REPLACE INTO federated VALUES (?,?,?,?,?,?,?,?)", (*row, fetched_at)
-            )
+            connection.execute(_PUT_FEDERATED, row)
             # A bundle is fetched every few minutes: only what it changed is worth a record.
-            if before is None or before[:-1] != row:
+            if before is None or before[:-1] != row[:-1]:
                 _Log(connection).append(
                     AuditEvent.FEDERATION_SET,
                     now=now,
                     by=by,
-                    details={
-                        "profile": bundle.profile,
-                        "sequence": bundle.sequence,
-                        "trust_domain": str(bundle.trust_domain),
-                        "url": bundle.url,
-                    },
+                    details=details.of_federated(bundle),
                 )
 
     def federated(self) -> tuple[FederatedBundle, ...]:
@@ -516,9 +444,9 @@ class SqliteLedger:
         with self._database.writing() as connection:
             name = str(trust_domain)
             if not connection.execute("DELETE FROM federated WHERE trust_domain = ?", (name,)).rowcount:
-                raise LedgerRefusalError(LedgerCode.UNKNOWN, f"there is no federation with `{name}`")
-            details = {"trust_domain": name}
-            _Log(connection).append(AuditEvent.FEDERATION_DELETED, now=now, by=by, details=details)
+                raise details.unknown_domain(name)
+            about = {"trust_domain": name}
+            _Log(connection).append(AuditEvent.FEDERATION_DELETED, now=now, by=by, details=about)
 
     # The audit log
 
@@ -575,15 +503,7 @@ class _Log:
                     AuditEvent.CERTIFICATE_ISSUED,
                     now=one.issued_at,
                     by=one.requester,
-                    details={
-                        "attested_by": one.attested_by,
-                        "issuer": one.issuer,
-                        "kind": one.kind,
-                        "not_after": f"{one.not_after:%FT%TZ}",
-                        "serial": one.serial_text,
-                        "sha256": one.fingerprint,
-                        "spiffe_id": str(one.spiffe_id),
-                    },
+                    details=details.of_issued(one),
                 )
                 for one in certificates
             ]
@@ -645,26 +565,11 @@ def _count(connection: sqlite3.Connection, name: str, digest: str = "") -> int:
     return int(value)
 
 
-def _token_refusal(token: JoinToken | None) -> LedgerRefusalError:
-    if token is None:
-        return LedgerRefusalError(LedgerCode.TOKEN_UNKNOWN, "the join token is not known")
-    if token.used_at is not None:
-        return LedgerRefusalError(
-            LedgerCode.TOKEN_USED, f"the join token was used at {token.used_at:%FT%TZ} already"
-        )
-    return LedgerRefusalError(
-        LedgerCode.TOKEN_EXPIRED, f"the join token expired at {token.expires_at:%FT%TZ}"
-    )
-
-
 def _state_refusal(connection: sqlite3.Connection, change: StateChange) -> LedgerRefusalError:
     row = connection.execute(
         "SELECT state FROM signing_keys WHERE use = ? AND key_id = ?", (change.use, change.key_id)
     ).fetchone()
-    if row is None:
-        return LedgerRefusalError(LedgerCode.UNKNOWN, f"there is no {change.use} key `{change.key_id}`")
-    message = f"the {change.use} key `{change.key_id}` is {row[0]}, not {change.before}"
-    return LedgerRefusalError(LedgerCode.STATE_CHANGED, message)
+    return details.state_refusal(change, row and KeyState(row[0]))
 
 
 def _number(moment: datetime) -> int:
@@ -718,6 +623,81 @@ def _certificate_row(one: IssuedCertificate) -> tuple[Any, ...]:
         one.attested_by,
         bytes.fromhex(one.fingerprint),
         *((None,) * 3 if revocation is None else (_number(revocation.at), revocation.reason, revocation.by)),
+    )
+
+
+def _record_row(record: AuditRecord) -> tuple[Any, ...]:
+    return (
+        record.sequence,
+        record.previous,
+        record.time,
+        record.event,
+        record.actor,
+        record.details,
+        record.hash,
+    )
+
+
+def _crl_row(crl: StoredCrl) -> tuple[Any, ...]:
+    return (
+        _hex_bytes(crl.issuer),
+        crl.number,
+        crl.revocations,
+        crl.der,
+        _number(crl.this_update),
+        _number(crl.next_update),
+    )
+
+
+def _entry_row(entry: Entry) -> tuple[Any, ...]:
+    registration = entry.registration
+    return (
+        entry.entry_id,
+        str(registration.spiffe_id),
+        "" if registration.parent_id is None else str(registration.parent_id),
+        json.dumps(sorted({str(selector) for selector in registration.selectors})),
+        registration.svid_ttl // _MICROSECOND,
+        json.dumps(registration.dns_names),
+        json.dumps([str(domain) for domain in registration.federates_with]),
+        registration.hint,
+        _number(entry.created_at),
+        entry.created_by,
+    )
+
+
+def _token_row(token: JoinToken) -> tuple[Any, ...]:
+    return (
+        _hex_bytes(token.hash),
+        str(token.spiffe_id),
+        _number(token.created_at),
+        _number(token.expires_at),
+        token.created_by,
+        *((None, None) if token.used_at is None else (_number(token.used_at), token.used_by)),
+    )
+
+
+def _key_row(key: SigningKey) -> tuple[Any, ...]:
+    return (
+        key.use,
+        key.key_id,
+        key.state,
+        key.document,
+        _number(key.created_at),
+        _number(key.not_after),
+        None if key.changed_at is None else _number(key.changed_at),
+    )
+
+
+def _federated_row(bundle: FederatedBundle) -> tuple[Any, ...]:
+    return (
+        str(bundle.trust_domain),
+        bundle.url,
+        bundle.profile,
+        None if bundle.endpoint_id is None else str(bundle.endpoint_id),
+        bundle.document,
+        bundle.sequence,
+        None if bundle.refresh_hint is None else bundle.refresh_hint // _MICROSECOND,
+        None if bundle.fetched_at is None else _number(bundle.fetched_at),
     )
 
 

@@ -67,7 +67,7 @@ class Trust:
     """What a reader believes: announcements for `channel` that the owner of one of `keys` signed.
 
     `unsigned_from_trusted_connection` believes whoever can write to Redis instead; whoever sets it has made
-    sure of the connection (`garrison.distribution.address`).
+    sure of the connection (`garrison.redis_address`).
     """
 
     channel: str

@@ -27,11 +27,11 @@ from authz.authenticators.token_review import TokenReview
 from authz.authn.credentials import Answer, Kind, Result
 from authz.policy.credentials import RESERVED_NAMES
 from garrison.answers import read_secret
-from garrison.distribution.address import RedisAddress
 from garrison.documents import Listing, list_files
 from garrison.fetching import Fetcher
 from garrison.process.reload import Reloader
 from garrison.process.setting_types import STRICT, Duration, FilePath, RedisUrl
+from garrison.redis_address import RedisAddress
 from garrison.token_review import MAX_ANSWER_BYTES, ApiServer
 from garrison.urls import check_url
 

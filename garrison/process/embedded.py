@@ -19,10 +19,10 @@ from typing import Self
 import structlog
 
 import garrison.launch
-from garrison.distribution.address import RedisAddress
 from garrison.documents import Diagnostic, Position
 from garrison.errors import ConfigError, DependencyError
 from garrison.process.keeping import describe_exit, keep_running
+from garrison.redis_address import RedisAddress
 
 log = structlog.get_logger()
 

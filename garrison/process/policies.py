@@ -17,7 +17,6 @@ import click
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from authz.tools.options import mesh_of, mesh_options
-from garrison.distribution.address import RedisAddress
 from garrison.distribution.announcement import Announcement, Trust
 from garrison.distribution.bundle import DEFAULT_MAX_BUNDLE_BYTES, pack
 from garrison.distribution.channel import Channel, Report
@@ -26,6 +25,7 @@ from garrison.distribution.policies import check_files, read_files
 from garrison.distribution.publisher import DEFAULT_KEEP, Entry, Publisher
 from garrison.errors import ConfigError, DependencyError, RequestError
 from garrison.process.settings import Settings, load_settings
+from garrison.redis_address import RedisAddress
 
 # 0: done. 1: refused, or replicas differ. 2: usage. 3: Redis does not answer.
 OK, REFUSED, USAGE, UNREACHABLE = 0, 1, 2, 3

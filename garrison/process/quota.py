@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from garrison.distribution.address import RedisAddress
 from garrison.documents import Diagnostic, Position
 from garrison.errors import ConfigError
+from garrison.redis_address import RedisAddress
 from ratelimit.store.connection import Endpoint
 from ratelimit.store.guard import GuardedStore
 from ratelimit.store.memory import MemoryStore

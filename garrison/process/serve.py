@@ -50,7 +50,6 @@ from ca.local_identities import LocalIdentities
 from ca.memory import CaMemory
 from ca.passphrase import PassphraseSource
 from ca.rotation import Policy
-from ca.store.sqlite import LEDGER, SqliteLedger
 from garrison.distribution.bundle import BundleFile
 from garrison.distribution.cache import DiskCache
 from garrison.distribution.follower import Follower
@@ -675,9 +674,13 @@ def _passphrase(settings: Settings) -> PassphraseSource:
 
 def _open_memory(settings: Settings, authority: Authority) -> CaMemory:
     assert settings.ca.dir is not None  # noqa: S101 - there is an authority
-    path = settings.ca.ledger or settings.ca.dir / LEDGER
+    place = settings.ca.ledger_place()
+
+    def warn(problem: str) -> None:
+        log.warning("ledger unsafe", reason=problem)
+
     try:
-        ledger = SqliteLedger(path)
+        ledger = place.open(settings.ca.dir, authority.trust_domain, warn=warn)
         policy = Policy(overlap=settings.ca.rotation.overlap)
         authorities = Authorities(settings.ca.dir, ledger, _passphrase(settings).to_read, policy=policy)
         return CaMemory(
@@ -688,7 +691,7 @@ def _open_memory(settings: Settings, authority: Authority) -> CaMemory:
             rotate=settings.ca.rotation.enabled,
         )
     except (LedgerUnavailableError, IssuanceError, OSError) as error:
-        where = Diagnostic(str(path), Position(1, 1), (), "ledger", str(error))
+        where = Diagnostic(place.name(settings.ca.dir), Position(1, 1), (), "ledger", str(error))
         raise ConfigError([where]) from error
 
 

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict
 
-from garrison.distribution.address import RedisAddress
+from ca.store.opening import parse_where
 from garrison.durations import parse_duration
+from garrison.redis_address import RedisAddress
 
 STRICT = ConfigDict(strict=True, extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
@@ -22,3 +23,4 @@ def text(parser: Any) -> BeforeValidator:
 Duration = Annotated[timedelta, text(parse_duration)]
 FilePath = Annotated[Path, text(Path)]
 RedisUrl = Annotated[RedisAddress, text(RedisAddress.parse)]
+LedgerWhere = Annotated[Path | RedisAddress, text(parse_where)]

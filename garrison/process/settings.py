@@ -40,6 +40,8 @@ from ca.issuer import MAX_TTL, MIN_TTL
 from ca.jwt_keys import DEFAULT_KEY_LIFETIME, MIN_KEY_LIFETIME
 from ca.registration import DEFAULT_JWT_TTL, Registration, Selector
 from ca.rotation import OVERLAP
+from ca.store.opening import LedgerPlace
+from ca.store.redis_server import Safety
 from garrison.distribution.announcement import Trust
 from garrison.distribution.bundle import DEFAULT_MAX_BUNDLE_BYTES
 from garrison.distribution.channel import Channel
@@ -59,8 +61,9 @@ from garrison.process.attestation_settings import (
 from garrison.process.authenticators import AuthenticatorSettings, path_fields
 from garrison.process.quota import Credentials, StoreOptions
 from garrison.process.setting_types import STRICT as _STRICT
-from garrison.process.setting_types import Duration, FilePath, RedisUrl
+from garrison.process.setting_types import Duration, FilePath, LedgerWhere, RedisUrl
 from garrison.process.setting_types import text as _text
+from garrison.redis_address import RedisAddress
 from garrison.transport.address import Address, Scheme
 from garrison.transport.tls import TlsFiles
 from garrison.urls import parse_network
@@ -251,8 +254,19 @@ class CaSettings(BaseModel):
 
     model_config = _STRICT
     dir: FilePath | None = Field(default=None, description="folder that `ca init` wrote; none: no CA")
-    ledger: FilePath | None = Field(
-        default=None, description="file of the CA's ledger; none: `ledger.sqlite3` in `ca.dir`"
+    ledger: LedgerWhere | None = Field(
+        default=None,
+        description="file or redis://, rediss:// (TLS) or unix:// URL of the CA's ledger; none: "
+        "`ledger.sqlite3` in `ca.dir`",
+    )
+    ledger_ca: FilePath | None = Field(
+        default=None, description="roots that a rediss:// ledger is verified with (PEM); none: the system's"
+    )
+    ledger_safety: Literal["require", "warn"] = Field(
+        default="require", description="a Redis that may lose what it confirms: refuse it, or only warn"
+    )
+    ledger_replicas: int = Field(
+        default=0, ge=0, le=16, description="how many replicas of Redis must have a change of the ledger too"
     )
     crl_in_sds: bool = Field(
         default=False, description="send the CRL with the trust bundle, so that Envoys refuse revoked peers"
@@ -316,6 +330,16 @@ class CaSettings(BaseModel):
         if Scheme.TLS in schemes and self.tls.certificate is None:
             raise ValueError("`listen` needs `tls.certificate` and `tls.private_key`")
         return self
+
+    @model_validator(mode="after")
+    def _for_redis(self) -> Self:
+        if not isinstance(self.ledger, RedisAddress) and (self.ledger_ca or self.ledger_replicas):
+            raise ValueError("`ledger_ca` and `ledger_replicas` are for a ledger in Redis")
+        return self
+
+    def ledger_place(self) -> LedgerPlace:
+        """Return where the ledger is."""
+        return LedgerPlace(self.ledger, self.ledger_ca, Safety(self.ledger_safety), self.ledger_replicas)
 
 
 class KeysSettings(BaseModel):
@@ -1074,6 +1098,8 @@ def _anchor_paths(data: dict[str, Any], folder: Path) -> None:
             holder = holder.get(part, {})
         value = holder.get(leaf.path[-1])
         if value is None or Path not in _types(leaf.annotation):
+            continue
+        if RedisAddress in _types(leaf.annotation) and "://" in value:
             continue
         anchored = [str(folder / one) for one in value] if isinstance(value, list) else str(folder / value)
         holder[leaf.path[-1]] = anchored

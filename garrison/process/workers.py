@@ -20,13 +20,13 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from garrison.distribution.address import RedisAddress
 from garrison.documents import Diagnostic, Position
 from garrison.errors import ConfigError, DependencyError
 from garrison.process.embedded import EmbeddedValkey
 from garrison.process.keeping import describe_exit, keep_running
 from garrison.process.link import Message, frame, read_frame
 from garrison.process.settings import RateLimitSettings, Settings, parse_settings
+from garrison.redis_address import RedisAddress
 from garrison.telemetry.merging import Totals
 from garrison.transport.address import Address
 

@@ -14,7 +14,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from redis.exceptions import NoPermissionError
 from support.valkey import Valkey
 
-from garrison.distribution.address import RedisAddress
 from garrison.distribution.announcement import Action, Announcement, Trust, seal
 from garrison.distribution.bundle import BundleFile, digest, pack
 from garrison.distribution.cache import DiskCache
@@ -24,6 +23,7 @@ from garrison.distribution.keys import PublicKey
 from garrison.distribution.publisher import Publisher
 from garrison.documents import Diagnostic, Position
 from garrison.errors import ConfigError, DependencyError, RequestError
+from garrison.redis_address import RedisAddress
 
 PATIENCE_SECONDS = 20
 KEY = Ed25519PrivateKey.from_private_bytes(b"\1" * 32)

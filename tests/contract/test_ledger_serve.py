@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 import urllib.request
@@ -17,8 +18,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from envoy.extensions.transport_sockets.tls.v3.secret_pb2 import Secret
 from envoy.service.discovery.v3.discovery_pb2 import DiscoveryRequest, DiscoveryResponse
 from support.asking import page
-from support.ledgers import entry
+from support.ledgers import API, entry, open_redis
 from support.serving import PATIENCE_SECONDS, Serving, serving, write_settings
+from support.valkey import DURABLE, Valkey
 
 from ca.api.sds import SERVICE
 from ca.authority import Authority, Hierarchy
@@ -59,7 +61,7 @@ def fetch(pki: Path, name: str) -> Any:
     with grpc.insecure_channel(f"unix:{pki.parent}/c.sock") as channel:
         answer = channel.unary_unary(
             f"/{SERVICE}/FetchSecrets", DiscoveryRequest.SerializeToString, DiscoveryResponse.FromString
-        )(DiscoveryRequest(resource_names=[name]), timeout=10)
+        )(DiscoveryRequest(resource_names=[name]), timeout=30)
     secret = Secret()
     assert answer.resources[0].Unpack(secret)
     return secret
@@ -123,3 +125,64 @@ def test_a_server_does_not_start_without_its_ledger(pki: Path) -> None:
         assert running.process.wait(PATIENCE_SECONDS) == 2
         event = running.wait_for("text", lambda event: LEDGER in event["text"])
         assert "not a ledger" in event["text"]
+
+
+@pytest.fixture
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
+    """Run a server that keeps what it confirms."""
+    server = Valkey(tmp_path_factory.mktemp("v"), *DURABLE)
+    server.start()
+    yield server
+    server.kill()
+
+
+def test_two_servers_share_a_ledger_in_redis(
+    pki: Path, valkey: Valkey, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Registered once, issued by both, revoked for both; while Redis stalls, neither hands out anything."""
+    folders = [tmp_path_factory.mktemp("s") for _ in range(2)]
+    settings = f"ca: {{dir: {pki}, ledger: '{valkey.url}', ledger_safety: require}}"
+    files = [write_settings(folder, settings) for folder in folders]
+    with serving("--config", str(files[0])) as first, serving("--config", str(files[1])) as second:
+        admins = [server.wait_for("ready")["admin"] for server in (first, second)]
+        with contextlib.closing(open_redis(valkey)) as ledger:
+            ledger.add_entry(entry("1", WEB, f"unix:uid:{os.getuid()}"))
+            leaves = []
+            for server, folder in zip((first, second), folders, strict=True):
+                server.wait_for("registrations changed")
+                chain = fetch(folder / "pki", "default").tls_certificate.certificate_chain.inline_bytes
+                leaves.append(x509.load_pem_x509_certificate(chain).serial_number)
+            recorded = ledger.issued(CertificateQuery(), now=datetime.now(UTC)).certificates
+            assert [one.serial for one in recorded] == leaves[::-1]
+            now = datetime.now(UTC)
+            ledger.revoke(
+                recorded[0].issuer, recorded[0].serial, RevocationReason.SUPERSEDED, now=now, by="test"
+            )
+            for admin in admins:
+                eventually(lambda admin=admin: {one.serial_number for one in crl(admin)} == {leaves[1]})  # type: ignore[misc]
+            ledger.add_entry(entry("2", API, f"unix:uid:{os.getuid()}"))
+            for server in (first, second):
+                server.wait_for("registrations changed")
+            valkey.pause()
+            try:
+                with pytest.raises(grpc.RpcError, match="it cannot be recorded"):
+                    fetch(folders[0] / "pki", str(API))
+            finally:
+                valkey.resume()
+            assert fetch(folders[1] / "pki", str(API)).name == str(API)
+            assert ledger.verify_audit().intact
+    assert not (pki / LEDGER).exists()
+
+
+def test_a_server_does_not_start_without_its_redis(pki: Path, valkey: Valkey) -> None:
+    """Nor with one that may forget; the line names the server, and no password."""
+    file = write_settings(pki.parent, f"ca: {{dir: {pki}}}")
+    environment = {"GARRISON_CA_LEDGER": f"unix://:s3cret@{valkey.socket}"}
+    with valkey.client() as client:
+        client.config_set("appendfsync", "no")
+        client.config_set("requirepass", "s3cret")
+    with serving("--config", str(file), environment=environment) as running:
+        assert running.process.wait(PATIENCE_SECONDS) == 2
+        event = running.wait_for("text", lambda event: "appendfsync" in event["text"])
+        assert str(valkey.socket) in event["text"]
+        assert "s3cret" not in event["text"]

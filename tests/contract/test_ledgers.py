@@ -10,7 +10,8 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from support.ledgers import API, HOUR, ISSUER, NOW, WEB, certificate, entry, token
+from support.ledgers import API, HOUR, ISSUER, NOW, WEB, certificate, entry, open_redis, token
+from support.valkey import DURABLE, Valkey
 
 from ca.audit import AuditEvent, AuditHead
 from ca.ledger import (
@@ -32,6 +33,7 @@ from ca.ledger import (
     TokenGrant,
     token_hash,
 )
+from ca.store.redis import RedisLedger
 from ca.store.sqlite import SqliteLedger
 from garrison.identity import SpiffeId, TrustDomain
 
@@ -433,6 +435,34 @@ class TestSqliteLedger(LedgerContract):
 
         def open_again() -> Ledger:
             opened.append(SqliteLedger.of(tmp_path))
+            return opened[-1]
+
+        yield open_again
+        for ledger in opened:
+            ledger.close()
+
+
+@pytest.fixture(scope="module")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
+    """Run a server that keeps what it confirms."""
+    server = Valkey(tmp_path_factory.mktemp("v"), *DURABLE)
+    server.start()
+    yield server
+    server.kill()
+
+
+class TestRedisLedger(LedgerContract):
+    """The ledger in Redis."""
+
+    @pytest.fixture
+    def open_ledger(self, valkey: Valkey) -> Iterator[Callable[[], Ledger]]:
+        """Open the same ledger each time."""
+        with valkey.client() as client:
+            client.flushall()
+        opened: list[RedisLedger] = []
+
+        def open_again() -> Ledger:
+            opened.append(open_redis(valkey))
             return opened[-1]
 
         yield open_again

@@ -12,9 +12,9 @@ from support.ratelimit import limits_of
 from support.valkey import Valkey
 from support.valkey_nodes import Cluster, Node
 
-from garrison.distribution.address import RedisAddress
 from garrison.errors import DependencyError
 from garrison.process.quota import StoreOptions, build_store
+from garrison.redis_address import RedisAddress
 from ratelimit.algorithm import Outcome
 from ratelimit.charge import Spend
 from ratelimit.counters import Counter, find_counters, read_counters

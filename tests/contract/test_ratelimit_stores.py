@@ -16,9 +16,9 @@ from support.store_certificates import certificate
 from support.valkey import KINDS, Valkey, server_with_tls
 from support.valkey_nodes import Cluster, Node, free_port
 
-from garrison.distribution.address import RedisAddress
 from garrison.errors import DependencyError
 from garrison.process.quota import StoreOptions, find_servers
+from garrison.redis_address import RedisAddress
 from ratelimit.algorithm import SECOND, UNITS, Algorithm, Limit, Outcome
 from ratelimit.charge import Spend
 from ratelimit.store.guard import GuardedStore

@@ -14,8 +14,8 @@ from support.ratelimit import CALL, limits_of, request
 from support.rlqs import first, reports
 from support.valkey import Valkey
 
-from garrison.distribution.address import RedisAddress
 from garrison.process.quota import StoreOptions, build_store
+from garrison.redis_address import RedisAddress
 from ratelimit.quotas import QuotaOptions, Stream
 from ratelimit.rlqs import RateLimitQuotaService
 from ratelimit.rlqs_messages import parse_reports

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
-from support.ledgers import API, HOUR, ISSUER, NOW, WEB, certificate, entry, token
+from support.ledgers import API, HOUR, ISSUER, NOW, WEB, certificate, entry, open_redis, token
+from support.valkey import DURABLE, Valkey
 
 from ca.audit import AuditEvent, AuditHead, AuditRecord, verify_chain
 from ca.ledger import (
     CertificateQuery,
+    Ledger,
     LedgerCode,
     LedgerRefusalError,
     RevocationReason,
@@ -31,12 +35,12 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 
 
 class Ledgers(RuleBasedStateMachine):
-    """Two openings of one file, in turn, beside a model."""
+    """Two openings of one ledger, in turn, beside a model."""
 
     def __init__(self) -> None:
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
-        self.opened = [SqliteLedger.of(Path(self.folder.name)) for _ in range(2)]
+        self.opened = [self.open() for _ in range(2)]
         self.issued: set[int] = set()
         self.revoked: set[int] = set()
         self.tokens: dict[str, str] = {}
@@ -44,14 +48,18 @@ class Ledgers(RuleBasedStateMachine):
         self.crls = self.records = self.turn = 0
         self.published: tuple[int, str] = (0, "")
 
+    def open(self) -> Ledger:
+        """Open the ledger once more."""
+        return SqliteLedger.of(Path(self.folder.name))
+
     def teardown(self) -> None:
-        """Close the file."""
+        """Close the ledger."""
         for ledger in self.opened:
             ledger.close()
         self.folder.cleanup()
 
     @property
-    def ledger(self) -> SqliteLedger:
+    def ledger(self) -> Ledger:
         """The opening whose turn it is."""
         self.turn += 1
         return self.opened[self.turn % 2]
@@ -168,6 +176,107 @@ class Ledgers(RuleBasedStateMachine):
 
 TestLedgers = Ledgers.TestCase
 TestLedgers.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
+    """Run a server for all ledgers in Redis."""
+    server = Valkey(tmp_path_factory.mktemp("v"), *DURABLE)
+    server.start()
+    RedisLedgers.valkey = server
+    yield server
+    server.kill()
+
+
+class RedisLedgers(Ledgers):
+    """The same of a ledger in Redis, where each opening has an old head whenever it is its turn."""
+
+    valkey: Valkey
+
+    def __init__(self) -> None:
+        with self.valkey.client() as client:
+            client.flushall()
+        super().__init__()
+
+    def open(self) -> Ledger:
+        """Open the ledger once more."""
+        return open_redis(self.valkey)
+
+
+TestRedisLedgers = RedisLedgers.TestCase
+TestRedisLedgers.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+
+STEPS = st.tuples(st.sampled_from(["issue", "burn", "revoke", "deny", "crl"]), st.integers(1, 3))
+
+
+def take(ledger: Ledger, step: tuple[str, int]) -> str:
+    """Do something, and return what came of it."""
+    action, number = step
+    try:
+        match action:
+            case "issue":
+                ledger.record_issued([certificate(number), certificate(number + 10)])
+            case "burn":
+                ledger.burn_token(token_hash(str(number)), now=NOW, by="x")
+            case "revoke":
+                ledger.revoke(ISSUER, number, RevocationReason.SUPERSEDED, now=NOW, by="x")
+            case "deny":
+                ledger.append_audit(AuditEvent.ISSUANCE_DENIED, now=NOW, by="x", details={"n": number})
+            case "crl":
+                ledger.put_crl(StoredCrl(ISSUER, number, 0, b"", NOW, NOW + HOUR), now=NOW, by="x")
+    except LedgerRefusalError as error:
+        return f"{action} {number} {error.code}"
+    return f"{action} {number}"
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(STEPS, st.lists(STEPS, max_size=3)), min_size=1, max_size=8))
+def test_whoever_comes_in_between_is_not_overlooked(
+    valkey: Valkey, plan: list[tuple[tuple[str, int], list[tuple[str, int]]]]
+) -> None:
+    """Others change the ledger between what a change was decided on and its arrival: nothing is granted twice.
+
+    The one that is overtaken ends as if it had come after all that overtook it.
+    """
+    with valkey.client() as client:
+        client.flushall()
+    mine, other = open_redis(valkey), open_redis(valkey)
+    for number in range(1, 4):
+        other.add_token(token(str(number)))
+    server = mine._server
+    send, between = server._send, list[tuple[str, int]]()
+    outcomes: list[str] = []
+
+    def overtaken(*arguments: Any, **named: Any) -> Any:
+        outcomes.extend(take(other, between.pop(0)) for _ in range(len(between)))
+        return send(*arguments, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server, "_send", overtaken)
+        for step, others in plan:
+            between[:] = others
+            outcome = take(mine, step)
+            # One that was refused before it was sent lets nobody in between.
+            outcomes.extend([outcome, *(take(other, one) for one in between)])
+    expected, model = _in_sequence(outcomes)
+    assert outcomes == expected
+    assert other.verify_audit().intact
+    assert [record.event for record in other.audit()] == model
+    mine.close()
+    other.close()
+
+
+def _in_sequence(outcomes: list[str]) -> tuple[list[str], list[str]]:
+    """Return what the same steps come to, one after the other, in a ledger of one process, and its log."""
+    with tempfile.TemporaryDirectory() as folder:
+        ledger = SqliteLedger.of(Path(folder))
+        for number in range(1, 4):
+            ledger.add_token(token(str(number)))
+        steps = [(words[0], int(words[1])) for words in map(str.split, outcomes)]
+        found = [take(ledger, step) for step in steps]
+        log = [record.event for record in ledger.audit()]
+        ledger.close()
+    return found, log
 
 
 @given(

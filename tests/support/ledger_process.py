@@ -1,5 +1,6 @@
-"""A process that works on a ledger: `python ledger_process.py ACTION DIRECTORY`.
+"""A process that works on a ledger: `python ledger_process.py ACTION DIRECTORY LEDGER`.
 
+LEDGER is as `ca --ledger` takes it, `-` for the one in DIRECTORY.
 It says `ready`, begins when a line arrives on its standard input, and writes a line for each thing done.
 """
 
@@ -14,16 +15,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ca.authority import Authority
 from ca.issuer import DEFAULT_TTL
 from ca.keys import new_private_key
-from ca.ledger import IssuedCertificate, LedgerRefusalError, token_hash
+from ca.ledger import IssuedCertificate, Ledger, LedgerRefusalError, token_hash
 from ca.recording import record
-from ca.store.sqlite import SqliteLedger
+from ca.store.opening import LedgerPlace, parse_where
 from garrison.identity import SpiffeId
-from support.ledgers import NOW, certificate
+from support.ledgers import NOW, TRUST_DOMAIN, certificate
 
 ROUNDS = 40
 
 
-def burn(ledger: SqliteLedger) -> None:
+def burn(ledger: Ledger) -> None:
     """Burn tokens 0, 1, …, and say whether each was ours."""
     for number in range(ROUNDS):
         try:
@@ -34,7 +35,7 @@ def burn(ledger: SqliteLedger) -> None:
             say("granted")
 
 
-def issue_same_serials(ledger: SqliteLedger) -> None:
+def issue_same_serials(ledger: Ledger) -> None:
     """Record serial numbers 1, 2, …, as if the random numbers of two processes met."""
     for number in range(1, ROUNDS + 1):
         try:
@@ -45,7 +46,7 @@ def issue_same_serials(ledger: SqliteLedger) -> None:
             say("recorded")
 
 
-def issue_for_ever(ledger: SqliteLedger, directory: Path) -> None:
+def issue_for_ever(ledger: Ledger, directory: Path) -> None:
     """Issue and record, and say each serial number once it could leave."""
     authority = Authority.load(directory)
     spiffe_id, key = SpiffeId(authority.trust_domain, ("web",)), new_private_key().public_key()
@@ -66,8 +67,9 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    action, directory = sys.argv[1], Path(sys.argv[2])
-    opened = SqliteLedger.of(directory)
+    action, directory, where = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
+    place = LedgerPlace(None if where == "-" else parse_where(where))
+    opened = place.open(directory, TRUST_DOMAIN, warn=say)
     say("ready")
     sys.stdin.readline()
     match action:

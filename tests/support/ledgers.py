@@ -11,11 +11,16 @@ from ca.authority import Authority, X509Svid
 from ca.keys import PublicKey
 from ca.ledger import CertificateKind, Entry, IssuedCertificate, JoinToken, token_hash
 from ca.registration import Registration
+from ca.store.redis import RedisLedger
+from ca.store.redis_server import RedisPlace
 from ca.svid_cache import Issue
-from garrison.identity import SpiffeId
+from garrison.identity import SpiffeId, TrustDomain
+from garrison.redis_address import RedisAddress
+from support.valkey import Valkey
 
 NOW = datetime(2030, 1, 2, 3, 4, 5, 678, tzinfo=UTC)
 HOUR = timedelta(hours=1)
+TRUST_DOMAIN = TrustDomain("cluster.local")
 ISSUER = "aa" * 20
 WEB = SpiffeId.parse("spiffe://cluster.local/web")
 API = SpiffeId.parse("spiffe://cluster.local/api")
@@ -50,6 +55,12 @@ def entry(entry_id: str, spiffe_id: SpiffeId = WEB, *selectors: str, **options: 
 def token(secret: str = "secret", *, life: timedelta = HOUR) -> JoinToken:
     """Return a token made at `NOW`."""
     return JoinToken(token_hash(secret), WEB, NOW, NOW + life, "root")
+
+
+def open_redis(valkey: Valkey, **options: Any) -> RedisLedger:
+    """Open the ledger that is in a server."""
+    place = RedisPlace(RedisAddress.parse(valkey.url), **options.pop("place", {}))
+    return RedisLedger(place, TRUST_DOMAIN, **options)
 
 
 def issued_by(authority: Authority) -> Issue:

@@ -1,4 +1,4 @@
-"""A proxy in front of a Unix socket: can be slow, can be silent, can speak TLS."""
+"""A proxy in front of a Unix socket: can be slow, can be silent, can lose answers, can speak TLS."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ PATIENCE_SECONDS = 30.0
 class Proxy:
     """Listens on a free port of 127.0.0.1 while it is entered as a context.
 
-    `delay_seconds` is how long what the server says is held back; it may change at any time.
+    `delay_seconds` is how long what the server says is held back; what it says to the next request that contains
+    `losing` is lost, and the connection with it. Both may change at any time.
     """
 
     def __init__(self, socket: Path, tls: ssl.SSLContext | None = None) -> None:
         self.delay_seconds = 0.0
+        self.losing = b""
         self.port = 0
         self._socket = socket
         self._tls = tls
@@ -48,11 +50,21 @@ class Proxy:
         except OSError:
             writer.close()
             return
-        await asyncio.gather(self._pump(reader, outer, slow=False), self._pump(inner, writer, slow=True))
+        lost = asyncio.Event()
+        await asyncio.gather(
+            self._pump(reader, outer, lost, slow=False), self._pump(inner, writer, lost, slow=True)
+        )
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, slow: bool) -> None:
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, lost: asyncio.Event, *, slow: bool
+    ) -> None:
         try:
             while data := await reader.read(65536):
+                if not slow and self.losing and self.losing in data:
+                    self.losing = b""
+                    lost.set()
+                if slow and lost.is_set():
+                    return
                 if slow and self.delay_seconds:
                     await asyncio.sleep(self.delay_seconds)
                 writer.write(data)

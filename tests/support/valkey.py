@@ -18,6 +18,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 KINDS = ("valkey", "redis")
+# What makes a server keep on disk whatever it has confirmed.
+DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
 
 
 def server_binary(kind: str = "valkey") -> Path:
@@ -43,7 +45,7 @@ def server_with_tls() -> Path:
 
 
 class Valkey:
-    """A server that keeps nothing when it ends; `start` returns when it takes connections."""
+    """A server that keeps nothing when it ends, unless it is `DURABLE`; `start` returns when it takes connections."""
 
     def __init__(
         self, folder: Path, *arguments: str, kind: str = "valkey", binary: Path | None = None
@@ -56,7 +58,7 @@ class Valkey:
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
-        """Start the server, empty."""
+        """Start the server, with what it has kept."""
         # A server that was killed leaves its socket behind.
         self.socket.unlink(missing_ok=True)
         self._process = subprocess.Popen(
@@ -82,7 +84,7 @@ class Valkey:
         raise AssertionError("Valkey did not start")
 
     def kill(self) -> None:
-        """End the server at once; what it held is lost."""
+        """End the server at once; what it held in memory only is lost."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()

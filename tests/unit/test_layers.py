@@ -37,6 +37,7 @@ FORBIDDEN = {
     "garrison/fetching.py": {"authz", "ratelimit", "ca", "garrison.transport", *TOP},
     "garrison/keys": {"authz", "ratelimit", "ca", "garrison.transport", *TOP},
     "garrison/private_files.py": {"authz", "ratelimit", "ca", "garrison.transport", *TOP},
+    "garrison/redis_address.py": {"authz", "ratelimit", "ca", "garrison.transport", *TOP},
     "garrison/refreshing.py": {"authz", "ratelimit", "ca", "garrison.transport", *TOP},
     "garrison/token_review.py": {"authz", "ratelimit", "ca", "garrison.transport", *TOP},
     "garrison/distribution": {"ratelimit", "ca", "garrison.process", "garrison.demo", "garrison.cli"},

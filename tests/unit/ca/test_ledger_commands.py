@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from cryptography import x509
+from support.valkey import DURABLE, Valkey
 
 from ca.cli import ca
 from ca.ledger import LedgerRefusalError, token_hash
@@ -230,3 +232,65 @@ def test_a_ledger_may_lie_elsewhere(pki: Path, tmp_path: Path) -> None:
     listed = plain("list", "--dir", pki, "--ledger", elsewhere)["certificates"]
     assert [one["serial"] for one in listed] == [issued["serial"]]
     assert not (pki / LEDGER).exists()
+
+
+@pytest.fixture
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
+    """Run a server that keeps what it confirms."""
+    server = Valkey(tmp_path_factory.mktemp("v"), *DURABLE)
+    server.start()
+    yield server
+    server.kill()
+
+
+def test_a_ledger_may_be_in_redis(
+    pki: Path, tmp_path: Path, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every command works with it, named by option or environment; nothing is written beside the CA."""
+    with valkey.client() as client:
+        client.acl_setuser("ca", enabled=True, passwords=["+s3cret"], keys=["*"], categories=["+@all"])
+        url = f"unix://ca:s3cret@{valkey.socket}"
+        issued = plain("issue", "--dir", pki, WEB, "--out", tmp_path / "web", "--ledger", url)
+        monkeypatch.setenv("GARRISON_CA_LEDGER", url)
+        made = plain("token", "create", "--dir", pki, "spiffe://cluster.local/agent")
+        assert [one["id"] for one in plain("token", "list", "--dir", pki)] == [made["id"]]
+        entry = plain("entry", "create", "--dir", pki, WEB, "--selector", "unix:uid:7")
+        assert plain("entry", "list", "--dir", pki) == [entry]
+        assert plain("revoke", "--dir", pki, issued["serial"])["crl_number"] == 1
+        listed = plain("list", "--dir", pki, "--revoked")["certificates"]
+        assert [one["serial"] for one in listed] == [issued["serial"]]
+        whole = plain("audit", "--dir", pki)
+        assert (whole["intact"], whole["records"]) == (True, 5)
+        assert not (pki / LEDGER).exists()
+        (name, fields), *rest = client.xrange("garrison:ca:{cluster.local}:log")
+        client.delete("garrison:ca:{cluster.local}:log")
+        for one, content in ((name, {**fields, b"actor": b"nobody"}), *rest):
+            client.xadd("garrison:ca:{cluster.local}:log", content, id=one)
+    broken = run("audit", "--dir", pki, "--json")
+    assert (broken.exit_code, json.loads(broken.stdout)["broken_at"]) == (5, 1)
+
+
+def test_a_redis_that_cannot_be_used_is_one_line(
+    pki: Path, tmp_path: Path, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No ledger, nothing issued, no password shown; a warning where the operator wants no more."""
+    out = tmp_path / "web"
+    arguments = ("issue", "--dir", pki, WEB, "--out", out)
+    for url, code, said in (
+        ("http://x:s3cret@y", 2, "a Redis URL is"),
+        ("redis://x:s3cret@y?ssl_cert_reqs=none", 2, "no parameter but `db`"),
+        ("redis://x:s3cret@192.0.2.1", 2, "use `rediss://`"),
+        (f"unix://x:s3cret@{valkey.socket}", 2, "invalid username-password pair"),
+    ):
+        result = run(*arguments, "--ledger", url)
+        assert (result.exit_code, said in result.stderr) == (code, True), result.stderr
+        assert "s3cret" not in result.output
+        assert not out.exists()
+    with valkey.client() as client:
+        client.config_set("appendfsync", "everysec")
+    monkeypatch.setenv("GARRISON_CA_LEDGER", valkey.url)
+    result = run(*arguments)
+    assert (result.exit_code, "`appendfsync` is `everysec`" in result.stderr) == (2, True)
+    result = run(*arguments, "--ledger-safety", "warn", "--json")
+    assert (result.exit_code, result.stderr.startswith("Warning: ")) == (0, True)
+    assert json.loads(result.stdout)["spiffe_id"] == WEB

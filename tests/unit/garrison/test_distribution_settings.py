@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from garrison.distribution.address import RedisAddress
 from garrison.errors import ConfigError
 from garrison.process.settings import load_settings
+from garrison.redis_address import RedisAddress
 
 KEY = "ed25519:iojj3XQJ8ZX9UtstPLpdcspnCb8dlBIb83SIAbQPb1w="
 

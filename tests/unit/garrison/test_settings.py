@@ -10,6 +10,8 @@ import pytest
 from authz.authn.peers import FederatedDomain
 from authz.paths import PathNormalization
 from authz.service import DecisionLog
+from ca.store.opening import LedgerPlace
+from ca.store.redis_server import Safety
 from garrison.durations import parse_duration
 from garrison.errors import ConfigError
 from garrison.identity import SpiffeId, TrustDomain
@@ -81,6 +83,24 @@ def test_paths_in_the_file_are_relative_to_it(tmp_path: Path) -> None:
     """A settings file works from any working directory."""
     settings = load_settings(write(tmp_path, "policies: [p]\nca: {dir: ca}\n"), {}, {})
     assert (settings.policies, settings.ca.dir) == ([tmp_path / "p"], tmp_path / "ca")
+
+
+def test_a_ledger_is_a_file_or_a_redis(tmp_path: Path) -> None:
+    """A file is relative to the settings, a URL is not; what is for Redis only says so; no password is shown."""
+    file = load_settings(write(tmp_path, "ca: {ledger: state/ledger}\n"), {}, {}).ca.ledger_place()
+    assert file == LedgerPlace(tmp_path / "state/ledger")
+    text = "ca: {ledger: 'rediss://x:s3cret@redis.example/2', ledger_ca: roots.pem, ledger_replicas: 1}\n"
+    place = load_settings(write(tmp_path, text), {}, {}).ca.ledger_place()
+    assert (place.name(tmp_path), place.ca) == (
+        "rediss://redis.example:6379?db=2",
+        tmp_path / "roots.pem",
+    )
+    assert (place.safety, place.replicas, place.path(tmp_path)) == (Safety.REQUIRE, 1, None)
+    assert "s3cret" not in repr(place)
+    assert "for a ledger in Redis" in problems(tmp_path, "ca: {ledger_ca: roots.pem}\n")
+    wrong = problems(tmp_path, "ca: {ledger: 'redis://x:s3cret@y?z=1'}\n")
+    assert "no parameter but `db`" in wrong
+    assert "s3cret" not in wrong
 
 
 def test_quotas_are_given_out_as_the_settings_say(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from authz.authenticators.base import Breaker, Caching, CachingAuthenticator
 from authz.authenticators.clients import digest_of
 from authz.authenticators.redis_keys import RedisKeys, parse_record
 from authz.authn.credentials import Answer, Result
-from garrison.distribution.address import RedisAddress
+from garrison.redis_address import RedisAddress
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 _SCHEMES = frozenset({"redis", "rediss", "unix"})
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _DEFAULT_PORT = 6379
 _CONNECT_SECONDS = 2.0
 # For one answer; bundles come in pieces.
@@ -93,9 +95,28 @@ class RedisAddress:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{host}:{self.port}{database}"
 
-    def connect(self, ca: Path | None = None) -> redis.Redis:
-        """Return a blocking client; `ca` are the roots for `rediss://` (PEM), the system's by default."""
-        return redis.Redis(**self._arguments(ca), retry=Retry(NoBackoff(), 0))
+    @property
+    def is_this_machine(self) -> bool:
+        """Whether it is on this machine, as far as the address itself says: a socket, or loopback."""
+        return self.scheme == "unix" or self.host in _LOOPBACK
+
+    def connect(
+        self,
+        ca: Path | None = None,
+        *,
+        answer_seconds: float = _ANSWER_SECONDS,
+        on_connect: Callable[[Any], None] | None = None,
+    ) -> redis.Redis:
+        """Return a blocking client; `ca` are the roots for `rediss://` (PEM), the system's by default.
+
+        `answer_seconds` is how long it waits for one answer, `on_connect` what each new connection is handed
+        to instead of logging in: it calls the connection's own `on_connect` first. It raises a `RedisError`
+        where the connection is not to be used.
+        """
+        arguments = self._arguments(ca) | {"socket_timeout": answer_seconds}
+        # Typed for a function of nothing, but called with the connection.
+        arguments["redis_connect_func"] = on_connect
+        return redis.Redis(**arguments, retry=Retry(NoBackoff(), 0))
 
     def connect_async(self, ca: Path | None = None) -> redis.asyncio.Redis:
         """Return a client for an event loop; `ca` as for `connect`. It does not try again by itself."""
