@@ -509,3 +509,35 @@ async def test_a_bad_bundle_holds_up_nothing_else(tmp_path: Path) -> None:
         assert agent.identities.bundles(caller)[DOMAIN].x509_authorities == lab.authority.roots
         with pytest.raises(EntitlementError):
             agent.caller()
+
+
+@asynchronous
+async def test_what_is_revoked_is_told(tmp_path: Path) -> None:
+    """The CRL that the server publishes reaches the node with the next look, and who streams hears of it."""
+    async with ca_lab(tmp_path) as lab, agent_parts(lab, tmp_path) as agent:
+        await lab.register("web", WEB, "unix:uid:1", parent_id=NODE)
+        await agent.identities.keep()
+        caller = agent.caller()
+        leaf = (await agent.identities.svid(caller, caller.registrations[0])).svid.leaf
+
+        def listed() -> bool:
+            crls = agent.identities.crls()
+            return any(
+                one.get_revoked_certificate_by_serial_number(leaf.serial_number) is not None for one in crls
+            )
+
+        assert not listed()
+        lab.ledger.revoke(
+            issuer_of(leaf),
+            leaf.serial_number,
+            RevocationReason.KEY_COMPROMISE,
+            now=lab.clock.now(),
+            by="test",
+        )
+        await lab.memory.refresh()
+        change = asyncio.ensure_future(agent.identities.changes.next())
+        await asyncio.sleep(0)
+        await agent.identities.keep()
+        await asyncio.wait_for(change, 5)
+        assert listed()
+        assert agent.identities.is_serving
