@@ -14,12 +14,14 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 from support.agents import NODE, SECRET, WEB, agent_parts
 from support.ca_api import DOMAIN, CaLab, asynchronous, ca_lab
+from support.tokens import ec_signer
 
 from ca.agent.node import Evidence, NotAttestedError, parse_svid
 from ca.agent.remote_identities import MAX_BATCH
 from ca.agent.server import ServerAwayError, ServerNotTrustedError
-from ca.agent.state import AgentState
+from ca.agent.state import AgentState, NodeSvid
 from ca.api.identities import EntitlementError
+from ca.attestors.jwt import TrustedIssuer
 from ca.authority import Hierarchy
 from ca.bundle import SpiffeBundle
 from ca.inspection import check_key_pair
@@ -29,9 +31,11 @@ from ca.keys import new_private_key
 from ca.ledger import EndpointProfile, Entry, FederatedBundle, RevocationReason, issuer_of
 from ca.protos import nodes_pb2 as pb
 from ca.recording import Requester
+from ca.registration import Registration
 from ca.verification import verify_svid
 from garrison.errors import ConfigError, IssuanceError
 from garrison.identity import SpiffeId, TrustDomain
+from garrison.keys.jwks import KeySet, parse_jwks
 from garrison.transport import StatusCode, StatusError
 from garrison.transport.unix_peer import PeerCredentials
 
@@ -541,3 +545,44 @@ async def test_what_is_revoked_is_told(tmp_path: Path) -> None:
         await asyncio.wait_for(change, 5)
         assert listed()
         assert agent.identities.is_serving
+
+
+@asynchronous
+async def test_a_jwt_attests_again_when_the_svid_has_expired(tmp_path: Path) -> None:
+    """After a long absence the file is read anew: what is in it by then counts, without a restart."""
+    claims = {"iss": "https://k8s.example", "sub": "node-1", "aud": "garrison"}
+    issuer = TrustedIssuer(
+        claims["iss"], frozenset({"garrison"}), KeySet(parse_jwks(ec_signer().jwks())), is_kubernetes=False
+    )
+    registration = Registration.parse(NODE, ["jwt:sub:node-1"])
+    old_ca = Hierarchy.create(DOMAIN, now=datetime.now(UTC) - timedelta(days=2))
+    file = tmp_path / "jwt"
+
+    def write(**changes: Any) -> None:
+        ends = int(datetime.now(UTC).timestamp()) + 300
+        file.write_text(ec_signer().token({**claims, "exp": ends, **changes}))
+
+    async with (
+        ca_lab(tmp_path, registration, issuers=[issuer], hierarchy=old_ca) as lab,
+        agent_parts(lab, tmp_path, Evidence(jwt_file=file)) as agent,
+    ):
+        write(sub="somebody")
+        with pytest.raises(NotAttestedError, match="at its audit log"):
+            await agent.identities.keep()
+        write()
+        await agent.identities.keep()
+        await lab.register("web", WEB, "unix:uid:1", parent_id=NODE)
+        await agent.identities.keep()
+        first = agent.node.svid
+        assert first is not None
+        # As if it had been away: what it holds has expired.
+        before = lab.clock.now() - timedelta(hours=2)
+        old = lab.authority.issue(
+            first.svid.spiffe_id, first.key.public_key(), now=before, ttl=timedelta(hours=1)
+        )
+        agent.node.svid = NodeSvid(old, first.key)
+        write(jti="2")
+        await agent.identities.keep()
+        assert agent.node.svid.is_valid(agent.clock.now())
+        assert agent.identities.is_serving
+        assert agent.caller().registrations
