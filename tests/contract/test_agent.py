@@ -586,3 +586,40 @@ async def test_a_jwt_attests_again_when_the_svid_has_expired(tmp_path: Path) -> 
         assert agent.node.svid.is_valid(agent.clock.now())
         assert agent.identities.is_serving
         assert agent.caller().registrations
+
+
+@asynchronous
+async def test_what_fails_at_once_is_one_failure(tmp_path: Path) -> None:
+    """Ten callers that find the server away do not make the pause ten times as long."""
+    async with ca_lab(tmp_path) as lab, agent_parts(lab, tmp_path) as agent:
+        await lab.register("web", WEB, "unix:uid:1", parent_id=NODE)
+        await agent.identities.keep()
+        caller = agent.caller()
+        await agent.line.cut()
+        asked = [agent.identities.sign_jwt(caller, caller.registrations[0], [str(one)]) for one in range(10)]
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        assert {type(one) for one in found} == {ServerAwayError}
+        assert agent.server.attempts.failures == 1
+
+
+@asynchronous
+async def test_an_entry_that_goes_while_it_is_signed_is_not_held(tmp_path: Path) -> None:
+    """The answer for an entry that was deleted meanwhile is forgotten."""
+    async with ca_lab(tmp_path) as lab, agent_parts(lab, tmp_path) as agent:
+        await agent.identities.keep()
+        await lab.register("web", WEB, "unix:uid:1", parent_id=NODE)
+        real = agent.server.call
+
+        async def overtaken(request: Any, answer: Any, **options: Any) -> Any:
+            found = await real(request, answer, **options)
+            if answer.DESCRIPTOR.name == "SignSvidsResponse":
+                agent.server.call = real  # type: ignore[method-assign]  # as it was
+                lab.ledger.delete_entry("web", now=lab.clock.now(), by="test")
+                await lab.memory.refresh()
+                await agent.identities.keep()
+            return found
+
+        agent.server.call = overtaken  # type: ignore[method-assign]  # a server that is slow
+        await agent.identities.keep()
+        assert agent.identities.status()["entries"] == 0
+        assert agent.identities.status()["svids"] == []
