@@ -64,7 +64,8 @@ _log = structlog.get_logger()
 class AgentSettings:
     """Everything an agent can be told; durations are checked by who reads them.
 
-    `server_name` is what the server's certificate must say if that is not the host of `server`.
+    `server_name` is what the server's certificate must say if that is not the host of `server`; `sends_crl`
+    is whether CRLs go with the roots over SDS.
     """
 
     server: Address
@@ -74,6 +75,7 @@ class AgentSettings:
     evidence: Evidence
     server_name: str | None = None
     socket_mode: int = 0o666
+    sends_crl: bool = False
     sync_interval: timedelta = timedelta(seconds=5)
     longest_pause: timedelta = timedelta(minutes=1)
     drain_grace: timedelta = timedelta(seconds=10)
@@ -112,7 +114,7 @@ class Agent:
             sync_interval=settings.sync_interval,
             longest_pause=settings.longest_pause,
         )
-        self._sds = SecretDiscovery(self._identities)
+        self._sds = SecretDiscovery(self._identities, sends_crl=settings.sends_crl)
         self._workload = WorkloadApi(self._identities)
         self._health = Health([SDS, ADS, WORKLOAD])
 

@@ -90,6 +90,7 @@ class RemoteIdentities:
         self._entries_version = ""
         self._bundles: dict[TrustDomain, SpiffeBundle] = {}
         self._bundle_version = ""
+        self._crls: tuple[x509.CertificateRevocationList, ...] = ()
         self._trust_domain: TrustDomain | None = None
         self._held: dict[Registration, HeldSvid] = {}
         self._attempts: dict[Registration, Attempts] = {}
@@ -133,8 +134,8 @@ class RemoteIdentities:
         return entitled(self._entries, selectors_of(credentials), parent)
 
     def crls(self) -> tuple[x509.CertificateRevocationList, ...]:
-        """Return nothing: the server hands none to nodes; see `Identities`."""
-        return ()
+        """Return the CRLs as the server sent them last; see `Identities`."""
+        return self._crls
 
     async def svid(self, caller: Caller, registration: Registration) -> HeldSvid:  # noqa: ARG002 - the same to all
         """Return the SVID that is held; without one that is valid, ask for it; see `Identities`.
@@ -277,7 +278,8 @@ class RemoteIdentities:
         """Take over our bundle and those of others that are well-formed.
 
         Raises:
-            IssuanceError: ours is malformed, has no roots, or is not there; nothing is taken over.
+            IssuanceError: ours is malformed, has no roots, or is not there, or a CRL is malformed; nothing
+                is taken over.
 
         """
         found: dict[TrustDomain, SpiffeBundle] = {}
@@ -289,7 +291,11 @@ class RemoteIdentities:
                 _log.error("bundle not understood", trust_domain=name, reason=str(error))
         if domain not in found or not found[domain].x509_authorities:
             raise IssuanceError(f"the server sent no roots of `{domain}`")
-        self._bundles = found
+        try:
+            crls = tuple(x509.load_der_x509_crl(one) for one in answer.crls)
+        except ValueError as error:
+            raise IssuanceError("the server sent a malformed CRL") from error
+        self._bundles, self._crls = found, crls
         self._bundle_version = answer.version
         self._use_roots(found[domain].x509_authorities)
         try:

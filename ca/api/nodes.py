@@ -55,7 +55,8 @@ class Nodes:
     """Answers agents. `mint_jwt` makes JWT-SVIDs where the CA can.
 
     `bundle` returns the bundle of our trust domain, the one that is handed out everywhere, and `federated`
-    those of others that operators configured; threads call them. The ledger may know more of others.
+    those of others that operators configured; threads call them. The ledger may know more of others. `crls`
+    returns what is published of our own trust domain (DER).
     """
 
     def __init__(
@@ -65,12 +66,14 @@ class Nodes:
         mint_jwt: MintJwt | None = None,
         bundle: Callable[[], SpiffeBundle] | None = None,
         federated: Callable[[], Mapping[TrustDomain, SpiffeBundle]] = dict,
+        crls: Callable[[], Sequence[bytes]] = tuple,
         monotonic_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._issuing = issuing
         self._mint_jwt = mint_jwt
         self._bundle = bundle
         self._federated = federated
+        self._crls = crls
         self._monotonic_ns = monotonic_ns
         self._calls = Budget(*_CALLS)
         self._svids = Budget(*_SVIDS)
@@ -148,7 +151,7 @@ class Nodes:
             bundles, sequence = await asyncio.to_thread(self._bundles, wanted)
         except DependencyError as error:
             raise StatusError(StatusCode.UNAVAILABLE, "the CA's ledger does not answer") from error
-        answer = pb.FetchBundleResponse(sequence=sequence, bundles=bundles)
+        answer = pb.FetchBundleResponse(sequence=sequence, bundles=bundles, crls=self._crls())
         version = _version(answer)
         if request.version == version:
             answer = pb.FetchBundleResponse(sequence=sequence, unchanged=True)

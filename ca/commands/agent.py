@@ -98,6 +98,11 @@ def _option(flag: str, **options: Any) -> Callable[[_Command], _Command]:
     show_default=True,
     help="Who may connect. What they get depends on who they are.",
 )
+@_option(
+    "--crl-in-sds",
+    is_flag=True,
+    help="Send the CRL with the trust bundle, so that Envoys refuse revoked peers.",
+)
 @_option("--join-token-file", type=FILE, help="A file with a join token, for the first start.")
 @_option(
     "--jwt-file", type=FILE, help="A file with a JWT, such as a projected Kubernetes token; read at each use."
@@ -160,6 +165,7 @@ def agent(context: click.Context, /, **options: Any) -> None:
         evidence=evidence,
         server_name=options["server_name"],
         socket_mode=options["socket_mode"],
+        sends_crl=options["crl_in_sds"],
         sync_interval=options["sync_interval"],
         longest_pause=options["max_backoff"],
     )

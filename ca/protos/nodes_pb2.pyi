@@ -101,7 +101,7 @@ class FetchBundleRequest(_message.Message):
     def __init__(self, version: _Optional[str] = ...) -> None: ...
 
 class FetchBundleResponse(_message.Message):
-    __slots__ = ("version", "unchanged", "sequence", "bundles")
+    __slots__ = ("version", "unchanged", "sequence", "bundles", "crls")
     class BundlesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -113,11 +113,13 @@ class FetchBundleResponse(_message.Message):
     UNCHANGED_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     BUNDLES_FIELD_NUMBER: _ClassVar[int]
+    CRLS_FIELD_NUMBER: _ClassVar[int]
     version: str
     unchanged: bool
     sequence: int
     bundles: _containers.ScalarMap[str, bytes]
-    def __init__(self, version: _Optional[str] = ..., unchanged: _Optional[bool] = ..., sequence: _Optional[int] = ..., bundles: _Optional[_Mapping[str, bytes]] = ...) -> None: ...
+    crls: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, version: _Optional[str] = ..., unchanged: _Optional[bool] = ..., sequence: _Optional[int] = ..., bundles: _Optional[_Mapping[str, bytes]] = ..., crls: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class MintJwtRequest(_message.Message):
     __slots__ = ("entry_id", "audiences")

@@ -64,6 +64,7 @@ class CaServices:
                 mint_jwt=_minting(identities),
                 bundle=identities.bundle,
                 federated=identities.federated,
+                crls=lambda: [one.der for one in memory.crls],
             ).methods(),
         }
         self.files = tls_files(settings)

@@ -14,12 +14,14 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 from support.agents import NODE, SECRET, WEB, agent_parts
 from support.ca_api import DOMAIN, CaLab, asynchronous, ca_lab
+from support.tokens import ec_signer
 
 from ca.agent.node import Evidence, NotAttestedError, parse_svid
 from ca.agent.remote_identities import MAX_BATCH
 from ca.agent.server import ServerAwayError, ServerNotTrustedError
-from ca.agent.state import AgentState
+from ca.agent.state import AgentState, NodeSvid
 from ca.api.identities import EntitlementError
+from ca.attestors.jwt import TrustedIssuer
 from ca.authority import Hierarchy
 from ca.bundle import SpiffeBundle
 from ca.inspection import check_key_pair
@@ -29,9 +31,11 @@ from ca.keys import new_private_key
 from ca.ledger import EndpointProfile, Entry, FederatedBundle, RevocationReason, issuer_of
 from ca.protos import nodes_pb2 as pb
 from ca.recording import Requester
+from ca.registration import Registration
 from ca.verification import verify_svid
 from garrison.errors import ConfigError, IssuanceError
 from garrison.identity import SpiffeId, TrustDomain
+from garrison.keys.jwks import KeySet, parse_jwks
 from garrison.transport import StatusCode, StatusError
 from garrison.transport.unix_peer import PeerCredentials
 
@@ -509,3 +513,113 @@ async def test_a_bad_bundle_holds_up_nothing_else(tmp_path: Path) -> None:
         assert agent.identities.bundles(caller)[DOMAIN].x509_authorities == lab.authority.roots
         with pytest.raises(EntitlementError):
             agent.caller()
+
+
+@asynchronous
+async def test_what_is_revoked_is_told(tmp_path: Path) -> None:
+    """The CRL that the server publishes reaches the node with the next look, and who streams hears of it."""
+    async with ca_lab(tmp_path) as lab, agent_parts(lab, tmp_path) as agent:
+        await lab.register("web", WEB, "unix:uid:1", parent_id=NODE)
+        await agent.identities.keep()
+        caller = agent.caller()
+        leaf = (await agent.identities.svid(caller, caller.registrations[0])).svid.leaf
+
+        def listed() -> bool:
+            crls = agent.identities.crls()
+            return any(
+                one.get_revoked_certificate_by_serial_number(leaf.serial_number) is not None for one in crls
+            )
+
+        assert not listed()
+        lab.ledger.revoke(
+            issuer_of(leaf),
+            leaf.serial_number,
+            RevocationReason.KEY_COMPROMISE,
+            now=lab.clock.now(),
+            by="test",
+        )
+        await lab.memory.refresh()
+        change = asyncio.ensure_future(agent.identities.changes.next())
+        await asyncio.sleep(0)
+        await agent.identities.keep()
+        await asyncio.wait_for(change, 5)
+        assert listed()
+        assert agent.identities.is_serving
+
+
+@asynchronous
+async def test_a_jwt_attests_again_when_the_svid_has_expired(tmp_path: Path) -> None:
+    """After a long absence the file is read anew: what is in it by then counts, without a restart."""
+    claims = {"iss": "https://k8s.example", "sub": "node-1", "aud": "garrison"}
+    issuer = TrustedIssuer(
+        claims["iss"], frozenset({"garrison"}), KeySet(parse_jwks(ec_signer().jwks())), is_kubernetes=False
+    )
+    registration = Registration.parse(NODE, ["jwt:sub:node-1"])
+    old_ca = Hierarchy.create(DOMAIN, now=datetime.now(UTC) - timedelta(days=2))
+    file = tmp_path / "jwt"
+
+    def write(**changes: Any) -> None:
+        ends = int(datetime.now(UTC).timestamp()) + 300
+        file.write_text(ec_signer().token({**claims, "exp": ends, **changes}))
+
+    async with (
+        ca_lab(tmp_path, registration, issuers=[issuer], hierarchy=old_ca) as lab,
+        agent_parts(lab, tmp_path, Evidence(jwt_file=file)) as agent,
+    ):
+        write(sub="somebody")
+        with pytest.raises(NotAttestedError, match="at its audit log"):
+            await agent.identities.keep()
+        write()
+        await agent.identities.keep()
+        await lab.register("web", WEB, "unix:uid:1", parent_id=NODE)
+        await agent.identities.keep()
+        first = agent.node.svid
+        assert first is not None
+        # As if it had been away: what it holds has expired.
+        before = lab.clock.now() - timedelta(hours=2)
+        old = lab.authority.issue(
+            first.svid.spiffe_id, first.key.public_key(), now=before, ttl=timedelta(hours=1)
+        )
+        agent.node.svid = NodeSvid(old, first.key)
+        write(jti="2")
+        await agent.identities.keep()
+        assert agent.node.svid.is_valid(agent.clock.now())
+        assert agent.identities.is_serving
+        assert agent.caller().registrations
+
+
+@asynchronous
+async def test_what_fails_at_once_is_one_failure(tmp_path: Path) -> None:
+    """Ten callers that find the server away do not make the pause ten times as long."""
+    async with ca_lab(tmp_path) as lab, agent_parts(lab, tmp_path) as agent:
+        await lab.register("web", WEB, "unix:uid:1", parent_id=NODE)
+        await agent.identities.keep()
+        caller = agent.caller()
+        await agent.line.cut()
+        asked = [agent.identities.sign_jwt(caller, caller.registrations[0], [str(one)]) for one in range(10)]
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        assert {type(one) for one in found} == {ServerAwayError}
+        assert agent.server.attempts.failures == 1
+
+
+@asynchronous
+async def test_an_entry_that_goes_while_it_is_signed_is_not_held(tmp_path: Path) -> None:
+    """The answer for an entry that was deleted meanwhile is forgotten."""
+    async with ca_lab(tmp_path) as lab, agent_parts(lab, tmp_path) as agent:
+        await agent.identities.keep()
+        await lab.register("web", WEB, "unix:uid:1", parent_id=NODE)
+        real = agent.server.call
+
+        async def overtaken(request: Any, answer: Any, **options: Any) -> Any:
+            found = await real(request, answer, **options)
+            if answer.DESCRIPTOR.name == "SignSvidsResponse":
+                agent.server.call = real  # type: ignore[method-assign]  # as it was
+                lab.ledger.delete_entry("web", now=lab.clock.now(), by="test")
+                await lab.memory.refresh()
+                await agent.identities.keep()
+            return found
+
+        agent.server.call = overtaken  # type: ignore[method-assign]  # a server that is slow
+        await agent.identities.keep()
+        assert agent.identities.status()["entries"] == 0
+        assert agent.identities.status()["svids"] == []

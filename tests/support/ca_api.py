@@ -164,7 +164,13 @@ async def ca_lab(
     issuing = Issuing(memory, attestors, refusals, max_ttl=max_ttl, now=clock.now)
     methods = {
         **IstioCertificates(issuing).methods(),
-        **Nodes(issuing, mint_jwt=mint_jwt, bundle=bundle, federated=federated).methods(),
+        **Nodes(
+            issuing,
+            mint_jwt=mint_jwt,
+            bundle=bundle,
+            federated=federated,
+            crls=lambda: [one.der for one in memory.crls],
+        ).methods(),
     }
     files = server_files(folder, authority, is_client_optional=transport is Transport.NGH2)
     server = RequestServer(
