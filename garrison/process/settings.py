@@ -539,6 +539,7 @@ class WorkloadSettings(BaseModel):
     svid_ttl: Duration = timedelta(hours=1)
     dns_names: list[str] = []
     jwt_ttl: Duration = DEFAULT_JWT_TTL
+    federates_with: list[Domain] = []
     hint: str = ""
     service: str = ""
     namespace: str = ""
@@ -564,6 +565,7 @@ class WorkloadSettings(BaseModel):
             tuple(self.selectors),
             self.svid_ttl,
             tuple(self.dns_names),
+            federates_with=tuple(self.federates_with),
             jwt_ttl=self.jwt_ttl,
             hint=self.hint,
         )

@@ -94,7 +94,7 @@ async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
     files = tmp_path / "files"
     files.mkdir()
     listener = PeerCredentialListener(tmp_path / "sds.sock")
-    me = Registration.parse(WEB, [f"unix:uid:{os.getuid()}"])
+    me = Registration.parse(WEB, [f"unix:uid:{os.getuid()}"], federates_with=["partner.test"])
     async with local_identities(
         tmp_path,
         AUTHORITY,
