@@ -86,7 +86,7 @@ class LocalIdentities:
         return parse_crls(self._crl_pem())
 
     def bundles(self, caller: Caller) -> Mapping[TrustDomain, SpiffeBundle]:
-        """Return our bundle, then the federated ones that a registration of `caller` names; see `Identities`."""
+        """Return our bundle, then those that a registration of `caller` names; see `Identities`."""
         wanted = {name for one in caller.registrations for name in one.federates_with}
         federated = {name: one for name, one in self._federated.items() if name in wanted}
         return {self.trust_domain: self.bundle(), **federated}

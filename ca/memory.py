@@ -76,6 +76,11 @@ class CaMemory:
                 push_bundle()
             await asyncio.sleep(LOOK_SECONDS)
 
+    @property
+    def ledger(self) -> Ledger:
+        """The ledger, which is closed with this."""
+        return self._ledger
+
     def close(self) -> None:
         """Record what waits, and close the ledger."""
         self._recorder.close()

@@ -477,36 +477,24 @@ class SqliteLedger:
 
     def put_federated(self, bundle: FederatedBundle, *, now: datetime, by: str) -> None:
         """See `Ledger`."""
-        row = (
-            str(bundle.trust_domain),
-            bundle.url,
-            bundle.profile,
-            None if bundle.endpoint_id is None else str(bundle.endpoint_id),
-            bundle.document,
-            bundle.sequence,
-            None if bundle.refresh_hint is None else bundle.refresh_hint // _MICROSECOND,
-        )
         with self._database.writing() as connection:
-            before = connection.execute(
-                "SELECT * FROM federated WHERE trust_domain = ?", (str(bundle.trust_domain),)
-            ).fetchone()
-            fetched_at = None if bundle.fetched_at is None else _number(bundle.fetched_at)
-            connection.execute(
-                "INSERT OR REPLACE INTO federated VALUES (?,?,?,?,?,?,?,?)", (*row, fetched_at)
+            _put_federated(
+                connection, _federated_row(connection, bundle.trust_domain), bundle, now=now, by=by
             )
-            # A bundle is fetched every few minutes: only what it changed is worth a record.
-            if before is None or before[:-1] != row:
-                _Log(connection).append(
-                    AuditEvent.FEDERATION_SET,
-                    now=now,
-                    by=by,
-                    details={
-                        "profile": bundle.profile,
-                        "sequence": bundle.sequence,
-                        "trust_domain": str(bundle.trust_domain),
-                        "url": bundle.url,
-                    },
-                )
+
+    def replace_federated(
+        self, before: FederatedBundle | None, after: FederatedBundle, *, now: datetime, by: str
+    ) -> None:
+        """See `Ledger`."""
+        name = after.trust_domain
+        with self._database.writing() as connection:
+            row = _federated_row(connection, name)
+            if before is None and row is not None:
+                raise LedgerRefusalError(LedgerCode.DUPLICATE, f"there is a federation with `{name}` already")
+            if (None if row is None else _federated(row)) != before:
+                message = f"the federation with `{name}` was changed or deleted meanwhile"
+                raise LedgerRefusalError(LedgerCode.STATE_CHANGED, message)
+            _put_federated(connection, row, after, now=now, by=by)
 
     def federated(self) -> tuple[FederatedBundle, ...]:
         """See `Ledger`."""
@@ -742,6 +730,47 @@ def _signing_key(row: Sequence[Any]) -> SigningKey:
     return SigningKey(
         KeyUse(row[0]), row[1], KeyState(row[2]), row[3], _moment(row[4]), _moment(row[5]), _optional(row[6])
     )
+
+
+def _federated_row(connection: sqlite3.Connection, name: TrustDomain) -> tuple[Any, ...] | None:
+    found: tuple[Any, ...] | None = connection.execute(
+        "SELECT * FROM federated WHERE trust_domain = ?", (str(name),)
+    ).fetchone()
+    return found
+
+
+def _put_federated(
+    connection: sqlite3.Connection,
+    before: tuple[Any, ...] | None,
+    bundle: FederatedBundle,
+    *,
+    now: datetime,
+    by: str,
+) -> None:
+    row = (
+        str(bundle.trust_domain),
+        bundle.url,
+        bundle.profile,
+        None if bundle.endpoint_id is None else str(bundle.endpoint_id),
+        bundle.document,
+        bundle.sequence,
+        None if bundle.refresh_hint is None else bundle.refresh_hint // _MICROSECOND,
+    )
+    fetched_at = None if bundle.fetched_at is None else _number(bundle.fetched_at)
+    connection.execute("INSERT OR REPLACE INTO federated VALUES (?,?,?,?,?,?,?,?)", (*row, fetched_at))
+    # A bundle is fetched every few minutes: only what it changed is worth a record.
+    if before is None or before[:-1] != row:
+        _Log(connection).append(
+            AuditEvent.FEDERATION_SET,
+            now=now,
+            by=by,
+            details={
+                "profile": bundle.profile,
+                "sequence": bundle.sequence,
+                "trust_domain": str(bundle.trust_domain),
+                "url": bundle.url,
+            },
+        )
 
 
 @_parser

@@ -64,6 +64,7 @@ from garrison.process.check_limits import CheckLimits
 from garrison.process.control import ControlServer
 from garrison.process.counter_pages import CounterPages
 from garrison.process.counters import CounterOperator
+from garrison.process.federation import Federation
 from garrison.process.link import WorkerLink
 from garrison.process.mixer_quotas import DOMAIN, StoreQuotas
 from garrison.process.oidc import OidcPages
@@ -76,6 +77,7 @@ from garrison.telemetry.log import LineWriter
 from garrison.telemetry.metrics import (
     AuthenticatorCollector,
     DistributionCollector,
+    FederationCollector,
     KeyCollector,
     RlqsCollector,
     ServerCollector,
@@ -222,6 +224,7 @@ class Server:
         self._memory: CaMemory | None = None
         if self._authority is not None and link is None:
             self._memory = _open_memory(settings, self._authority)
+        self._federation = Federation(settings, self._memory) if self._memory is not None else None
         if self._bundle_files:
             self._trust.load()
         if settings.federated_bundles:
@@ -253,7 +256,9 @@ class Server:
         fetchers = (self._lists, self._keys) if self._children is None else ()
         fetching = asyncio.gather(*(fetcher.run() for fetcher in fetchers))
         following = asyncio.gather(
-            self._follower.run() if self._follower else asyncio.sleep(0), self._follow_ledger()
+            self._follower.run() if self._follower else asyncio.sleep(0),
+            self._follow_ledger(),
+            self._federation.run() if self._federation else asyncio.sleep(0),
         )
         try:
             if self._follower is not None:
@@ -290,6 +295,8 @@ class Server:
         for provider in self._providers.values():
             await provider.close()
         await self._authenticators.close()
+        if self._federation is not None:
+            self._federation.close()
         if self._memory is not None:
             await asyncio.to_thread(self._memory.close)
         if isinstance(self._store, GuardedStore):
@@ -358,8 +365,8 @@ class Server:
             token_issuer=settings.oidc.issuer,
             crl_pem=memory.crl_pem,
         )
-        if self._federated.current is not None:
-            identities.use_federated(self._federated.current.bundles)
+        if self._federation is not None:
+            self._federation.serve(identities)
         self._identities = identities
         if settings.oidc.listen is not None:
             pages = OidcPages(identities.bundle, settings.oidc.issuer)
@@ -380,8 +387,8 @@ class Server:
         return [*self._sds.handlers(), *self._workload.handlers()]
 
     def _use_federated(self, federated: FederatedBundles) -> None:
-        if self._identities is not None:
-            self._identities.use_federated(federated.bundles)
+        if self._federation is not None:
+            self._federation.use_files(federated.bundles)
 
     def _certificates(
         self, request: RequestServer | Workers, control: ControlServer
@@ -518,6 +525,8 @@ class Server:
                 )
             )
         registry.register(KeyCollector(self._keys.status))
+        if self._federation is not None:
+            registry.register(FederationCollector(self._federation.federator.status))
         registry.register(
             AuthenticatorCollector(
                 answers=self._authenticators.results,

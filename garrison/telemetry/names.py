@@ -39,6 +39,18 @@ WORKLOAD_API = "garrison_workload_api_events"
 WORKLOAD_API_HELP = "What happened on calls of the SPIFFE Workload API"
 WORKLOAD_API_LABELS = ("event",)
 
+FEDERATED_BUNDLE_AVAILABLE = "garrison_federated_bundle_available"
+FEDERATED_BUNDLE_AVAILABLE_HELP = "1 when there is a bundle of this trust domain that counts, else 0"
+FEDERATED_BUNDLE_AVAILABLE_LABELS = ("trust_domain",)
+
+FEDERATED_BUNDLE_AGE = "garrison_federated_bundle_age_seconds"
+FEDERATED_BUNDLE_AGE_HELP = "Time since the endpoint last confirmed the bundle of this trust domain"
+FEDERATED_BUNDLE_AGE_LABELS = ("trust_domain",)
+
+FEDERATED_BUNDLE_FETCHES = "garrison_federated_bundle_fetches"
+FEDERATED_BUNDLE_FETCHES_HELP = "Fetches of bundles of other trust domains, by result"
+FEDERATED_BUNDLE_FETCHES_LABELS = ("trust_domain", "result")
+
 RATE_LIMIT_REFUSED = "garrison_rate_limit_buckets_refused"
 RATE_LIMIT_REFUSED_HELP = "New rate-limit counters refused because the store was full"
 

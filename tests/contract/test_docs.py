@@ -56,6 +56,7 @@ from garrison.telemetry import names
 from garrison.telemetry.metrics import (
     AuthenticatorCollector,
     DistributionCollector,
+    FederationCollector,
     KeyCollector,
     RlqsCollector,
     ServerCollector,
@@ -249,7 +250,8 @@ def metrics_table() -> str:
         streams=lambda: 0, buckets=lambda: 0, actions=nothing, reported=nothing, refused=nothing
     )
     workers = WorkerCollector(ready=dict, restarts=dict, silent=dict, store_restarts=lambda: 0)
-    collectors = (collector, keys, store, follower, authenticators, quotas, workers)
+    federation = FederationCollector(list)
+    collectors = (collector, keys, store, follower, authenticators, quotas, workers, federation)
     types = {metric.name: metric.type for one in collectors for metric in one.collect()}
     rows = []
     for constant, text in vars(names).items():

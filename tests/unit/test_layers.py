@@ -65,6 +65,7 @@ PURE = [
     "authz/response.py",
     "ca/audit.py",
     "ca/bundle.py",
+    "ca/federation.py",
     "ca/inspection.py",
     "ca/jwt_keys.py",
     "ca/jwt_svid.py",
