@@ -139,18 +139,17 @@ def _seconds(moment: datetime) -> datetime:
 def _sign(template: Template, key: CaKey, issuer: x509.Certificate | None, stamp: Stamp) -> x509.Certificate:
     if not 0 < stamp.serial < 2**SERIAL_BITS:
         raise IssuanceError(f"a serial number is positive and has at most {SERIAL_BITS} bits")
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(template.subject)
-        .issuer_name(template.subject if issuer is None else issuer.subject)
-        .public_key(template.public_key)
-        .serial_number(stamp.serial)
-        .not_valid_before(stamp.not_before)
-        .not_valid_after(stamp.not_after)
-        .add_extension(stamp.authority_key, critical=False)
+    extensions = ((stamp.authority_key, False), *template.extensions)
+    # The builder's own methods copy all that is there, each time.
+    builder = x509.CertificateBuilder(
+        issuer_name=template.subject if issuer is None else issuer.subject,
+        subject_name=template.subject,
+        public_key=template.public_key,
+        serial_number=stamp.serial,
+        not_valid_before=stamp.not_before.replace(tzinfo=None),
+        not_valid_after=stamp.not_after.replace(tzinfo=None),
+        extensions=[x509.Extension(value.oid, critical, value) for value, critical in extensions],
     )
-    for value, critical in template.extensions:
-        builder = builder.add_extension(value, critical=critical)
     signed = builder.sign(key, signature_hash(key)).public_bytes(Encoding.DER)
     return check_signed(x509.load_der_x509_certificate(signed), template, stamp, issuer)
 

@@ -67,16 +67,10 @@ def leaf_template(spiffe_id: SpiffeId, public_key: PublicKey, dns_names: Iterabl
     # Section 2: exactly one URI; other kinds of names may stand beside it.
     alternative = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(str(spiffe_id)), *names])
     return Template(
-        subject=x509.Name([]),
+        subject=_NO_SUBJECT,
         public_key=check_public_key(public_key),
         extensions=(
-            (x509.BasicConstraints(ca=False, path_length=None), True),
-            (_key_usage(digital_signature=True), True),
-            (
-                # Section 4.4: if present, both.
-                x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
-                False,
-            ),
+            *_LEAF_EXTENSIONS,
             (alternative, True),  # RFC 5280, 4.2.1.6: critical, because the subject is empty.
             (x509.SubjectKeyIdentifier.from_public_key(public_key), False),
         ),
@@ -141,3 +135,13 @@ def _key_usage(
         encipher_only=False,
         decipher_only=False,
     )
+
+
+# What all leaves have in common, made once.
+_NO_SUBJECT = x509.Name([])
+_LEAF_EXTENSIONS: tuple[tuple[x509.ExtensionType, bool], ...] = (
+    (x509.BasicConstraints(ca=False, path_length=None), True),
+    (_key_usage(digital_signature=True), True),
+    # Section 4.4: if present, both.
+    (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), False),
+)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from datetime import datetime, timedelta
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from cryptography import x509
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support.ledgers import certificate
 
 from ca.authority import Authority, Hierarchy
 from ca.crl import CRL_LIFE, GRACE, RENEW_AFTER, build_crl, crl_pem, is_due, key_identifier, renew_crl
-from ca.issuer import BACKDATE
-from ca.keys import new_private_key
+from ca.issuer import BACKDATE, Issuer
+from ca.keys import KeyType, new_ca_key, new_private_key, signature_hash
 from ca.ledger import (
     LedgerCode,
     LedgerRefusalError,
@@ -24,7 +26,7 @@ from ca.ledger import (
 )
 from ca.store.sqlite import SqliteLedger
 from garrison.errors import IssuanceError
-from garrison.identity import SpiffeId
+from garrison.identity import SpiffeId, TrustDomain
 
 UNSPECIFIED = RevocationReason.UNSPECIFIED
 
@@ -166,3 +168,49 @@ def test_who_loses_a_race_looks_whether_the_other_list_will_do(
         ledger.put_crl(crl, now=now, by="x")
     assert error.value.code is LedgerCode.STATE_CHANGED
     ledger.close()
+
+
+def by_the_library(issuer: Issuer, made: StoredCrl, revoked: Sequence[RevokedSerial]) -> bytes:
+    """Return what is signed of a list that the library makes, with the times and number of `made`."""
+    ours = x509.load_der_x509_crl(made.der)
+    builder = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(issuer.certificate.subject)
+        .last_update(made.this_update)
+        .next_update(made.next_update)
+    )
+    for extension in ours.extensions:
+        builder = builder.add_extension(extension.value, critical=extension.critical)
+    for one in revoked:
+        entry = x509.RevokedCertificateBuilder().serial_number(one.serial).revocation_date(one.at)
+        if one.reason is not UNSPECIFIED:
+            flag = getattr(x509.ReasonFlags, one.reason.value)
+            entry = entry.add_extension(x509.CRLReason(flag), critical=False)
+        builder = builder.add_revoked_certificate(entry.build())
+    return builder.sign(issuer.key, signature_hash(issuer.key)).tbs_certlist_bytes
+
+
+_REVOKED = st.builds(
+    RevokedSerial,
+    st.integers(1, 2**128 - 1),
+    st.datetimes(datetime(1990, 1, 1), datetime(2090, 1, 1), timezones=st.just(UTC)),  # noqa: DTZ001
+    st.sampled_from(RevocationReason),
+)
+
+
+@pytest.mark.parametrize("kind", list(KeyType))
+def test_entries_are_written_as_the_library_writes_them(kind: KeyType, now: datetime) -> None:
+    """Whatever is revoked, when and why: byte for byte the same list, and its signature verifies."""
+    issuer = Hierarchy.create(
+        TrustDomain("cluster.local"), now=now, new_private_key=lambda: new_ca_key(kind)
+    ).issuer
+
+    @settings(max_examples=60, deadline=None)
+    @given(st.lists(_REVOKED, max_size=20, unique_by=lambda one: one.serial))
+    def holds(revoked: list[RevokedSerial]) -> None:
+        made = build_crl(issuer, revoked, number=3, revocations=1, now=now)
+        crl = x509.load_der_x509_crl(made.der)
+        assert crl.tbs_certlist_bytes == by_the_library(issuer, made, revoked)
+        assert crl.is_signature_valid(issuer.key.public_key())
+
+    holds()
