@@ -30,6 +30,8 @@ class Rule(StrEnum):
 GAUGES: Mapping[str, Rule] = {
     names.SNAPSHOT: Rule.MOST,
     names.READY: Rule.CONTROL,
+    names.FEDERATED_BUNDLE_AVAILABLE: Rule.CONTROL,
+    names.FEDERATED_BUNDLE_AGE: Rule.CONTROL,
     names.KEYS_AVAILABLE: Rule.LEAST,
     names.KEYS_AGE: Rule.MOST,
     names.KEYS_FAILURES: Rule.MOST,
