@@ -13,6 +13,7 @@ from ca.commands.authority import authority
 from ca.commands.base import EXIT_CODES, Commands
 from ca.commands.certificates import crl, list_certificates, revoke
 from ca.commands.entries import entry
+from ca.commands.federation import federation
 from ca.commands.health import lint, status
 from ca.commands.init import init
 from ca.commands.jwt import jwt
@@ -48,6 +49,7 @@ for _command in (
     crl,
     token,
     entry,
+    federation,
     audit,
     agent,
     ledger_commands,

@@ -37,7 +37,7 @@ def load_federated(files: Sequence[tuple[TrustDomain, Path]]) -> FederatedBundle
     for trust_domain, path in files:
         try:
             content = _read(path)
-            bundles[trust_domain] = _parse(content)
+            bundles[trust_domain] = parse_bundle(content)
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             problems.append(_problem(path, "unreadable", f"cannot be read: {reason}"))
@@ -50,7 +50,13 @@ def load_federated(files: Sequence[tuple[TrustDomain, Path]]) -> FederatedBundle
     return FederatedBundles(bundles, digest.hexdigest()[:12])
 
 
-def _parse(content: bytes) -> SpiffeBundle:
+def parse_bundle(content: bytes) -> SpiffeBundle:
+    """Return what `content` holds: a SPIFFE bundle, or roots in PEM.
+
+    Raises:
+        ValueError: it is neither, or holds certificates in PEM of which none is a root.
+
+    """
     if content.lstrip().startswith(b"{"):
         return parse_spiffe_bundle(content)
     # Who issued itself is a root; an intermediate must not be trusted on its own.

@@ -48,7 +48,7 @@ def presented_chain(
             socket.create_connection((host, port), timeout_seconds) as connection,
             context.wrap_socket(connection, server_hostname=name) as tls,
         ):
-            ders = _unverified_chain(tls)
+            return peer_certificates(tls)
     except TimeoutError as error:
         raise DependencyError(f"`{where}` did not answer within {timeout_seconds:g} s") from error
     except ssl.SSLError as error:
@@ -57,10 +57,22 @@ def presented_chain(
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise DependencyError(f"`{where}` cannot be reached: {str(reason).lower()}") from error
+
+
+def peer_certificates(tls: ssl.SSLSocket) -> tuple[x509.Certificate, ...]:
+    """Return what the other side of a connection presented, leaf first; at least one.
+
+    Raises:
+        DependencyError: there is none, or one that cannot be read.
+
+    """
     try:
-        return tuple(x509.load_der_x509_certificate(der) for der in ders)
+        found = tuple(x509.load_der_x509_certificate(der) for der in _unverified_chain(tls))
     except (ValueError, x509.InvalidVersion) as error:
-        raise DependencyError(f"`{where}` presents a certificate that cannot be read") from error
+        raise DependencyError("the server presents a certificate that cannot be read") from error
+    if not found:
+        raise DependencyError("the server presents no certificate")
+    return found
 
 
 def _unverified_chain(tls: ssl.SSLSocket) -> list[bytes]:

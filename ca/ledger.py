@@ -462,6 +462,16 @@ class Ledger(Protocol):
     def put_federated(self, bundle: FederatedBundle, *, now: datetime, by: str) -> None:
         """Store what is known of another trust domain, in place of what was."""
 
+    def replace_federated(
+        self, before: FederatedBundle | None, after: FederatedBundle, *, now: datetime, by: str
+    ) -> None:
+        """Store what is known of another trust domain in place of exactly `before` (None: of nothing).
+
+        Raises:
+            LedgerRefusalError: STATE_CHANGED, it is not as in `before`, or is gone; DUPLICATE, there is one.
+
+        """
+
     def federated(self) -> tuple[FederatedBundle, ...]:
         """Return all other trust domains, by name."""
 

@@ -85,9 +85,11 @@ class LocalIdentities:
         """Return the CRLs that are published; see `Identities`."""
         return parse_crls(self._crl_pem())
 
-    def bundles(self, caller: Caller) -> Mapping[TrustDomain, SpiffeBundle]:  # noqa: ARG002 - the same to all
-        """Return our bundle, then the federated ones; see `Identities`."""
-        return {self.trust_domain: self.bundle(), **self._federated}
+    def bundles(self, caller: Caller) -> Mapping[TrustDomain, SpiffeBundle]:
+        """Return our bundle, then those that a registration of `caller` names; see `Identities`."""
+        wanted = {name for one in caller.registrations for name in one.federates_with}
+        federated = {name: one for name, one in self._federated.items() if name in wanted}
+        return {self.trust_domain: self.bundle(), **federated}
 
     def federated(self) -> Mapping[TrustDomain, SpiffeBundle]:
         """Return the bundles of other trust domains. Threads may call it."""
@@ -147,8 +149,10 @@ class LocalIdentities:
 
     def use_federated(self, bundles: Mapping[TrustDomain, SpiffeBundle]) -> None:
         """Hand out these bundles of other trust domains from now on; ours cannot be among them."""
-        self._federated = {name: one for name, one in bundles.items() if name != self.trust_domain}
-        self.changes.tell()
+        found = {name: one for name, one in bundles.items() if name != self.trust_domain}
+        if found != self._federated:
+            self._federated = found
+            self.changes.tell()
 
     def tell_bundle(self) -> None:
         """Push the roots, keys and CRLs that are published now."""

@@ -106,11 +106,14 @@ class Fetcher:
         ca: Path | None = None,
         max_bytes: int = MAX_BODY_BYTES,
         blocked: Sequence[Network] = (),
+        check_peer: Callable[[ssl.SSLSocket], None] = lambda _: None,
     ) -> None:
         """`timeout_seconds` is for a whole call, redirects included, but for the lookup of names.
 
-        `max_bytes` is the largest body that is taken; nothing in `blocked` is ever connected to.
+        `max_bytes` is the largest body that is taken; nothing in `blocked` is ever connected to. `check_peer`
+        is called after each handshake, before anything is sent, and raises DependencyError to end it.
         """
+        self._check_peer = check_peer
         self._timeout = timeout_seconds
         self._resolve = resolve or _resolve
         self._tls: Callable[[], ssl.SSLContext]
@@ -219,6 +222,7 @@ class Fetcher:
                 if time.monotonic() >= deadline:
                     raise TimeoutError("timed out")
                 secured.do_handshake()
+                self._check_peer(secured)
             connection = http.client.HTTPConnection(host, port)
             connection.sock = held[0]
             sent = {"Host": url.netloc, "Accept-Encoding": "identity", "User-Agent": "garrison"}

@@ -83,9 +83,13 @@ class SdsCounters:
 
 @dataclass(slots=True)
 class _Sent:
-    """What a stream was told last, by name, and when to look for something newer."""
+    """What a stream was told last, by name, and when to look for something newer.
+
+    `held` are names that the caller was told on another stream.
+    """
 
     secrets: dict[str, NamedSecret] = field(default_factory=dict)
+    held: set[str] = field(default_factory=set)
     due: datetime | None = None
 
 
@@ -214,7 +218,7 @@ class SecretDiscovery:
                 answer: tuple[str, ...] = ()
                 if reading.done():
                     try:
-                        answer = self._receive(caller, subscription, reading.result())
+                        answer = self._receive(caller, subscription, reading.result(), sent)
                     except StopAsyncIteration:
                         return
                     reading = asyncio.ensure_future(anext(requests))
@@ -245,8 +249,11 @@ class SecretDiscovery:
         wanted = dict.fromkeys((*answer, *subscription.affected(changed)))
         return [found[name] for name in wanted]
 
-    def _receive(self, caller: Caller, subscription: Subscription, request: Any) -> tuple[str, ...]:
+    def _receive(
+        self, caller: Caller, subscription: Subscription, request: Any, sent: _Sent
+    ) -> tuple[str, ...]:
         received = subscription.receive(request)
+        sent.held.update(received.held)
         if received.refusal is not None:
             self.counters.nacks += 1
             _log.warning(
@@ -306,8 +313,9 @@ class SecretDiscovery:
         if spiffe_id is not None and not spiffe_id.segments:
             if spiffe_id.trust_domain in bundles:
                 return bundles[spiffe_id.trust_domain]
-            if name in sent.secrets:
-                # Envoy keeps what it was told before. So tell it that nobody there is to be trusted any more.
+            if name in sent.secrets or name in sent.held:
+                # Envoy keeps what it was told before, also by the process before this one. So tell it that
+                # nobody there is to be trusted any more.
                 return SpiffeBundle()
         for registration in caller.registrations:
             if registration.spiffe_id == spiffe_id:

@@ -20,10 +20,14 @@ from garrison.errors import RequestError
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """What a request calls for: names to answer now, and why the last response was refused (NACK), if so."""
+    """What a request calls for: names to answer now, and why the last response was refused (NACK), if so.
+
+    `held` are names that the caller got from another stream before, and goes on to use.
+    """
 
     answer: tuple[str, ...] = ()
     refusal: str | None = None
+    held: tuple[str, ...] = ()
 
 
 class Subscription(Protocol):
@@ -76,7 +80,9 @@ class StateOfTheWorld:
         self._names = names
         refusal = request.error_detail.message if request.HasField("error_detail") and not first else None
         # A refused response is not sent again: it would be refused again. The next change is.
-        return Received(names if first or added else (), refusal)
+        # Who comes back says which version it has; which names that was for, it does not say.
+        held = names if first and request.version_info else ()
+        return Received(names if first or added else (), refusal, held)
 
     def affected(self, changed: Collection[str]) -> tuple[str, ...]:
         """Return all names if one of them changed."""
@@ -117,7 +123,8 @@ class Delta:
         self._names.update(dict.fromkeys(added))
         refused = request.HasField("error_detail") and request.response_nonce == str(self._responses)
         # Who subscribes again to a name has forgotten it, and is told again.
-        return Received(added, request.error_detail.message if refused else None)
+        held = tuple(name for name in added if name in request.initial_resource_versions)
+        return Received(added, request.error_detail.message if refused else None, held)
 
     def affected(self, changed: Collection[str]) -> tuple[str, ...]:
         """Return the names that changed."""

@@ -17,7 +17,7 @@ from ca.ledger import (
     StateChange,
     StoredCrl,
 )
-from garrison.identity import SpiffeId
+from garrison.identity import SpiffeId, TrustDomain
 
 
 def of_issued(one: IssuedCertificate) -> Details:
@@ -171,3 +171,15 @@ def state_refusal(change: StateChange, state: KeyState | None) -> LedgerRefusalE
 def unknown_domain(name: str) -> LedgerRefusalError:
     """Return why another trust domain is not forgotten."""
     return LedgerRefusalError(LedgerCode.UNKNOWN, f"there is no federation with `{name}`")
+
+
+def federation_duplicate(trust_domain: TrustDomain) -> LedgerRefusalError:
+    """Return why a federation is not created."""
+    return LedgerRefusalError(LedgerCode.DUPLICATE, f"there is a federation with `{trust_domain}` already")
+
+
+def federation_changed(trust_domain: TrustDomain) -> LedgerRefusalError:
+    """Return why a federation is not replaced."""
+    return LedgerRefusalError(
+        LedgerCode.STATE_CHANGED, f"the federation with `{trust_domain}` was changed or deleted meanwhile"
+    )

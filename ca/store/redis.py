@@ -554,15 +554,35 @@ class RedisLedger:
         """See `Ledger`."""
 
         def put(change: Change) -> None:
-            name = str(bundle.trust_domain)
-            stored = self._get(self._federated, name)
-            change.expect(self._federated, name, stored)
-            change.put(self._federated, name, write_federated(bundle))
-            # A bundle is fetched every few minutes: only what it changed is worth a record.
-            if stored is None or replace(read_federated(stored), fetched_at=bundle.fetched_at) != bundle:
-                change.record(AuditEvent.FEDERATION_SET, now=now, by=by, details=say.of_federated(bundle))
+            stored = self._get(self._federated, str(bundle.trust_domain))
+            self._put_federated(change, stored, bundle, now=now, by=by)
 
         self._server.commit(put)
+
+    def replace_federated(
+        self, before: FederatedBundle | None, after: FederatedBundle, *, now: datetime, by: str
+    ) -> None:
+        """See `Ledger`."""
+
+        def put(change: Change) -> None:
+            stored = self._get(self._federated, str(after.trust_domain))
+            if before is None and stored is not None:
+                raise say.federation_duplicate(after.trust_domain)
+            if (None if stored is None else read_federated(stored)) != before:
+                raise say.federation_changed(after.trust_domain)
+            self._put_federated(change, stored, after, now=now, by=by)
+
+        self._server.commit(put)
+
+    def _put_federated(
+        self, change: Change, stored: bytes | None, bundle: FederatedBundle, *, now: datetime, by: str
+    ) -> None:
+        name = str(bundle.trust_domain)
+        change.expect(self._federated, name, stored)
+        change.put(self._federated, name, write_federated(bundle))
+        # A bundle is fetched every few minutes: only what it changed is worth a record.
+        if stored is None or replace(read_federated(stored), fetched_at=bundle.fetched_at) != bundle:
+            change.record(AuditEvent.FEDERATION_SET, now=now, by=by, details=say.of_federated(bundle))
 
     def federated(self) -> tuple[FederatedBundle, ...]:
         """See `Ledger`."""

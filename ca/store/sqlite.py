@@ -418,20 +418,23 @@ class SqliteLedger:
 
     def put_federated(self, bundle: FederatedBundle, *, now: datetime, by: str) -> None:
         """See `Ledger`."""
-        row = _federated_row(bundle)
         with self._database.writing() as connection:
-            before = connection.execute(
-                "SELECT * FROM federated WHERE trust_domain = ?", (str(bundle.trust_domain),)
-            ).fetchone()
-            connection.execute(_PUT_FEDERATED, row)
-            # A bundle is fetched every few minutes: only what it changed is worth a record.
-            if before is None or before[:-1] != row[:-1]:
-                _Log(connection).append(
-                    AuditEvent.FEDERATION_SET,
-                    now=now,
-                    by=by,
-                    details=details.of_federated(bundle),
-                )
+            _put_federated(
+                connection, _federated_before(connection, bundle.trust_domain), bundle, now=now, by=by
+            )
+
+    def replace_federated(
+        self, before: FederatedBundle | None, after: FederatedBundle, *, now: datetime, by: str
+    ) -> None:
+        """See `Ledger`."""
+        name = after.trust_domain
+        with self._database.writing() as connection:
+            row = _federated_before(connection, name)
+            if before is None and row is not None:
+                raise details.federation_duplicate(name)
+            if (None if row is None else _federated(row)) != before:
+                raise details.federation_changed(name)
+            _put_federated(connection, row, after, now=now, by=by)
 
     def federated(self) -> tuple[FederatedBundle, ...]:
         """See `Ledger`."""
@@ -770,6 +773,30 @@ def _signing_key(row: Sequence[Any]) -> SigningKey:
     return SigningKey(
         KeyUse(row[0]), row[1], KeyState(row[2]), row[3], _moment(row[4]), _moment(row[5]), _optional(row[6])
     )
+
+
+def _federated_before(connection: sqlite3.Connection, trust_domain: TrustDomain) -> tuple[Any, ...] | None:
+    found: tuple[Any, ...] | None = connection.execute(
+        "SELECT * FROM federated WHERE trust_domain = ?", (str(trust_domain),)
+    ).fetchone()
+    return found
+
+
+def _put_federated(
+    connection: sqlite3.Connection,
+    before: tuple[Any, ...] | None,
+    bundle: FederatedBundle,
+    *,
+    now: datetime,
+    by: str,
+) -> None:
+    row = _federated_row(bundle)
+    connection.execute(_PUT_FEDERATED, row)
+    # A bundle is fetched every few minutes: only what it changed is worth a record.
+    if before is None or before[:-1] != row[:-1]:
+        _Log(connection).append(
+            AuditEvent.FEDERATION_SET, now=now, by=by, details=details.of_federated(bundle)
+        )
 
 
 @_parser

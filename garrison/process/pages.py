@@ -15,6 +15,7 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 from garrison.transport.address import Address, Scheme
 from garrison.transport.tls import TlsFiles, load_server_context
 
+PROTOCOLS = ("http/1.1",)
 # Status line, content type, body.
 Page = tuple[str, str, bytes]
 
@@ -67,9 +68,9 @@ class PageServer:
         name: str,
         address: Address,
         answer: Callable[[WSGIEnvironment], Page],
-        tls: TlsFiles | None = None,
+        tls: TlsFiles | ssl.SSLContext | None = None,
     ) -> None:
-        """Listen on `address` (port 0: any free one), with TLS if there are files for it.
+        """Listen on `address` (port 0: any free one), with TLS if there are files or a context for it.
 
         Raises:
             OSError: the address cannot be listened on.
@@ -77,7 +78,7 @@ class PageServer:
 
         """
         self._page = answer
-        context = load_server_context(tls, protocols=("http/1.1",)) if tls is not None else None
+        context = load_server_context(tls, protocols=PROTOCOLS) if isinstance(tls, TlsFiles) else tls
         self._server = _Server((address.host, address.port), _Handler)
         self._server.tls = context
         self._server.set_app(self._answer)
@@ -95,7 +96,11 @@ class PageServer:
             ConfigError: they cannot be used; the old ones stay in force.
 
         """
-        self._server.tls = load_server_context(files, protocols=("http/1.1",))
+        self._server.tls = load_server_context(files, protocols=PROTOCOLS)
+
+    def use_tls(self, context: ssl.SSLContext) -> None:
+        """Use another TLS context for new connections."""
+        self._server.tls = context
 
     def close(self) -> None:
         """Stop listening."""

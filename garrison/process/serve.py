@@ -67,6 +67,7 @@ from garrison.process.check_limits import CheckLimits
 from garrison.process.control import ControlServer
 from garrison.process.counter_pages import CounterPages
 from garrison.process.counters import CounterOperator
+from garrison.process.federation import Federation
 from garrison.process.link import WorkerLink
 from garrison.process.mixer_quotas import DOMAIN, StoreQuotas
 from garrison.process.oidc import OidcPages
@@ -80,6 +81,7 @@ from garrison.telemetry.metrics import (
     AuthenticatorCollector,
     AuthorityCollector,
     DistributionCollector,
+    FederationCollector,
     KeyCollector,
     RlqsCollector,
     ServerCollector,
@@ -227,6 +229,7 @@ class Server:
         self._ca: CaServices | None = None
         if self._authority is not None and link is None:
             self._memory = _open_memory(settings, self._authority)
+        self._federation = Federation(settings, self._memory) if self._memory is not None else None
         if self._bundle_files:
             self._trust.load()
         if settings.federated_bundles:
@@ -263,6 +266,7 @@ class Server:
             self._follower.run() if self._follower else asyncio.sleep(0),
             self._follow_ledger(),
             self._ca.run() if self._ca else asyncio.sleep(0),
+            self._federation.run() if self._federation else asyncio.sleep(0),
         )
         try:
             if self._follower is not None:
@@ -313,6 +317,8 @@ class Server:
         await self._authenticators.close()
         if self._ca is not None:
             await self._ca.close()
+        if self._federation is not None:
+            self._federation.close()
         if self._memory is not None:
             await asyncio.to_thread(self._memory.close)
         if isinstance(self._store, GuardedStore):
@@ -383,8 +389,8 @@ class Server:
             token_issuer=settings.oidc.issuer,
             crl_pem=memory.crl_pem,
         )
-        if self._federated.current is not None:
-            identities.use_federated(self._federated.current.bundles)
+        if self._federation is not None:
+            self._federation.serve(identities)
         self._identities = identities
         if settings.oidc.listen is not None:
             pages = OidcPages(identities.bundle, settings.oidc.issuer)
@@ -405,8 +411,8 @@ class Server:
         return [*self._sds.handlers(), *self._workload.handlers()]
 
     def _use_federated(self, federated: FederatedBundles) -> None:
-        if self._identities is not None:
-            self._identities.use_federated(federated.bundles)
+        if self._federation is not None:
+            self._federation.use_files(federated.bundles)
 
     def _certificates(
         self, request: RequestServer | Workers, control: ControlServer
@@ -550,6 +556,8 @@ class Server:
             registry.register(AuthorityCollector(memory.seconds_left, memory.counts, memory.rotations))
         if self._ca is not None:
             registry.register(self._ca.collector())
+        if self._federation is not None:
+            registry.register(FederationCollector(self._federation.federator.status))
         registry.register(
             AuthenticatorCollector(
                 answers=self._authenticators.results,

@@ -36,6 +36,7 @@ from authz.paths import PathNormalization
 from authz.policy.compile import MeshSettings
 from authz.providers import GrpcProvider
 from authz.service import DecisionLog
+from ca.federation import DEFAULT_MAX_STALE
 from ca.issuer import MAX_TTL, MIN_TTL
 from ca.jwt_keys import DEFAULT_KEY_LIFETIME, MIN_KEY_LIFETIME
 from ca.registration import DEFAULT_JWT_TTL, Registration, Selector
@@ -249,6 +250,43 @@ class OidcSettings(BaseModel):
         return self
 
 
+class FederationSettings(BaseModel):
+    """Bundles of other trust domains, which `ca federation` names, and ours for them."""
+
+    model_config = _STRICT
+    listen: ListenAddress | None = Field(
+        default=None, description="tls:// address of our bundle for profile https_spiffe; none: not served"
+    )
+    spiffe_id: Annotated[SpiffeId, _text(SpiffeId.parse)] | None = Field(
+        default=None, description="the SPIFFE ID that `listen` has, of our trust domain"
+    )
+    poll: Duration | None = Field(
+        default=None, description="how often bundles are fetched; none: as their endpoints hint"
+    )
+    max_stale: Duration = Field(
+        default=DEFAULT_MAX_STALE,
+        description="how long a bundle counts that its endpoint no longer confirms",
+    )
+    web_roots: FilePath | None = Field(
+        default=None,
+        description="roots that https_web endpoints are verified with (PEM); none: those of the system",
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if (self.listen is None) != (self.spiffe_id is None):
+            raise ValueError("`listen` and `spiffe_id` go together")
+        if self.listen is not None and self.listen.scheme is not Scheme.TLS:
+            raise ValueError("`listen` is `tls://HOST:PORT`")
+        if self.spiffe_id is not None and not self.spiffe_id.segments:
+            raise ValueError(f"`{self.spiffe_id}` has no path, so no endpoint can be it")
+        if self.poll is not None and not timedelta(seconds=1) <= self.poll <= timedelta(days=1):
+            raise ValueError("`poll` is between 1s and 24h")
+        if not timedelta(minutes=1) <= self.max_stale <= timedelta(days=365):
+            raise ValueError("`max_stale` is between 1m and 365d")
+        return self
+
+
 class CaSettings(BaseModel):
     """The CA: SDS, certificates for callers that attest themselves, agents."""
 
@@ -297,6 +335,7 @@ class CaSettings(BaseModel):
     )
     token_issuers: list[TokenIssuerSettings] = Field(default=[], description="whose JWTs say who a caller is")
     token_review: CaTokenReviewSettings = CaTokenReviewSettings()
+    federation: FederationSettings = FederationSettings()
 
     @field_validator("jwt_key_lifetime")
     @classmethod
@@ -359,7 +398,7 @@ class KeysSettings(BaseModel):
         default=None, description="folder that remembers keys for a start while an issuer is away"
     )
     blocked_ranges: list[FetchedNetwork] = Field(
-        default=[], description="networks that neither keys nor Mixer's lists are fetched from"
+        default=[], description="networks that keys, Mixer's lists and bundles are not fetched from"
     )
 
     @field_validator("refresh", "max_stale")
@@ -640,6 +679,7 @@ class WorkloadSettings(BaseModel):
     svid_ttl: Duration = timedelta(hours=1)
     dns_names: list[str] = []
     jwt_ttl: Duration = DEFAULT_JWT_TTL
+    federates_with: list[Domain] = []
     hint: str = ""
     service: str = ""
     namespace: str = ""
@@ -665,6 +705,7 @@ class WorkloadSettings(BaseModel):
             tuple(self.selectors),
             self.svid_ttl,
             tuple(self.dns_names),
+            federates_with=tuple(self.federates_with),
             jwt_ttl=self.jwt_ttl,
             hint=self.hint,
         )
@@ -828,6 +869,11 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _federates_with_others(self) -> Self:
+        endpoint = self.ca.federation.spiffe_id
+        if endpoint is not None and endpoint.trust_domain != self.trust_domain:
+            raise ValueError(f"`ca.federation.spiffe_id` is not in trust domain `{self.trust_domain}`")
+        if self.ca.federation.listen is not None and self.ca.dir is None:
+            raise ValueError("`ca.federation.listen` needs `ca.dir`: without, there is no bundle to serve")
         names = [one.trust_domain for one in self.federated_bundles]
         if self.trust_domain in names:
             raise ValueError(f"`federated_bundles` has `{self.trust_domain}`, which is ours: `ca.dir` has it")
@@ -843,6 +889,8 @@ class Settings(BaseModel):
         taken.append((self.admin.listen, "admin.listen"))
         if self.ca.oidc.listen is not None:
             taken.append((self.ca.oidc.listen, "ca.oidc.listen"))
+        if self.ca.federation.listen is not None:
+            taken.append((self.ca.federation.listen, "ca.federation.listen"))
         for number in range(self.workers):
             for configured in self.request.listen:
                 address = configured.of_worker(number)

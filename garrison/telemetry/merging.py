@@ -32,6 +32,8 @@ GAUGES: Mapping[str, Rule] = {
     names.CA_SECONDS_LEFT: Rule.CONTROL,
     names.SNAPSHOT: Rule.MOST,
     names.READY: Rule.CONTROL,
+    names.FEDERATED_BUNDLE_AVAILABLE: Rule.CONTROL,
+    names.FEDERATED_BUNDLE_AGE: Rule.CONTROL,
     names.KEYS_AVAILABLE: Rule.LEAST,
     names.KEYS_AGE: Rule.MOST,
     names.KEYS_FAILURES: Rule.MOST,

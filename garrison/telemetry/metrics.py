@@ -163,6 +163,65 @@ class KeyCollector(Collector):
         yield _counter(names.KEYS_FETCHES, names.KEYS_FETCHES_HELP, names.KEYS_FETCHES_LABELS, fetches)
 
 
+class FederationFigures(Protocol):
+    """What is known of another trust domain; `age_seconds` is None when it was never fetched."""
+
+    @property
+    def name(self) -> str:
+        """The trust domain."""
+
+    @property
+    def available(self) -> bool:
+        """Whether there is a bundle that counts."""
+
+    @property
+    def age_seconds(self) -> float | None:
+        """Time since the bundle was confirmed."""
+
+    @property
+    def fetched(self) -> int:
+        """Fetches that brought a bundle."""
+
+    @property
+    def failed(self) -> int:
+        """Fetches that did not."""
+
+
+class FederationCollector(Collector):
+    """Reads what is known of other trust domains."""
+
+    def __init__(self, figures: Callable[[], Sequence[FederationFigures]]) -> None:
+        self._figures = figures
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield every metric family."""
+        available = GaugeMetricFamily(
+            names.FEDERATED_BUNDLE_AVAILABLE,
+            names.FEDERATED_BUNDLE_AVAILABLE_HELP,
+            labels=names.FEDERATED_BUNDLE_AVAILABLE_LABELS,
+        )
+        age = GaugeMetricFamily(
+            names.FEDERATED_BUNDLE_AGE,
+            names.FEDERATED_BUNDLE_AGE_HELP,
+            labels=names.FEDERATED_BUNDLE_AGE_LABELS,
+        )
+        fetches: dict[tuple[str, ...], int] = {}
+        for one in self._figures():
+            available.add_metric((one.name,), float(one.available))
+            if one.age_seconds is not None:
+                age.add_metric((one.name,), one.age_seconds)
+            fetches[one.name, "ok"] = one.fetched
+            fetches[one.name, "failed"] = one.failed
+        yield available
+        yield age
+        yield _counter(
+            names.FEDERATED_BUNDLE_FETCHES,
+            names.FEDERATED_BUNDLE_FETCHES_HELP,
+            names.FEDERATED_BUNDLE_FETCHES_LABELS,
+            fetches,
+        )
+
+
 class StoreCollector(Collector):
     """Reads what stands before a shared store of rate limits."""
 

@@ -46,6 +46,17 @@ CA_ISSUED_LABELS = ("attested_by",)
 CA_REFUSED = "garrison_ca_refusals"
 CA_REFUSED_HELP = "Callers of the CA that got nothing, by reason"
 CA_REFUSED_LABELS = ("reason",)
+FEDERATED_BUNDLE_AVAILABLE = "garrison_federated_bundle_available"
+FEDERATED_BUNDLE_AVAILABLE_HELP = "1 when there is a bundle of this trust domain that counts, else 0"
+FEDERATED_BUNDLE_AVAILABLE_LABELS = ("trust_domain",)
+
+FEDERATED_BUNDLE_AGE = "garrison_federated_bundle_age_seconds"
+FEDERATED_BUNDLE_AGE_HELP = "Time since the endpoint last confirmed the bundle of this trust domain"
+FEDERATED_BUNDLE_AGE_LABELS = ("trust_domain",)
+
+FEDERATED_BUNDLE_FETCHES = "garrison_federated_bundle_fetches"
+FEDERATED_BUNDLE_FETCHES_HELP = "Fetches of bundles of other trust domains, by result"
+FEDERATED_BUNDLE_FETCHES_LABELS = ("trust_domain", "result")
 
 RATE_LIMIT_REFUSED = "garrison_rate_limit_buckets_refused"
 RATE_LIMIT_REFUSED_HELP = "New rate-limit counters refused because the store was full"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -89,19 +90,44 @@ def load_server_context(files: TlsFiles, *, protocols: Sequence[str] = ("h2",)) 
 
     """
     pem = _load(files)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
-    context.num_tickets = 0
+    context = bare_server_context(protocols)
     try:
-        context.set_ciphers(_TLS12_CIPHERS)
-        context.set_alpn_protocols(list(protocols))
         context.load_cert_chain(files.certificate, files.key)
         if pem.client_ca is not None:
             context.load_verify_locations(cadata=pem.client_ca.decode("ascii", "replace"))
             context.verify_mode = ssl.CERT_OPTIONAL if files.is_client_optional else ssl.CERT_REQUIRED
     except (ssl.SSLError, OSError) as error:
         raise _unusable(files.certificate, f"cannot be used for TLS: {error}") from error
+    return context
+
+
+def bare_server_context(protocols: Sequence[str]) -> ssl.SSLContext:
+    """Return the context of a listener without a certificate: no handshake succeeds with it."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    context.num_tickets = 0
+    context.set_ciphers(_TLS12_CIPHERS)
+    context.set_alpn_protocols(list(protocols))
+    return context
+
+
+def build_server_context(chain: bytes, key: bytes, *, protocols: Sequence[str]) -> ssl.SSLContext:
+    """Return the context of a listener with a certificate (PEM, leaf first) and key that are on no disk.
+
+    Raises:
+        OSError: they cannot be used.
+
+    """
+    context = bare_server_context(protocols)
+    # `ssl` reads files only; this one is memory that has no name.
+    descriptor = os.memfd_create("tls", os.MFD_CLOEXEC)
+    try:
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(chain + key)
+        context.load_cert_chain(f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
     return context
 
 

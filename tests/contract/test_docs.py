@@ -59,6 +59,7 @@ from garrison.telemetry.metrics import (
     AuthorityCollector,
     CaCollector,
     DistributionCollector,
+    FederationCollector,
     KeyCollector,
     RlqsCollector,
     ServerCollector,
@@ -254,7 +255,10 @@ def metrics_table() -> str:
     workers = WorkerCollector(ready=dict, restarts=dict, silent=dict, store_restarts=lambda: 0)
     authorities = AuthorityCollector(dict, dict, {})
     ca = CaCollector(issued=dict, refused=dict)
-    collectors = (collector, ca, keys, store, follower, authenticators, authorities, quotas, workers)
+    federation = FederationCollector(list)
+    collectors = (
+        *(collector, ca, keys, store, follower, authenticators, authorities, quotas, workers, federation),
+    )
     types = {metric.name: metric.type for one in collectors for metric in one.collect()}
     rows = []
     for constant, text in vars(names).items():

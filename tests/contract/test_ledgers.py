@@ -355,6 +355,29 @@ class LedgerContract:
         assert ledger.federated() == ()
         refused(LedgerCode.UNKNOWN, lambda: ledger.delete_federated(PARTNER, now=NOW, by="root"))
 
+    def test_what_was_changed_or_deleted_meanwhile_is_not_replaced(
+        self, ledger: Ledger, open_ledger: Callable[[], Ledger]
+    ) -> None:
+        """Who fetched a bundle stores it only if nobody else was there; what was deleted does not come back."""
+        other = open_ledger()
+        made = FederatedBundle(PARTNER, "https://partner.test/bundle", EndpointProfile.WEB)
+        fetched = replace(made, document=b"{}", sequence=1, fetched_at=NOW)
+        refused(LedgerCode.STATE_CHANGED, lambda: ledger.replace_federated(made, fetched, now=NOW, by="root"))
+        ledger.replace_federated(None, made, now=NOW, by="root")
+        refused(LedgerCode.DUPLICATE, lambda: other.replace_federated(None, made, now=NOW, by="root"))
+        other.replace_federated(made, fetched, now=NOW, by="root")
+        again = replace(fetched, fetched_at=NOW + HOUR)
+        refused(LedgerCode.STATE_CHANGED, lambda: ledger.replace_federated(made, again, now=NOW, by="root"))
+        refused(LedgerCode.STATE_CHANGED, lambda: ledger.replace_federated(again, again, now=NOW, by="root"))
+        ledger.replace_federated(fetched, again, now=NOW, by="root")
+        assert ledger.federated() == other.federated() == (again,)
+        assert events(ledger) == ["federation_set"] * 2
+        other.delete_federated(PARTNER, now=NOW, by="root")
+        refused(
+            LedgerCode.STATE_CHANGED, lambda: ledger.replace_federated(again, fetched, now=NOW, by="root")
+        )
+        assert ledger.federated() == ()
+
     def test_every_change_is_in_the_audit_log_once(self, ledger: Ledger) -> None:
         """The log tells what was done, by whom and when, and its chain holds."""
         issued = certificate(0xAB)

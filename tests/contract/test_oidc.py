@@ -71,7 +71,14 @@ def settings(folder: Path) -> Path:
                 "tls": {"certificate": "cert.pem", "private_key": "key.pem"},
             },
         },
-        "workloads": [{"spiffe_id": WEB, "selectors": [f"unix:uid:{os.getuid()}"], "hint": "internal"}],
+        "workloads": [
+            {
+                "spiffe_id": WEB,
+                "selectors": [f"unix:uid:{os.getuid()}"],
+                "hint": "internal",
+                "federates_with": ["partner.test"],
+            }
+        ],
         "federated_bundles": [{"trust_domain": "partner.test", "file": "partner.json"}],
     }
     (folder / "settings.yaml").write_text(json.dumps(document))

@@ -211,7 +211,7 @@ def test_a_federated_domain_gets_in_and_out(tmp_path: Path, api_type: str) -> No
 
     async def scenario() -> None:
         authority, partner = new_authority(), new_authority("partner.test")
-        me = Registration.parse(WEB, [f"unix:uid:{os.getuid()}"])
+        me = Registration.parse(WEB, [f"unix:uid:{os.getuid()}"], federates_with=["partner.test"])
         async with running_sds(tmp_path, authority, me) as (sds, identities):
             identities.use_federated({partner.trust_domain: SpiffeBundle(partner.roots)})
             async with running_envoy(tmp_path, api_type, "default", "spiffe://partner.test") as envoy:
@@ -262,7 +262,7 @@ def test_a_bad_pair_of_files_spoils_nothing(tmp_path: Path) -> None:
             put(private, private_key_pem(key))
             return svid.leaf.serial_number
 
-        me = Registration.parse(WEB, [f"unix:uid:{os.getuid()}"])
+        me = Registration.parse(WEB, [f"unix:uid:{os.getuid()}"], federates_with=["partner.test"])
         names = (f"file-cert:{certificate}~{private}", "spiffe://partner.test")
         async with running_sds(tmp_path, authority, me) as (sds, identities):
             identities.use_federated({partner.trust_domain: SpiffeBundle(partner.roots)})

@@ -94,7 +94,7 @@ async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
     files = tmp_path / "files"
     files.mkdir()
     listener = PeerCredentialListener(tmp_path / "sds.sock")
-    me = Registration.parse(WEB, [f"unix:uid:{os.getuid()}"])
+    me = Registration.parse(WEB, [f"unix:uid:{os.getuid()}"], federates_with=["partner.test"])
     async with local_identities(
         tmp_path,
         AUTHORITY,
@@ -232,6 +232,33 @@ def test_a_federated_domain_that_goes_is_replaced_by_trust_in_nobody(
         (nobody,) = roots(unpack(await stream.read())[PARTNER])
         assert nobody not in (PARTNERS.root, *AUTHORITY.roots)
         nobody.verify_directly_issued_by(nobody)
+        stream.cancel()
+
+    run(scenario, tmp_path)
+
+
+@pytest.mark.parametrize("delta", [False, True])
+def test_a_domain_that_went_while_envoy_was_away_is_replaced_too(tmp_path: Path, *, delta: bool) -> None:
+    """Who comes back with a version holds roots of a domain that is gone; who has none is denied as ever."""
+
+    async def scenario(lab: Lab) -> None:
+        assert await lab.refusal(PARTNER) is grpc.StatusCode.PERMISSION_DENIED
+        stream = lab.stream(delta=delta)
+        if delta:
+            request = DeltaDiscoveryRequest(type_url=TYPE_URL, resource_names_subscribe=[PARTNER])
+            request.initial_resource_versions[PARTNER] = "1"
+        else:
+            request = ask(PARTNER)
+            request.version_info = "1"
+        await stream.write(request)
+        response = await stream.read()
+        if delta:
+            secret = Secret()
+            assert response.resources[0].resource.Unpack(secret)
+        else:
+            secret = unpack(response)[PARTNER]
+        (nobody,) = roots(secret)
+        assert nobody not in (PARTNERS.root, *AUTHORITY.roots)
         stream.cancel()
 
     run(scenario, tmp_path)

@@ -107,6 +107,7 @@ class Lab:
 
 def registration(spiffe_id: str = WEB, *selectors: str, **options: Any) -> Registration:
     """Return a registration for this executable unless `selectors` say otherwise."""
+    options.setdefault("federates_with", ["partner.test"])
     return Registration.parse(spiffe_id, selectors or (ME, MY_PATH), **options)
 
 
@@ -345,6 +346,38 @@ def test_bundles_are_pushed_when_they_change(tmp_path: Path) -> None:
             stream.cancel()
 
     run(scenario, tmp_path)
+
+
+def test_bundles_go_to_those_whose_registration_names_the_domain(tmp_path: Path) -> None:
+    """Without `federates_with` a caller gets our bundle only, and nothing of the others is good to it."""
+
+    async def scenario(lab: Lab) -> None:
+        lab.identities.use_federated({PARTNER: PARTNER_BUNDLE, TrustDomain("other.test"): PARTNER_BUNDLE})
+        streams = [lab.call(method) for method in STREAMS]
+        svids, x509_bundles, jwt_bundles = [await stream.read() for stream in streams]
+        assert list(svids.federated_bundles) == []
+        assert list(x509_bundles.bundles) == list(jwt_bundles.bundles) == [DOMAIN]
+        theirs = issue_jwt_svid(
+            PARTNER_KEY,
+            SpiffeId.parse("spiffe://partner.test/a"),
+            ["db"],
+            now=START,
+            ttl=timedelta(minutes=5),
+            token_issuer=None,
+        )
+        token = workload_pb2.ValidateJWTSVIDRequest(audience="db", svid=theirs)
+        assert (await lab.status("ValidateJWTSVID", token))[0] is grpc.StatusCode.INVALID_ARGUMENT
+        lab.identities.use_registrations(
+            [registration(WEB, federates_with=()), registration(API, federates_with=["partner.test"])]
+        )
+        svids, x509_bundles, jwt_bundles = [await stream.read() for stream in streams]
+        assert list(svids.federated_bundles) == ["spiffe://partner.test"]
+        assert set(x509_bundles.bundles) == set(jwt_bundles.bundles) == {DOMAIN, "spiffe://partner.test"}
+        assert (await lab.call("ValidateJWTSVID", token)).spiffe_id == "spiffe://partner.test/a"
+        for stream in streams:
+            stream.cancel()
+
+    run(scenario, tmp_path, registration(WEB, federates_with=()))
 
 
 def test_a_crl_comes_with_the_roots(tmp_path: Path) -> None:

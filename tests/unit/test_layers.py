@@ -74,6 +74,7 @@ PURE = [
     "ca/budget.py",
     "ca/bundle.py",
     "ca/entitlement.py",
+    "ca/federation.py",
     "ca/inspection.py",
     "ca/jwt_keys.py",
     "ca/jwt_svid.py",

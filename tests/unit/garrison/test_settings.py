@@ -134,6 +134,29 @@ def test_quotas_are_given_out_as_the_settings_say(tmp_path: Path) -> None:
         ("ca: {oidc: {listen: tls://127.0.0.1:1}}\n", "needs `tls.certificate` and `tls.private_key`"),
         ("ca: {oidc: {issuer: 'https://a.test/'}}\n", "ca.oidc.issuer"),
         ("ca: {oidc: {issuer: 'https://u@a.test'}}\n", "ca.oidc.issuer"),
+        ("ca: {federation: {listen: tls://127.0.0.1:1}}\n", "`listen` and `spiffe_id` go together"),
+        (
+            "ca: {federation: {listen: tcp://127.0.0.1:1, spiffe_id: spiffe://cluster.local/b}}\n",
+            "`listen` is `tls://HOST:PORT`",
+        ),
+        (
+            "ca: {federation: {listen: tls://127.0.0.1:1, spiffe_id: spiffe://cluster.local}}\n",
+            "has no path",
+        ),
+        (
+            "ca: {dir: a, federation: {listen: tls://127.0.0.1:1, spiffe_id: spiffe://other/b}}\n",
+            "`ca.federation.spiffe_id` is not in trust domain `cluster.local`",
+        ),
+        (
+            "ca: {federation: {listen: tls://127.0.0.1:1, spiffe_id: spiffe://cluster.local/b}}\n",
+            "needs `ca.dir`",
+        ),
+        ("ca: {federation: {poll: 500ms}}\n", "`poll` is between 1s and 24h"),
+        ("ca: {federation: {max_stale: 30s}}\n", "`max_stale` is between 1m and 365d"),
+        (
+            "workloads: [{spiffe_id: spiffe://cluster.local/a, selectors: [a], federates_with: [UP]}]\n",
+            "workloads[0].federates_with[0]: trust domain `UP`",
+        ),
         ("federated_bundles: [{trust_domain: cluster.local, file: a}]\n", "which is ours"),
         (
             "federated_bundles: [{trust_domain: a.test, file: a}, {trust_domain: a.test, file: b}]\n",

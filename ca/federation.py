@@ -1,0 +1,130 @@
+"""Other trust domains: which endpoints their bundles may come from, which documents are taken, for how long.
+
+Pure; numbers of sections are those of "SPIFFE Federation". Bundles of two trust domains are never merged, and
+ours never comes from outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from ca.bundle import REFRESH_HINT_SECONDS, SpiffeBundle, parse_spiffe_bundle
+from ca.inspection import check_signing
+from ca.keys import check_ca_public_key
+from ca.ledger import EndpointProfile, FederatedBundle
+from garrison.errors import DependencyError, IssuanceError
+from garrison.identity import SpiffeId, TrustDomain
+from garrison.urls import check_url
+
+# An endpoint that hints at less would have us at its door all day, one that hints at more would keep roots
+# alive that its owner has given up.
+MIN_POLL = timedelta(minutes=1)
+MAX_POLL = timedelta(hours=1)
+DEFAULT_MAX_STALE = timedelta(days=7)
+# Polls that began together must not go on together.
+JITTER = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where the bundle of a trust domain is: all of it is configured, nothing is concluded (section 5.2)."""
+
+    trust_domain: TrustDomain
+    url: str
+    profile: EndpointProfile
+    endpoint_id: SpiffeId | None = None
+
+    @classmethod
+    def of(cls, known: FederatedBundle) -> Endpoint:
+        """Return the endpoint of what the ledger knows."""
+        return cls(known.trust_domain, known.url, known.profile, known.endpoint_id)
+
+
+def check_endpoint(endpoint: Endpoint, ours: TrustDomain) -> None:
+    """Refuse an endpoint that a bundle must not come from.
+
+    Raises:
+        IssuanceError: it is for our own trust domain, not https, or does not fit its profile.
+
+    """
+    if endpoint.trust_domain == ours:
+        raise IssuanceError(f"`{ours}` is our own trust domain, whose bundle never comes from outside")
+    # Section 5.2: the URL's scheme is https, and it has no userinfo.
+    if problem := check_url(endpoint.url):
+        raise IssuanceError(problem)
+    if not endpoint.url.startswith("https://") or "#" in endpoint.url:
+        raise IssuanceError(f"`{endpoint.url}` is not an https:// URL without a fragment")
+    if (endpoint.profile is EndpointProfile.SPIFFE) != (endpoint.endpoint_id is not None):
+        raise IssuanceError("the SPIFFE ID of the endpoint goes with profile https_spiffe, and only with it")
+    if endpoint.endpoint_id is not None and not endpoint.endpoint_id.segments:
+        raise IssuanceError(f"`{endpoint.endpoint_id}` has no path, so no endpoint can be it")
+
+
+def check_bundle(trust_domain: TrustDomain, bundle: SpiffeBundle) -> None:
+    """Refuse a bundle that cannot be the one of `trust_domain`; an empty one is: nobody there is trusted.
+
+    Raises:
+        IssuanceError: a certificate is no CA's, has a key that is not accepted, or names another domain.
+
+    """
+    for root in bundle.x509_authorities:
+        named = check_signing(root)
+        if named not in {None, trust_domain}:
+            raise IssuanceError(f"it holds a root of `{named}`, not of `{trust_domain}`")
+        check_ca_public_key(root.public_key())
+
+
+def accept(known: FederatedBundle, document: bytes, *, now: datetime) -> FederatedBundle:
+    """Return what is known once `document` was fetched from the endpoint of `known` at `now`.
+
+    Raises:
+        DependencyError: it is no bundle of that trust domain, or one from before what is known.
+
+    """
+    where = f"the bundle of `{known.trust_domain}`"
+    try:
+        bundle = parse_spiffe_bundle(document)
+        check_bundle(known.trust_domain, bundle)
+    except (ValueError, IssuanceError) as error:
+        raise DependencyError(f"{where} is refused: {error}") from error
+    if known.sequence is not None and (bundle.sequence is None or bundle.sequence < known.sequence):
+        found = "none" if bundle.sequence is None else bundle.sequence
+        raise DependencyError(f"{where} is refused: its number is {found}, after {known.sequence}")
+    hint = None
+    if bundle.refresh_hint is not None:
+        hint = timedelta(seconds=min(bundle.refresh_hint, MAX_POLL // timedelta(seconds=1)))
+    return replace(known, document=document, sequence=bundle.sequence, refresh_hint=hint, fetched_at=now)
+
+
+def poll_interval(known: FederatedBundle, configured: timedelta | None, chance: float) -> timedelta:
+    """Return how long to wait for the next poll, after a failure as well (section 5.2.3).
+
+    That is what is `configured`, else what the last bundle hints at, within bounds, give or take a tenth;
+    `chance` is in [0, 1).
+    """
+    hint = known.refresh_hint
+    if hint is None:
+        hint = timedelta(seconds=REFRESH_HINT_SECONDS)
+    interval = configured if configured is not None else min(max(hint, MIN_POLL), MAX_POLL)
+    return interval * (1 + JITTER * (2 * chance - 1))
+
+
+def is_stale(known: FederatedBundle, now: datetime, max_stale: timedelta) -> bool:
+    """Tell whether the endpoint has not confirmed the bundle for longer than `max_stale`.
+
+    What was confirmed as far in the future was so by a clock that was wrong.
+    """
+    return known.fetched_at is None or abs(now - known.fetched_at) > max_stale
+
+
+def in_force(
+    known: Iterable[FederatedBundle], ours: TrustDomain, *, now: datetime, max_stale: timedelta
+) -> dict[TrustDomain, bytes]:
+    """Return the documents that count at `now`; one that is too old counts as none."""
+    return {
+        one.trust_domain: one.document
+        for one in known
+        if one.document is not None and one.trust_domain != ours and not is_stale(one, now, max_stale)
+    }
