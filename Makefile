@@ -42,8 +42,8 @@ lint: $(VENV)/dev.stamp ## format and lint checks
 types: $(VENV)/dev.stamp ## mypy --strict
 	@$(BIN)/mypy
 
-test: $(VENV)/dev.stamp ## every test
-	@$(BIN)/python -m pytest
+test: $(VENV)/dev.stamp ## every test, on up to four cores
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 bench: $(VENV)/dev.stamp ## measure; TARGET=host:port measures another ext_authz server
 	@$(BIN)/python -m benchmarks $(if $(TARGET),--target $(TARGET))

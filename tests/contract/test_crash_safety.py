@@ -23,7 +23,7 @@ STEPS = {
     "prepare_answer": 80,
     "activate": 100,
     "retire": 45,
-    "taint": 8,
+    "taint": 7,
     "revoke": 45,
 }
 

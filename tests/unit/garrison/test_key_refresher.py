@@ -28,6 +28,12 @@ SOURCE = KeySource("https://issuer.example/keys?key=secret")
 OTHER = KeySource("", "https://other.example")
 
 
+@pytest.fixture(autouse=True)
+def _own_logger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Log with a logger that no other test has used: under a server's configuration they are kept as they are."""
+    monkeypatch.setattr("garrison.keys.refresher.log", structlog.get_logger())
+
+
 class World:
     """Two clocks, and a server; it is down while `kids` is None."""
 
