@@ -42,6 +42,8 @@ def test_a_new_hash_is_of_its_password_only() -> None:
             b"pleaseletmein",
         ),
     ],
+    # Salts are random, and a test has the same name in every process.
+    ids=["scrypt", "bcrypt", "bcrypt-2y", "bcrypt-2a", "rfc7914"],
 )
 def test_a_stored_hash_matches_its_password(text: str, password: bytes) -> None:
     """And no other, longer or shorter; its decoy takes as long and matches nothing."""
@@ -83,6 +85,7 @@ def test_bcrypt_takes_no_password_that_it_would_cut_off() -> None:
         "$scrypt$ln=15,r=8,p=1$c2FsdHNhbHRzYWx0$AAAA",
         "$scrypt$ln=15,r=8,p=1$c2FsdHNhbHRzYWx0c$" + "A" * 43,
     ],
+    ids=[f"case{number}" for number in range(18)],
 )
 def test_what_is_no_slow_hash_is_refused(text: str) -> None:
     """Plain text and quick hashes, and parameters that would take all memory; nothing of it is repeated."""
