@@ -33,9 +33,9 @@ def policies(tmp_path: Path) -> Path:
 def run(folder: Path, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run `garrison demo` to its end."""
     command = [*garrison_command(), "demo", "--dir", str(folder / "runs"), *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=60, check=False, env={**os.environ, **environment}
-    )
+    # Wide, so that no cell of the table is broken into lines.
+    environment = {**os.environ, "COLUMNS": "200", **environment}
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
 
 
 def test_every_row_is_as_expected(folder: Path) -> None:
