@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Protocol
+from typing import Any, Protocol
 
 from cryptography import x509
 
@@ -99,6 +99,14 @@ class EntitlementError(StatusError):
         super().__init__(StatusCode.PERMISSION_DENIED, message)
         self.credentials = credentials
         self.name = name
+
+    def described(self, peer: str) -> dict[str, Any]:
+        """Return what the log says of the denial: who `peer` is, as far as the kernel knows, and why."""
+        found = self.credentials
+        if found is None:
+            return {"peer": peer, "reason": "no peer credentials"}
+        who = {"pid": found.pid, "uid": found.uid, "gid": found.gid, "path": found.path}
+        return {**who, "name": self.name, "reason": self.message}
 
 
 def admit(identities: Identities, peer: str) -> Caller:

@@ -347,19 +347,7 @@ class SecretDiscovery:
 
     def _log_denial(self, peer: str, error: EntitlementError) -> None:
         self.counters.denials += 1
-        if error.credentials is None:
-            _log.warning("sds denied", peer=peer, reason="no peer credentials")
-            return
-        credentials = error.credentials
-        _log.warning(
-            "sds denied",
-            pid=credentials.pid,
-            uid=credentials.uid,
-            gid=credentials.gid,
-            path=credentials.path,
-            name=error.name,
-            reason=error.message,
-        )
+        _log.warning("sds denied", **error.described(peer))
 
     async def _until(self, due: datetime | None) -> None:
         left = MAX_SLEEP if due is None else min(MAX_SLEEP, due - self._now())

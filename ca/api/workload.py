@@ -242,19 +242,7 @@ class WorkloadApi:
 
     def _log_denial(self, peer: str, error: EntitlementError) -> None:
         self.counters.denials += 1
-        if error.credentials is None:
-            _log.warning("workload denied", peer=peer, reason="no peer credentials")
-            return
-        found = error.credentials
-        _log.warning(
-            "workload denied",
-            pid=found.pid,
-            uid=found.uid,
-            gid=found.gid,
-            path=found.path,
-            name=error.name,
-            reason=error.message,
-        )
+        _log.warning("workload denied", **error.described(peer))
 
 
 def _closing() -> StatusError:
