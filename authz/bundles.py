@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,15 +42,19 @@ class TrustBundles:
         self.current = verifier
 
 
-def load_bundles(files: Sequence[TrustFile], *, required: bool) -> CertificateVerifier:
+def load_bundles(
+    files: Sequence[TrustFile], *, required: bool, federated: Collection[TrustDomain] = ()
+) -> CertificateVerifier:
     """Return what verifies with these files; those of one trust domain are one bundle.
+
+    Those of `federated` have no roots yet, and files for them hold intermediates only.
 
     Raises:
         ConfigError: a file cannot be read, holds something else than certificates of CAs, or a trust domain
             has no root; every problem is in it.
 
     """
-    found: dict[TrustDomain, list[x509.Certificate]] = {}
+    found: dict[TrustDomain, list[x509.Certificate]] = {one: [] for one in federated}
     last: dict[TrustDomain, Path] = {}
     problems: list[Diagnostic] = []
     digest = hashlib.sha256()
@@ -74,9 +78,10 @@ def load_bundles(files: Sequence[TrustFile], *, required: bool) -> CertificateVe
             digest.update(hashlib.sha256(trust_domain.name.encode() + b"\0" + content).digest())
     bundles = {}
     for trust_domain, certificates in found.items():
-        if trust_domain in last:
+        is_federated = trust_domain in federated
+        if trust_domain in last or is_federated:
             try:
-                bundles[trust_domain.name] = trust_bundle(certificates)
+                bundles[trust_domain.name] = trust_bundle(certificates, roots_are_federated=is_federated)
             except ValueError as error:
                 problems.append(_problem(last[trust_domain], "bad_bundle", str(error)))
     if problems:

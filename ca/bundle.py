@@ -27,6 +27,9 @@ REFRESH_HINT_SECONDS = 300
 MAX_SEQUENCE = 2**63 - 1
 # A few hundred certificates: more than any trust domain has roots.
 MAX_PEM_BYTES = 1024 * 1024
+# Our own member of a bundle, which others ignore (RFC 7517, section 5): issuing certificates under its roots,
+# for those who see the leaf alone, as behind Envoy's `include_peer_certificate`.
+INTERMEDIATES = "garrison_x509_intermediates"
 
 _PEM_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 # RFC 7518, section 6.2.1.1.
@@ -50,13 +53,15 @@ class JwtAuthority:
 class SpiffeBundle:
     """What SVIDs of one trust domain are verified with; with nothing in it, none of them is good.
 
-    `sequence` rises with every change; `refresh_hint` is how often to look again, in seconds.
+    `sequence` rises with every change of the keys; `refresh_hint` is how often to look again, in seconds.
+    `x509_intermediates` help to find a path to an authority; nothing is trusted for their sake.
     """
 
     x509_authorities: tuple[x509.Certificate, ...] = ()
     jwt_authorities: tuple[JwtAuthority, ...] = ()
     sequence: int | None = None
     refresh_hint: int | None = None
+    x509_intermediates: tuple[x509.Certificate, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -100,7 +105,9 @@ def format_spiffe_bundle(bundle: SpiffeBundle) -> str:
     (section 4.2).
     """
     numbers = {"spiffe_sequence": bundle.sequence, "spiffe_refresh_hint": bundle.refresh_hint}
-    document = {name: value for name, value in numbers.items() if value is not None}
+    document: dict[str, Any] = {name: value for name, value in numbers.items() if value is not None}
+    if bundle.x509_intermediates:
+        document[INTERMEDIATES] = [_der_text(one) for one in bundle.x509_intermediates]
     return json.dumps({**document, "keys": _keys(bundle)}, indent=2)
 
 
@@ -231,14 +238,13 @@ def _load_json(text: str | bytes) -> Any:
 def _parse_bundle(document: Any) -> SpiffeBundle:
     certificates: list[x509.Certificate] = []
     authorities: dict[str, JwtAuthority] = {}
-    if not isinstance(document["keys"], list):
-        raise TypeError("`keys` is not a list")
+    intermediates = document.get(INTERMEDIATES, [])
+    if not isinstance(document["keys"], list) or not isinstance(intermediates, list):
+        raise TypeError("what should be a list is none")
     for entry in document["keys"]:
         use, kid = entry.get("use"), entry.get("kid")
         if use == "x509-svid" and entry.get("x5c"):
-            with _strictly():
-                der = base64.b64decode(entry["x5c"][0], validate=True)
-                certificates.append(x509.load_der_x509_certificate(der))
+            certificates.append(_parse_certificate(entry["x5c"][0]))
         elif use == "jwt-svid" and kid:
             if not isinstance(kid, str) or kid in authorities:
                 raise ValueError("a `kid` is not a text, or stands twice")
@@ -250,7 +256,13 @@ def _parse_bundle(document: Any) -> SpiffeBundle:
         tuple(authorities.values()),
         _number(document, "spiffe_sequence"),
         _number(document, "spiffe_refresh_hint"),
+        tuple(map(_parse_certificate, intermediates)),
     )
+
+
+def _parse_certificate(text: str) -> x509.Certificate:
+    with _strictly():
+        return x509.load_der_x509_certificate(base64.b64decode(text, validate=True))
 
 
 def _number(document: Mapping[str, Any], name: str) -> int | None:
@@ -279,11 +291,15 @@ def _parse_jwk(entry: Mapping[str, Any]) -> PublicKey | None:
 
 
 def _keys(bundle: SpiffeBundle) -> list[dict[str, Any]]:
-    keys: list[dict[str, Any]] = []
-    for root in bundle.x509_authorities:
-        der = root.public_bytes(Encoding.DER)
-        keys.append({"use": "x509-svid", **_certificate_jwk(root), "x5c": [base64.b64encode(der).decode()]})
-    return keys + [_jwt_key(authority) for authority in bundle.jwt_authorities]
+    roots = [
+        {"use": "x509-svid", **_certificate_jwk(root), "x5c": [_der_text(root)]}
+        for root in bundle.x509_authorities
+    ]
+    return [*roots, *map(_jwt_key, bundle.jwt_authorities)]
+
+
+def _der_text(certificate: x509.Certificate) -> str:
+    return base64.b64encode(certificate.public_bytes(Encoding.DER)).decode()
 
 
 def _certificate_jwk(certificate: x509.Certificate) -> dict[str, str]:

@@ -10,9 +10,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
+from cryptography import x509
+
 from ca.bundle import REFRESH_HINT_SECONDS, SpiffeBundle, parse_spiffe_bundle
 from ca.inspection import check_signing
-from ca.keys import check_ca_public_key
+from ca.keys import check_ca_public_key, public_key_pem
 from ca.ledger import EndpointProfile, FederatedBundle
 from garrison.errors import DependencyError, IssuanceError
 from garrison.identity import SpiffeId, TrustDomain
@@ -23,6 +25,8 @@ from garrison.urls import check_url
 MIN_POLL = timedelta(minutes=1)
 MAX_POLL = timedelta(hours=1)
 DEFAULT_MAX_STALE = timedelta(days=7)
+# An authority and its successors have a few; with more, looking for a path would cost too much.
+MAX_INTERMEDIATES = 32
 # Polls that began together must not go on together.
 JITTER = 0.1
 
@@ -66,14 +70,34 @@ def check_bundle(trust_domain: TrustDomain, bundle: SpiffeBundle) -> None:
     """Refuse a bundle that cannot be the one of `trust_domain`; an empty one is: nobody there is trusted.
 
     Raises:
-        IssuanceError: a certificate is no CA's, has a key that is not accepted, or names another domain.
+        IssuanceError: a certificate is no CA's, has a key that is not accepted, or names another domain;
+            there are more than `MAX_INTERMEDIATES`, or two of one name and key.
 
     """
-    for root in bundle.x509_authorities:
-        named = check_signing(root)
-        if named not in {None, trust_domain}:
-            raise IssuanceError(f"it holds a root of `{named}`, not of `{trust_domain}`")
-        check_ca_public_key(root.public_key())
+    for kind, certificates in (
+        ("a root", bundle.x509_authorities),
+        ("an intermediate", bundle.x509_intermediates),
+    ):
+        for certificate in certificates:
+            named = check_signing(certificate)
+            if named not in {None, trust_domain}:
+                raise IssuanceError(f"it holds {kind} of `{named}`, not of `{trust_domain}`")
+            check_ca_public_key(certificate.public_key())
+    if len(bundle.x509_intermediates) > MAX_INTERMEDIATES:
+        raise IssuanceError(f"it holds more than {MAX_INTERMEDIATES} intermediates")
+    # Each then has one issuer among them at most: there is no maze of paths in which to look for a root.
+    if len({_name_and_key(one) for one in bundle.x509_intermediates}) != len(bundle.x509_intermediates):
+        raise IssuanceError("it holds two intermediates of one name and key")
+
+
+def published_intermediates(certificates: Iterable[x509.Certificate]) -> tuple[x509.Certificate, ...]:
+    """Return what of `certificates` goes into our bundle: no roots, the first of each name and key."""
+    found = {_name_and_key(one): one for one in reversed(list(certificates)) if one.subject != one.issuer}
+    return tuple(reversed(found.values()))[:MAX_INTERMEDIATES]
+
+
+def _name_and_key(certificate: x509.Certificate) -> tuple[x509.Name, bytes]:
+    return certificate.subject, public_key_pem(check_ca_public_key(certificate.public_key()))
 
 
 def accept(known: FederatedBundle, document: bytes, *, now: datetime) -> FederatedBundle:

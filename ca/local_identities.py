@@ -31,8 +31,8 @@ class LocalIdentities:
 
     One key and SVID per registration, made here, in memory only. `peer_credentials` maps a gRPC peer to the
     process behind it (`PeerCredentialListener.credentials`). `issuer` issues and records; `number` gives the
-    sequence number of the bundle with some digest at some moment, and `crl_pem` the CRLs, none by default.
-    Clock and randomness can be replaced.
+    sequence number of the bundle with some digest at some moment, `crl_pem` the CRLs and `intermediates` what
+    issues under our roots, none by default. Clock and randomness can be replaced.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class LocalIdentities:
         number: Callable[[str, datetime], int],
         token_issuer: str | None = None,
         crl_pem: Callable[[], bytes] = bytes,
+        intermediates: Callable[[], tuple[x509.Certificate, ...]] = tuple,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -60,6 +61,7 @@ class LocalIdentities:
         self._federated: dict[TrustDomain, SpiffeBundle] = {}
         self._complaint = ""
         self._crl_pem = crl_pem
+        self._intermediates = intermediates
         self._held = SvidCache(random=jitter, refused=self._refused)
 
     @property
@@ -98,7 +100,11 @@ class LocalIdentities:
     def bundle(self) -> SpiffeBundle:
         """Return the bundle of our trust domain, numbered. Threads may call it."""
         now = self._now()
-        bundle = SpiffeBundle(self._issuer.authority.roots, refresh_hint=REFRESH_HINT_SECONDS)
+        bundle = SpiffeBundle(
+            self._issuer.authority.roots,
+            refresh_hint=REFRESH_HINT_SECONDS,
+            x509_intermediates=self._intermediates(),
+        )
         # X509-SVIDs go on where nothing can be written, as in a folder that is mounted read-only.
         try:
             bundle = replace(bundle, jwt_authorities=self._jwt_keys.ring(now).authorities())

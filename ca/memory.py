@@ -19,6 +19,7 @@ from cryptography import x509
 from ca.authorities import Authorities, View
 from ca.authority import Authority
 from ca.crl import crl_pem, is_due, key_identifier, renew_crl
+from ca.federation import published_intermediates
 from ca.issuer import Issuer
 from ca.ledger import Entry, KeyState, Ledger, StoredCrl
 from ca.recording import Recorder, RecordingIssuer
@@ -138,6 +139,10 @@ class CaMemory:
     def intermediates(self) -> tuple[x509.Certificate, ...]:
         """The signing certificates of all authorities that are published."""
         return () if self._view is None else tuple(one.certificate for one in self._view.issuers)
+
+    def published_intermediates(self) -> tuple[x509.Certificate, ...]:
+        """Return what others are told of issuing certificates, that of the active authority first."""
+        return published_intermediates((*self._authority.chain, *self.intermediates))
 
     async def refresh(self) -> None:
         """Look at the ledger now: something in it was changed here.

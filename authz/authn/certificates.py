@@ -64,6 +64,9 @@ class TrustBundle:
     intermediates: tuple[x509.Certificate, ...] = ()
 
 
+_NOTHING = TrustBundle(())
+
+
 class _Invalid(Exception):  # noqa: N818 - flow inside this module, never seen outside
     """The certificate proves nothing; the text says why."""
 
@@ -71,8 +74,8 @@ class _Invalid(Exception):  # noqa: N818 - flow inside this module, never seen o
 class CertificateVerifier:
     """Verifies peers' certificates against one generation of trust bundles, keyed by trust domain.
 
-    A bundle vouches for its own trust domain only. With `required`, a peer with an identity must have a
-    certificate. `version` names what the bundles were made from.
+    A bundle vouches for its own trust domain only; without a root it vouches for nobody. With `required`, a
+    peer with an identity must have a certificate. `version` names what the bundles were made from.
     """
 
     def __init__(
@@ -81,12 +84,28 @@ class CertificateVerifier:
         self.required = required
         self.version = version
         self.warnings: Sequence[Diagnostic] = ()
-        self._bundles = {
-            name: (Store(list(bundle.roots)), list(bundle.intermediates)) for name, bundle in bundles.items()
+        self.bundles = dict(bundles)
+        self._stores = {
+            name: (Store(list(bundle.roots)), list(bundle.intermediates))
+            for name, bundle in bundles.items()
+            if bundle.roots
         }
         # What a certificate proves, from when until when; and why others were refused, until when.
         self._proved: dict[str, tuple[str, float, float]] = {}
         self._refused: dict[tuple[str, str], tuple[str, float]] = {}
+
+    def with_federated(self, found: Mapping[str, TrustBundle]) -> CertificateVerifier:
+        """Return one that verifies with these roots as well; the bundles here lend them their intermediates.
+
+        Nothing that was verified is remembered: what was proven by a root may not be any more.
+        """
+        joined = {
+            name: TrustBundle(
+                bundle.roots, (*bundle.intermediates, *self.bundles.get(name, _NOTHING).intermediates)
+            )
+            for name, bundle in found.items()
+        }
+        return CertificateVerifier({**self.bundles, **joined}, required=self.required, version=self.version)
 
     def problem(self, encoded: str, identity: SpiffeId, now: float) -> str | None:
         """Return why the certificate does not prove `identity` at `now`; None when it does.
@@ -112,10 +131,14 @@ class CertificateVerifier:
     def _verify(self, encoded: str, identity: SpiffeId, now: float) -> tuple[float, float]:
         leaf = _parse(encoded)
         _check_leaf(leaf, identity)
-        bundle = self._bundles.get(identity.trust_domain.name)
-        if bundle is None:
-            raise _Invalid(f"there is no trust bundle for `{identity.trust_domain}`")
-        store, intermediates = bundle
+        name = identity.trust_domain.name
+        if name not in self.bundles:
+            raise _Invalid(f"there is no trust bundle for `{name}`")
+        if name not in self._stores:
+            raise _Invalid(
+                f"there is no root of `{name}`: its federation has given none, or it was withdrawn"
+            )
+        store, intermediates = self._stores[name]
         verifier = PolicyBuilder().store(store).time(datetime.fromtimestamp(now, UTC)).build_client_verifier()
         try:
             chain = verifier.verify(leaf, intermediates).chain
@@ -212,8 +235,12 @@ def _extension(extensions: x509.Extensions, kind: type[Kind]) -> x509.Extension[
         return None
 
 
-def trust_bundle(certificates: Sequence[x509.Certificate]) -> TrustBundle:
+def trust_bundle(
+    certificates: Sequence[x509.Certificate], *, roots_are_federated: bool = False
+) -> TrustBundle:
     """Return the bundle of these CA certificates: those that issued themselves are its roots.
+
+    With `roots_are_federated` none of them is.
 
     Raises:
         ValueError: one of them is no CA, or none is a root.
@@ -230,6 +257,8 @@ def trust_bundle(certificates: Sequence[x509.Certificate]) -> TrustBundle:
             raise ValueError(f"certificate {number} is not that of a CA")
         if is_root:
             roots.append(certificate)
+    if roots_are_federated:
+        return TrustBundle((), tuple(one for one in certificates if one not in roots))
     if not roots:
         raise ValueError("there is no root: a certificate that issued itself")
     return TrustBundle(tuple(roots), tuple(one for one in certificates if one not in roots))

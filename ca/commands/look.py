@@ -11,6 +11,7 @@ from typing import Any
 import click
 from cryptography import x509
 
+from ca.authorities import ISSUERS
 from ca.authority import CaCertificates, load_key
 from ca.bundle import (
     MAX_PEM_BYTES,
@@ -40,6 +41,7 @@ from ca.commands.base import (
 )
 from ca.commands.ledger import ledger_option, open_ledger, operator
 from ca.describe import describe_certificate, describe_chain, describe_file, format_description
+from ca.federation import published_intermediates
 from ca.handshake import TIMEOUT_SECONDS, parse_address, presented_chain
 from ca.inspection import check_key_pair
 from ca.jwt_key_store import published_authorities
@@ -189,16 +191,22 @@ def bundle(directory: Path, form: str, *, ledger: LedgerPlace, as_json: bool) ->
     Example:
       ca bundle --dir ./pki > bundle.pem
     """
-    roots = CaCertificates.load(directory).roots
+    certificates = CaCertificates.load(directory)
     if as_json or form == "spiffe":
-        click.echo(format_spiffe_bundle(_published(directory, roots, ledger)))
+        click.echo(format_spiffe_bundle(_published(directory, certificates, ledger)))
     else:
-        click.echo(format_certificates(roots).decode(), nl=False)
+        click.echo(format_certificates(certificates.roots).decode(), nl=False)
 
 
-def _published(directory: Path, roots: tuple[x509.Certificate, ...], ledger: LedgerPlace) -> SpiffeBundle:
-    keys = published_authorities(directory)
-    found = SpiffeBundle(roots, keys, refresh_hint=REFRESH_HINT_SECONDS)
+def _published(directory: Path, certificates: CaCertificates, ledger: LedgerPlace) -> SpiffeBundle:
+    keys, others = published_authorities(directory), directory / ISSUERS
+    issuers = _certificates(others) if others.exists() else ()
+    found = SpiffeBundle(
+        certificates.roots,
+        keys,
+        refresh_hint=REFRESH_HINT_SECONDS,
+        x509_intermediates=published_intermediates((*certificates.chain, *issuers)),
+    )
     try:
         with open_ledger(directory, ledger) as opened:
             sequence = opened.publish_bundle(found.digest, now=datetime.now(UTC), by=operator())

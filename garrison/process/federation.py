@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import structlog
 
@@ -28,12 +28,14 @@ Bundles = Mapping[TrustDomain, SpiffeBundle]
 
 
 class Federation:
-    """Hands what the ledger's relationships and files give to `identities`.
+    """Hands what the ledger's relationships and files give to `identities` and to `use`.
 
     Of one trust domain the file counts, which an operator keeps: two bundles are never merged.
     """
 
-    def __init__(self, settings: Settings, memory: CaMemory) -> None:
+    def __init__(
+        self, settings: Settings, memory: CaMemory, use: Callable[[Bundles], None] = lambda _: None
+    ) -> None:
         """Read the ledger.
 
         Raises:
@@ -42,6 +44,7 @@ class Federation:
         """
         self._settings = settings.ca.federation
         self._issuer = memory.issuer
+        self._use = use
         self._files: Bundles = {}
         self._identities: LocalIdentities | None = None
         self._pages: PageServer | None = None
@@ -101,8 +104,10 @@ class Federation:
             self._pages.close()
 
     def _hand_out(self) -> None:
+        bundles = {**self.federator.bundles, **self._files}
         if self._identities is not None:
-            self._identities.use_federated({**self.federator.bundles, **self._files})
+            self._identities.use_federated(bundles)
+        self._use(bundles)
 
     def _others(self) -> Bundles:
         ours = self._issuer.authority

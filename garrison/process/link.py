@@ -1,7 +1,8 @@
 """How a worker and the control process talk: JSON in frames, over a socket pair that only those two have.
 
 The first frame says what the worker is to be. Then the worker says how it is whenever that changes, and
-answers requests: for its metrics, or to forget what it knows of counters. The end of the stream is the end of
+answers requests: for its metrics, or to forget what it knows of counters. Trust bundles that only the control
+process gets are told to it, and not answered. The end of the stream is the end of
 the other side, however it came about.
 """
 
@@ -59,6 +60,10 @@ class WorkerLink:
         self._writer = threading.Thread(target=self._write, name="link-writer", daemon=True)
         self._metrics: Callable[[], str] = str
         self._forget: Callable[[list[str]], Future[None]] | None = None
+        # The last ones that were told, and who is to know of the next ones; they come in another thread.
+        self._bundles: Message = {}
+        self._use_bundles: Callable[[Message], None] = lambda _: None
+        self._telling = threading.Lock()
         self._closed = False
 
     def receive(self) -> Message | None:
@@ -93,6 +98,18 @@ class WorkerLink:
         """Answer requests to forget counters once what `forget` returns is done; it is called in a thread."""
         self._forget = forget
 
+    def serve_bundles(self, use: Callable[[Message], None]) -> Message:
+        """Return the trust bundles that were told last; `use` is called with later ones, in a thread."""
+        with self._telling:
+            self._use_bundles = use
+            return self._bundles
+
+    def tell_bundles(self, bundles: Message) -> None:
+        """Take note of trust bundles that were told."""
+        with self._telling:
+            self._bundles = bundles
+            self._use_bundles(bundles)
+
     def close(self) -> None:
         """Send the last metrics, so that nothing that was counted is lost."""
         self._send({"metrics": self._metrics(), "request": None})
@@ -123,6 +140,9 @@ class WorkerLink:
         os._exit(1)
 
     def _answer(self, message: Message) -> None:
+        if "bundles" in message:
+            self.tell_bundles(message["bundles"])
+            return
         number = message["request"]
         if "forget" not in message:
             self._send({"metrics": self._metrics(), "request": number})

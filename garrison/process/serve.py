@@ -13,7 +13,7 @@ import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
@@ -28,8 +28,8 @@ from prometheus_client import (
     generate_latest,
 )
 
-from authz.authn.certificates import CertificateVerifier
-from authz.bundles import TrustBundles, TrustFile, load_bundles
+from authz.authn.certificates import CertificateVerifier, TrustBundle
+from authz.bundles import TrustFile, load_bundles
 from authz.environment import Environment
 from authz.mixer.lists import MAX_LIST_BYTES
 from authz.mixer.refresher import ListRefresher, list_fetch
@@ -72,6 +72,7 @@ from garrison.process.link import WorkerLink
 from garrison.process.mixer_quotas import DOMAIN, StoreQuotas
 from garrison.process.oidc import OidcPages
 from garrison.process.pages import PageServer, only_get
+from garrison.process.peer_trust import PeerTrust, as_message
 from garrison.process.quota import build_store
 from garrison.process.reload import Reloader, watch
 from garrison.process.settings import DistributionSettings, Settings
@@ -155,14 +156,10 @@ class Server:
         self._lists = ListRefresher(
             list_fetch(Fetcher(max_bytes=MAX_LIST_BYTES, blocked=settings.keys.blocked_ranges))
         )
-        self._bundles = TrustBundles()
-        self._bundle_files = _bundle_files(settings)
-        self._trust: Reloader[CertificateVerifier] = Reloader(
-            "trust_bundles",
-            [file.path for file in self._bundle_files],
-            lambda _: load_bundles(self._bundle_files, required=settings.require_peer_certificate),
-            self._bundles.use,
+        self._peer_trust = PeerTrust(
+            (one.trust_domain for one in settings.trust_bundles if one.federation), self._tell_workers
         )
+        self._trust = _trust_reloader(settings, self._peer_trust)
         self._store = build_store(settings.rate_limit.store_options())
         self._stop = asyncio.Event()
         self._ready = self._listening = False
@@ -184,7 +181,7 @@ class Server:
                 self._lists,
                 self._keys,
                 settings.failures(),
-                self._bundles,
+                self._peer_trust.in_force,
                 self._authenticators.by_name,
                 StoreQuotas(self._store, time.time_ns, settings.rate_limit.on_store_failure),
                 CheckLimits(self._rate_limit, settings.rate_limit.response_options().headers),
@@ -229,8 +226,10 @@ class Server:
         self._ca: CaServices | None = None
         if self._authority is not None and link is None:
             self._memory = _open_memory(settings, self._authority)
-        self._federation = Federation(settings, self._memory) if self._memory is not None else None
-        if self._bundle_files:
+        self._federation = (
+            Federation(settings, self._memory, self._peer_trust.use_federation) if self._memory else None
+        )
+        if self._trust.paths:
             self._trust.load()
         if settings.federated_bundles:
             self._federated.load()
@@ -351,6 +350,7 @@ class Server:
         registry, loop = self._registry(), asyncio.get_running_loop()
         if self._link is not None:
             self._link.serve_metrics(lambda: generate_latest(registry).decode())
+            self._peer_trust.follow(self._link)
             self._link.serve_forget(lambda keys: asyncio.run_coroutine_threadsafe(self._forget(keys), loop))
             return self._link
         if self._children is not None:
@@ -367,6 +367,10 @@ class Server:
             counters=counters,
             pages=self._memory.page if self._memory is not None else lambda _: None,
         )
+
+    def _tell_workers(self, federated: Mapping[str, TrustBundle]) -> None:
+        if self._children is not None:
+            self._children.workers.tell_bundles(as_message(federated))
 
     async def _forget(self, keys: Sequence[str]) -> None:
         self._store.forget(keys)
@@ -388,6 +392,7 @@ class Server:
             number=memory.bundle_sequence,
             token_issuer=settings.oidc.issuer,
             crl_pem=memory.crl_pem,
+            intermediates=memory.published_intermediates,
         )
         if self._federation is not None:
             self._federation.serve(identities)
@@ -653,9 +658,24 @@ def _tls_reloader(kind: str, files: TlsFiles, use: Callable[[TlsFiles], None]) -
     return reloader
 
 
+def _trust_reloader(settings: Settings, trust: PeerTrust) -> Reloader[CertificateVerifier]:
+    files, required = _bundle_files(settings), settings.require_peer_certificate
+    return Reloader(
+        "trust_bundles",
+        [file.path for file in files],
+        lambda _: load_bundles(files, required=required, federated=trust.wanted),
+        trust.use_files,
+    )
+
+
 def _bundle_files(settings: Settings) -> list[TrustFile]:
     """Return the files of all trust bundles; our own CA vouches for our trust domain."""
-    files = [TrustFile(one.trust_domain, one.file) for one in settings.trust_bundles]
+    files = [TrustFile(one.trust_domain, one.file) for one in settings.trust_bundles if one.file is not None]
+    files += [
+        TrustFile(one.trust_domain, one.intermediates, has_roots=False)
+        for one in settings.trust_bundles
+        if one.intermediates is not None
+    ]
     if settings.ca.dir is not None:
         files.append(TrustFile(settings.trust_domain, settings.ca.dir / ROOT_CERT))
         # A chain may end in roots that nobody was meant to trust.

@@ -712,11 +712,24 @@ class WorkloadSettings(BaseModel):
 
 
 class TrustBundleSettings(BaseModel):
-    """Who vouches for the peers of a trust domain: PEM, its roots and the intermediates that issue."""
+    """Who vouches for the peers of a trust domain: PEM, its roots and the intermediates that issue.
+
+    Or the bundle that its federation gives, with further intermediates from a file.
+    """
 
     model_config = _STRICT
     trust_domain: Domain
-    file: FilePath
+    file: FilePath | None = None
+    federation: bool = False
+    intermediates: FilePath | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.file is not None) is self.federation:
+            raise ValueError("roots come from a `file` or, with `federation: true`, from federation")
+        if self.intermediates is not None and not self.federation:
+            raise ValueError("`intermediates` go with `federation: true`; otherwise put them into `file`")
+        return self
 
 
 class FederatedBundleSettings(BaseModel):
@@ -861,6 +874,15 @@ class Settings(BaseModel):
             if bundle.trust_domain not in known:
                 raise ValueError(
                     f"`trust_bundles` has `{bundle.trust_domain}`, which is neither ours nor federated"
+                )
+            if bundle.federation and bundle.trust_domain == self.trust_domain:
+                raise ValueError(
+                    f"`trust_bundles` has `{bundle.trust_domain}` from federation, but it is ours: "
+                    "with `ca.dir` our own CA vouches for it"
+                )
+            if bundle.federation and self.ca.dir is None:
+                raise ValueError(
+                    "`federation: true` in `trust_bundles` needs `ca.dir`, whose ledger has federations"
                 )
             seen.add(bundle.trust_domain)
         if self.require_peer_certificate and not self.trust_bundles and self.ca.dir is None:
@@ -1152,7 +1174,8 @@ def _anchor_paths(data: dict[str, Any], folder: Path) -> None:
         anchored = [str(folder / one) for one in value] if isinstance(value, list) else str(folder / value)
         holder[leaf.path[-1]] = anchored
     for bundle in (*data.get("trust_bundles", ()), *data.get("federated_bundles", ())):
-        bundle["file"] = str(folder / bundle["file"])
+        for name in {"file", "intermediates"} & bundle.keys():
+            bundle[name] = str(folder / bundle[name])
     for issuer in data.get("ca", {}).get("token_issuers", ()):
         if "jwks_file" in issuer:
             issuer["jwks_file"] = str(folder / issuer["jwks_file"])

@@ -22,6 +22,7 @@ def main() -> None:
     if message is None:  # the control process is gone already
         sys.exit(1)
     assignment = Assignment.of(message)
+    link.tell_bundles(assignment.bundles)
     with errors_reported():
         settings = assignment.parse_settings()
         link.watch(settings.drain_grace.total_seconds())

@@ -43,12 +43,16 @@ _LAST_WORDS_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """What a worker is to be: `settings` as plain data, where to listen, and where counts are."""
+    """What a worker is to be: `settings` as plain data, where to listen, and where counts are.
+
+    `bundles` are the trust bundles of federation that are in force when it starts.
+    """
 
     number: int
     settings: Mapping[str, Any]
     listen: Sequence[Address]
     store: str
+    bundles: Message = field(default_factory=dict)
 
     def as_message(self) -> Message:
         """Return the first frame that a worker gets."""
@@ -57,13 +61,14 @@ class Assignment:
             "settings": self.settings,
             "listen": [str(address) for address in self.listen],
             "store": self.store,
+            "bundles": self.bundles,
         }
 
     @classmethod
     def of(cls, message: Message) -> Assignment:
         """Return what `as_message` returned."""
         listen = [Address.parse(text) for text in message["listen"]]
-        return cls(message["number"], message["settings"], listen, message["store"])
+        return cls(message["number"], message["settings"], listen, message["store"], message["bundles"])
 
     def parse_settings(self) -> Settings:
         """Return the settings that the worker serves by: as of a whole process, with its own addresses.
@@ -162,6 +167,7 @@ class Workers:
         """
         self._data = data
         self._store = store
+        self._bundles: Message = {}
         self._command = command
         self._workers = [
             Worker(number, [address.of_worker(number) for address in settings.request.listen])
@@ -270,6 +276,13 @@ class Workers:
             if answer is None and worker.is_listening and worker.life == life:
                 raise DependencyError(f"worker {worker.number} does not answer; nothing was reset")
 
+    def tell_bundles(self, bundles: Message) -> None:
+        """Have every worker, also one that starts later, verify peers with these bundles of federation."""
+        self._bundles = bundles
+        for worker in self._workers:
+            if worker.writer is not None:
+                worker.writer.write(frame({"bundles": bundles}))
+
     def _record(self, worker: Worker, life: int, page: str) -> bool:
         """Note a page of metrics; return whether it could be read."""
         try:
@@ -332,7 +345,7 @@ class Workers:
             process.terminate()
         reader, writer = await asyncio.open_connection(sock=ours)
         worker.writer = writer
-        assignment = Assignment(worker.number, self._data, worker.listen, self._store)
+        assignment = Assignment(worker.number, self._data, worker.listen, self._store, self._bundles)
         writer.write(frame(assignment.as_message()))
         reading = asyncio.create_task(self._listen(worker, reader))
         try:

@@ -7,6 +7,7 @@ import os
 import socket
 import ssl
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -26,11 +27,14 @@ from support.envoys import (
     fragment,
     garrison_cluster,
     listener,
+    log_lines,
     running_envoy,
     typed,
 )
+from support.policies import policy
 from support.serving import Serving
 
+from ca.authorities import FOLDER
 from ca.authority import ROOT_CERT, Authority, Hierarchy
 from ca.bundle import format_certificates, parse_spiffe_bundle
 from ca.issuer import Issuer
@@ -83,6 +87,7 @@ class Side:
     folder: Path
     port: int
     settings: dict[str, Any] = field(default_factory=dict)
+    more: dict[str, Any] = field(default_factory=dict)
     server: Serving | None = None
     addresses: dict[str, str] = field(default_factory=dict)
 
@@ -101,6 +106,7 @@ class Side:
                     "federates_with": [str(self.other)],
                 }
             ],
+            **self.more,
         }
         for name, address in self.addresses.items():
             self.settings[name]["listen"] = address
@@ -240,6 +246,52 @@ def sides() -> Iterator[tuple[Side, Side]]:
         yield shop, bank
 
 
+def checking_envoy(side: Side, garrison: Path, stack: ExitStack) -> Envoy:
+    """Run an Envoy whose listener lets in whoever has a certificate, and has Garrison look at it."""
+    log = side.folder / "access.log"
+    log.touch()
+    access_log = fragment("access_log", access_log_path=str(log))
+    line = access_log["typed_config"]["log_format"]["json_format"]
+    for name in ("code", "reason"):
+        line[f"authz_{name}"] = f"%DYNAMIC_METADATA(envoy.filters.http.ext_authz:{name})%"
+    ext_authz = fragment("ext_authz")
+    ext_authz["typed_config"]["include_peer_certificate"] = True
+    ext_authz["typed_config"]["grpc_service"]["timeout"] = "5s"
+    destination = {"destination.service": "a.shop.svc.cluster.local"}
+    route = fragment("inbound_route", match={"prefix": "/"}, rate_limits=[], destination=destination)
+    del route["route"]
+    route["direct_response"] = {"status": 200}
+    manager = fragment(
+        "inbound_http",
+        access_log=[access_log],
+        http_filters=[ext_authz, fragment("router")],
+        routes=[route],
+    )
+    authority = Authority.load(side.folder / "pki")
+    key = new_private_key()
+    own = authority.issue(
+        workload(side.domain), key.public_key(), now=datetime.now(UTC), ttl=timedelta(hours=1)
+    )
+    tls = {
+        "tls_certificates": [
+            {
+                "certificate_chain": {"inline_string": own.chain_pem.decode()},
+                "private_key": {"inline_string": private_key_pem(key).decode()},
+            }
+        ],
+        "validation_context": {
+            "trusted_ca": {"inline_string": authority.bundle_pem().decode()},
+            "trust_chain_verification": "ACCEPT_UNTRUSTED",
+        },
+    }
+    filters = [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]
+    folder = side.folder / "checking"
+    folder.mkdir()
+    return stack.enter_context(
+        running_envoy(folder, [listener("in", filters, tls)], [garrison_cluster(garrison)])
+    )
+
+
 @pytest.fixture
 def world(sides: tuple[Side, Side]) -> Iterator[World]:
     """Yield both sides with their Envoys."""
@@ -293,6 +345,71 @@ def test_two_trust_domains_know_each_other(world: World) -> None:
     world.wait_until(shop, 503)
     assert not shop.takes(shop.client(successor.issuer, workload(BANK)))
     assert not shop.takes(shop.client(banks, workload(BANK)))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_peers_are_verified_with_the_bundle_that_federation_keeps(
+    sides: tuple[Side, Side], workers: int
+) -> None:
+    """A root of the other side counts from its publication to its end, without a restart here."""
+    shop, bank = sides
+    shop.stop()
+    (shop.folder / "policies.yaml").write_text(policy("[{}]", namespace="istio-system"))
+    shop.more = {
+        "workers": workers,
+        "policies": ["policies.yaml"],
+        "request": {"listen": [f"unix://{shop.folder / 'r.sock'}"]},
+        "federated_trust_domains": ["bank.test"],
+        "trust_bundles": [{"trust_domain": "bank.test", "federation": True}],
+    }
+    shop.start()
+    teller, pki = SpiffeId(BANK, ("teller",)), bank.folder / "pki"
+    socket_of = shop.folder / ("r.sock" if workers == 1 else "r.1.sock")
+
+    with ExitStack() as stack:
+        envoy = checking_envoy(shop, socket_of, stack)
+
+        def asked(issuer: Issuer, spiffe_id: SpiffeId = teller) -> tuple[int, str, str]:
+            request_id = str(uuid.uuid4())
+            headers = [("host", "a"), ("x-request-id", request_id)]
+            answer = call(envoy.ports["in"], "/", headers, tls=shop.client(issuer, spiffe_id))
+            (line,) = log_lines(shop.folder / "access.log", request_id)
+            return answer.status, line["authz_code"], line["authz_reason"]
+
+        def becomes(issuer: Issuer, status: int) -> None:
+            eventually(
+                lambda: asked(issuer)[0] == status or None, f"{status} to {issuer.certificate.subject}"
+            )
+
+        old = Authority.load(pki).issuer
+        assert asked(old)[:2] == (200, "policy_matched")
+        stranger = Hierarchy.create(BANK, now=datetime.now(UTC)).issuer
+        assert asked(stranger)[:2] == (403, "peer_certificate_invalid")
+        # The bank vouches for nobody but the bank.
+        assert asked(old, workload(SHOP))[:2] == (403, "peer_certificate_invalid")
+        assert asked(old, SpiffeId(TrustDomain("else.test"), ("web",)))[:2] == (403, "foreign_trust_domain")
+
+        def authority(command: str, *words: str) -> Any:
+            return json.loads(done("authority", command, "--dir", pki, "--json", *words).stdout)
+
+        authority("prepare", "--new-root")
+        (folder,) = (pki / FOLDER).iterdir()
+        new = Authority.load(folder).issuer
+        becomes(new, 200)
+        assert asked(old)[:2] == (200, "policy_matched")
+        authority("activate", "--now")
+        first = authority("list")[0]["authority"]
+        authority("taint", first)
+        authority("revoke", first, "--now")
+        becomes(old, 403)
+        assert asked(old)[1] == "peer_certificate_invalid"
+        assert asked(new)[:2] == (200, "policy_matched")
+
+        shop.ca("delete", "bank.test")
+        becomes(new, 403)
+        _, code, reason = asked(new)
+        assert code == "peer_certificate_invalid"
+        assert "there is no root of `bank.test`: its federation has given none" in reason
 
 
 def test_endpoints_take_no_certificate_of_the_other_kind(sides: tuple[Side, Side]) -> None:

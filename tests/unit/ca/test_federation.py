@@ -12,14 +12,17 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from ca.authority import Authority, Hierarchy
 from ca.bundle import MAX_SEQUENCE, SpiffeBundle, format_spiffe_bundle, parse_spiffe_bundle
 from ca.federation import (
+    MAX_INTERMEDIATES,
     MAX_POLL,
     MIN_POLL,
     Endpoint,
     accept,
+    check_bundle,
     check_endpoint,
     in_force,
     is_stale,
     poll_interval,
+    published_intermediates,
 )
 from ca.ledger import EndpointProfile, FederatedBundle
 from garrison.errors import DependencyError, IssuanceError
@@ -130,6 +133,42 @@ def test_certificates_that_cannot_be_its_roots_are_refused(
         both = format_spiffe_bundle(SpiffeBundle((partner.root, bad))).encode()
         with pytest.raises(DependencyError, match=message):
             accept(KNOWN, both, now=now)
+
+
+def test_intermediates_are_taken_with_the_bundle(
+    partner: Hierarchy, authority: Authority, now: datetime
+) -> None:
+    """They pass the checks of roots, within bounds, and never two of one name and key: there is no maze."""
+
+    def served(*intermediates: object) -> bytes:
+        return format_spiffe_bundle(SpiffeBundle((partner.root,), (), 1, None, intermediates)).encode()  # type: ignore[arg-type]
+
+    mine = partner.issuer.certificate
+    taken = accept(KNOWN, served(mine), now=now).document
+    assert taken is not None
+    assert parse_spiffe_bundle(taken).x509_intermediates == (mine,)
+    others = [Hierarchy.create(PARTNER, now=now).issuer.certificate for _ in range(MAX_INTERMEDIATES)]
+    accept(KNOWN, served(*others), now=now)
+    for bad, message in (
+        ((authority.issuer.certificate,), "an intermediate of `cluster.local`, not of `partner.test`"),
+        ((mine, mine), "two intermediates of one name and key"),
+        ((mine, *others), f"more than {MAX_INTERMEDIATES} intermediates"),
+    ):
+        with pytest.raises(DependencyError, match=message):
+            accept(KNOWN, served(*bad), now=now)
+    broken = document(partner.root, garrison_x509_intermediates=["AAAA"])
+    for content in (broken, document(partner.root, garrison_x509_intermediates={})):
+        with pytest.raises(DependencyError, match="not a SPIFFE bundle"):
+            accept(KNOWN, content, now=now)
+
+
+def test_what_is_published_of_intermediates_is_taken(partner: Hierarchy, now: datetime) -> None:
+    """No roots, each name and key once, the one that signs first, and not too many."""
+    mine = partner.issuer.certificate
+    others = [Hierarchy.create(PARTNER, now=now).issuer.certificate for _ in range(MAX_INTERMEDIATES + 3)]
+    found = published_intermediates([mine, partner.root, others[0], mine, *others])
+    assert found == (mine, *others[: MAX_INTERMEDIATES - 1])
+    check_bundle(PARTNER, SpiffeBundle((partner.root,), x509_intermediates=found))
 
 
 @pytest.mark.parametrize(

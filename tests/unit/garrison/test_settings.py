@@ -129,6 +129,27 @@ def test_quotas_are_given_out_as_the_settings_say(tmp_path: Path) -> None:
             "trust_bundles: [{trust_domain: cluster.local, file: a}, {trust_domain: cluster.local, file: b}]\n",
             "`trust_bundles` has `cluster.local` twice",
         ),
+        ("trust_bundles: [{trust_domain: cluster.local}]\n", "roots come from a `file` or"),
+        (
+            "trust_bundles: [{trust_domain: cluster.local, file: a, federation: true}]\n",
+            "roots come from a `file` or",
+        ),
+        (
+            "trust_bundles: [{trust_domain: cluster.local, file: a, intermediates: b}]\n",
+            "`intermediates` go with `federation: true`",
+        ),
+        (
+            "ca: {dir: a}\ntrust_bundles: [{trust_domain: cluster.local, federation: true}]\n",
+            "`cluster.local` from federation, but it is ours",
+        ),
+        (
+            "ca: {dir: a}\ntrust_bundles: [{trust_domain: x, federation: true}]\n",
+            "`x`, which is neither ours nor federated",
+        ),
+        (
+            "federated_trust_domains: [x]\ntrust_bundles: [{trust_domain: x, federation: true}]\n",
+            "needs `ca.dir`",
+        ),
         ("ca: {jwt_key_lifetime: 1h}\n", "a key signs for at least 9:00:00"),
         ("ca: {oidc: {listen: unix:///tmp/a}}\n", "`listen` is `tcp://HOST:PORT` or `tls://HOST:PORT`"),
         ("ca: {oidc: {listen: tls://127.0.0.1:1}}\n", "needs `tls.certificate` and `tls.private_key`"),
@@ -223,6 +244,13 @@ def test_bundle_files_are_relative_to_the_settings(tmp_path: Path) -> None:
     text = "trust_bundles: [{trust_domain: cluster.local, file: a/b.pem}]\nrequire_peer_certificate: true\n"
     (bundle,) = load_settings(write(tmp_path, text), {}, {}).trust_bundles
     assert bundle.file == tmp_path / "a/b.pem"
+    text = """
+ca: {dir: pki}
+federated_trust_domains: [x]
+trust_bundles: [{trust_domain: x, federation: true, intermediates: a/c.pem}]
+"""
+    (bundle,) = load_settings(write(tmp_path, text), {}, {}).trust_bundles
+    assert (bundle.file, bundle.intermediates) == (None, tmp_path / "a/c.pem")
 
 
 def test_federated_trust_domains_reach_policies(tmp_path: Path) -> None:
