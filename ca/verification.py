@@ -1,9 +1,4 @@
-"""Does a chain end in one of these roots? By the library, and by hand only where it has no answer: Ed25519.
-
-The library's verifier refuses every chain with an Ed25519 key, as the public web's rules do. Those chains are
-walked here by RFC 5280, 6.1, without what an SVID has no use for: name constraints and policies are refused
-when they are critical or narrow anything.
-"""
+"""Does a chain end in one of these roots? By the library, and by `garrison.certificate_paths` for Ed25519."""
 
 from __future__ import annotations
 
@@ -11,25 +6,16 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.x509 import verification
 
 from ca.inspection import check_leaf, check_signing
 from ca.keys import check_ca_public_key
+from garrison.certificate_paths import PathError, find_path, has_ed25519_key
 from garrison.errors import IssuanceError
 from garrison.identity import SpiffeId
 
 # Root, two intermediates and a leaf are usual; more than these are only there to keep us busy.
 MAX_CERTIFICATES = 16
-_UNDERSTOOD = {
-    x509.BasicConstraints.oid,
-    x509.KeyUsage.oid,
-    x509.ExtendedKeyUsage.oid,
-    x509.SubjectAlternativeName.oid,
-    x509.SubjectKeyIdentifier.oid,
-    x509.AuthorityKeyIdentifier.oid,
-}
 
 
 def verify_chain(
@@ -53,7 +39,7 @@ def verify_chain(
         raise IssuanceError(f"a chain has at most {MAX_CERTIFICATES} certificates")
     if not roots:
         raise IssuanceError("there is no root to verify with")
-    if any_leaf or any(_is_ed25519(one) for one in (*intermediates, *roots)):
+    if any_leaf or any(map(has_ed25519_key, (*intermediates, *roots))):
         return _walk(leaf, intermediates, roots, at)
     builder = verification.PolicyBuilder().store(verification.Store(list(roots))).time(at)
     try:
@@ -96,55 +82,17 @@ def _walk(
     roots: Sequence[x509.Certificate],
     at: datetime,
 ) -> tuple[x509.Certificate, ...]:
-    _check_link(leaf, at)
-    paths: list[tuple[x509.Certificate, ...]] = [(leaf,)]
-    refused: IssuanceError | None = None
-    # Each round makes every path one longer, by certificates that it does not hold yet.
-    for _ in range(len(intermediates) + 1):
-        longer: list[tuple[x509.Certificate, ...]] = []
-        for path in paths:
-            for issuer in (*roots, *intermediates):
-                if issuer in path or issuer.subject != path[-1].issuer:
-                    continue
-                try:
-                    _check_issuer(issuer, path, at)
-                except IssuanceError as error:
-                    refused = error
-                    continue
-                if issuer in roots:
-                    return (*path, issuer)
-                longer.append((*path, issuer))
-        paths = longer[:MAX_CERTIFICATES]
-    reason = str(refused) if refused is not None else "its issuer is not among them"
-    raise IssuanceError(f"the chain does not verify under these roots: {reason}") from refused
+    def check_issuer(issuer: x509.Certificate) -> None:
+        try:
+            check_signing(issuer)
+            check_ca_public_key(issuer.public_key())
+        except IssuanceError as error:
+            raise PathError(str(error)) from error
 
-
-def _check_issuer(issuer: x509.Certificate, path: Sequence[x509.Certificate], at: datetime) -> None:
-    """Refuse `issuer` as the next after `path` (RFC 5280, 6.1.4 (k) to (n))."""
-    _check_link(issuer, at)
-    check_signing(issuer)
-    check_ca_public_key(issuer.public_key())
-    basic = issuer.extensions.get_extension_for_class(x509.BasicConstraints).value
-    # Section 4.2.1.9: self-issued certificates do not count, nor does the leaf.
-    below = sum(1 for link in path[1:] if link.subject != link.issuer)
-    if basic.path_length is not None and basic.path_length < below:
-        raise IssuanceError(f"`{issuer.subject.rfc4514_string()}` allows fewer certificates below it")
     try:
-        path[-1].verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm) as error:
-        raise IssuanceError("a signature in the chain does not verify") from error
-
-
-def _check_link(certificate: x509.Certificate, at: datetime) -> None:
-    _explain_validity([certificate], at)
-    try:
-        extensions = list(certificate.extensions)
-    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
-        raise IssuanceError("the certificate's extensions are malformed") from error
-    for extension in extensions:
-        narrows = isinstance(extension.value, x509.NameConstraints)
-        if narrows or (extension.critical and extension.oid not in _UNDERSTOOD):
-            raise IssuanceError(f"extension {extension.oid.dotted_string} of a certificate is not understood")
+        return find_path(leaf, intermediates, roots, at, check_issuer=check_issuer)
+    except PathError as error:
+        raise IssuanceError(f"the chain does not verify under these roots: {error}") from error
 
 
 def _explain_validity(certificates: Sequence[x509.Certificate], at: datetime) -> None:
@@ -158,10 +106,3 @@ def _explain_validity(certificates: Sequence[x509.Certificate], at: datetime) ->
                 f"a certificate is not valid before {certificate.not_valid_before_utc:%FT%TZ}, "
                 f"the time is {at:%FT%TZ}: is the clock right?"
             )
-
-
-def _is_ed25519(certificate: x509.Certificate) -> bool:
-    try:
-        return isinstance(certificate.public_key(), ed25519.Ed25519PublicKey)
-    except (ValueError, UnsupportedAlgorithm):
-        return False

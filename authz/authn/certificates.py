@@ -1,4 +1,6 @@
-"""A peer's certificate, verified here as well: X509-SVID, section 5, and RFC 5280 (by `cryptography`).
+"""A peer's certificate, verified here as well: X509-SVID, section 5, and RFC 5280.
+
+By `cryptography`, and under Ed25519 keys, which that verifies nothing by, by `garrison.certificate_paths`.
 
 Envoy reports the name of whoever completed its handshake. With `trust_chain_verification: ACCEPT_UNTRUSTED`,
 or with one root too many, that may be anybody, and nothing in a `CheckRequest` shows it. Where Envoy includes
@@ -15,14 +17,10 @@ from typing import Protocol, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
-from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
+from garrison.certificate_paths import UNREADABLE, PathError, find_path, has_ed25519_key, has_strong_key
 from garrison.documents import Diagnostic
 from garrison.identity import SpiffeId
 
@@ -34,18 +32,6 @@ MAX_CACHED_CERTIFICATES = 10_000
 REFUSED_SECONDS = 10.0
 MAX_CACHED_REFUSALS = 1_000
 
-# What the library says of a certificate that it cannot read, or reads only with a warning.
-_UNREADABLE = (
-    ValueError,
-    TypeError,
-    UnsupportedAlgorithm,
-    CryptographyDeprecationWarning,
-    x509.DuplicateExtension,
-    x509.InvalidVersion,
-    x509.UnsupportedGeneralNameType,
-)
-_MIN_RSA_BITS = 2048
-_CURVES = frozenset({"secp256r1", "secp384r1", "secp521r1"})
 # Envoy encodes newline, space, `+`, `/` and `=`; anything else that is visible stands for itself.
 _ENCODED = re.compile(r"(?:[!-$&-~]|%[0-9A-Fa-f]{2})*")
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----\r?\n[A-Za-z0-9+/=\r\n]+-----END CERTIFICATE-----\s*")
@@ -86,7 +72,11 @@ class CertificateVerifier:
         self.warnings: Sequence[Diagnostic] = ()
         self.bundles = dict(bundles)
         self._stores = {
-            name: (Store(list(bundle.roots)), list(bundle.intermediates))
+            name: (
+                Store(list(bundle.roots)),
+                list(bundle.intermediates),
+                any(map(has_ed25519_key, (*bundle.roots, *bundle.intermediates))),
+            )
             for name, bundle in bundles.items()
             if bundle.roots
         }
@@ -138,20 +128,38 @@ class CertificateVerifier:
             raise _Invalid(
                 f"there is no root of `{name}`: its federation has given none, or it was withdrawn"
             )
-        store, intermediates = self._stores[name]
-        verifier = PolicyBuilder().store(store).time(datetime.fromtimestamp(now, UTC)).build_client_verifier()
+        store, intermediates, has_ed25519 = self._stores[name]
+        moment = datetime.fromtimestamp(now, UTC)
+        verifier = PolicyBuilder().store(store).time(moment).build_client_verifier()
         try:
-            chain = verifier.verify(leaf, intermediates).chain
+            chain: Sequence[x509.Certificate] = verifier.verify(leaf, intermediates).chain
         except VerificationError as error:
-            # What the library adds in parentheses holds its own objects.
-            why = str(error).partition(" (encountered")[0].removeprefix("validation failed: ")
-            raise _Invalid(f"it does not verify: {why}") from None
-        except (*_UNREADABLE, OverflowError) as error:
+            if not has_ed25519:
+                # What the library adds in parentheses holds its own objects.
+                why = str(error).partition(" (encountered")[0].removeprefix("validation failed: ")
+                raise _Invalid(f"it does not verify: {why}") from None
+            chain = self._walk(leaf, name, moment)
+        except (*UNREADABLE, OverflowError) as error:
             raise _Invalid(f"it cannot be verified: {error}") from None
         return (
             max(one.not_valid_before_utc.timestamp() for one in chain),
             min(one.not_valid_after_utc.timestamp() for one in chain),
         )
+
+    def _walk(self, leaf: x509.Certificate, name: str, at: datetime) -> Sequence[x509.Certificate]:
+        """Return the path of an SVID under an Ed25519 key, all of which the library refuses."""
+        bundle = self.bundles[name]
+        try:
+            return find_path(
+                leaf,
+                bundle.intermediates,
+                bundle.roots,
+                at,
+                purpose=ExtendedKeyUsageOID.CLIENT_AUTH,
+                needs_ed25519=True,
+            )
+        except PathError as error:
+            raise _Invalid(f"it does not verify: {error}") from None
 
 
 def _put(kept: dict[Key, Value], key: Key, value: Value, most: int) -> None:
@@ -170,7 +178,7 @@ def _parse(encoded: str) -> x509.Certificate:
         raise _Invalid("it is not exactly one certificate in PEM")
     try:
         return x509.load_pem_x509_certificate(pem)
-    except _UNREADABLE:
+    except UNREADABLE:
         raise _Invalid("it is not a certificate") from None
 
 
@@ -181,7 +189,7 @@ def _check_leaf(leaf: x509.Certificate, identity: SpiffeId) -> None:
         names = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
         raise _Invalid("it has no SAN") from None
-    except _UNREADABLE:
+    except UNREADABLE:
         raise _Invalid("its extensions cannot be read") from None
     uris = names.get_values_for_type(x509.UniformResourceIdentifier)
     if len(uris) != 1:
@@ -190,22 +198,9 @@ def _check_leaf(leaf: x509.Certificate, identity: SpiffeId) -> None:
         raise _Invalid("its SPIFFE ID is another one than Envoy reports")
     if any("\x00" in name for name in _texts(names)):
         raise _Invalid("one of its names has a NUL byte")
-    if not _is_strong(leaf):
+    if not has_strong_key(leaf):
         raise _Invalid("its key is neither RSA of 2048 bits or more, nor on a NIST curve, nor Ed25519")
     _check_usage(extensions)
-
-
-def _is_strong(certificate: x509.Certificate) -> bool:
-    """Return whether nobody can guess the key's private half; the library asks that of issuers only."""
-    try:
-        key = certificate.public_key()
-    except _UNREADABLE:
-        return False
-    if isinstance(key, RSAPublicKey):
-        return key.key_size >= _MIN_RSA_BITS
-    if isinstance(key, EllipticCurvePublicKey):
-        return key.curve.name in _CURVES
-    return isinstance(key, Ed25519PublicKey)
 
 
 def _texts(names: x509.SubjectAlternativeName) -> Iterable[str]:
@@ -251,7 +246,7 @@ def trust_bundle(
         try:
             constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
             is_root = certificate.issuer == certificate.subject
-        except (*_UNREADABLE, x509.ExtensionNotFound) as error:
+        except (*UNREADABLE, x509.ExtensionNotFound) as error:
             raise ValueError(f"certificate {number} is not that of a CA") from error
         if not constraints.ca:
             raise ValueError(f"certificate {number} is not that of a CA")

@@ -16,7 +16,7 @@ from support.peer_certificates import encoded
 from support.serving import serving, write_settings
 
 from ca.authority import Hierarchy
-from ca.keys import new_private_key
+from ca.keys import KeyType, new_ca_key, new_private_key
 from garrison.identity import SpiffeId, TrustDomain
 
 CHECK = "/envoy.service.auth.v3.Authorization/Check"
@@ -28,9 +28,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("s")
 
 
-def hierarchy(name: str) -> Hierarchy:
+def hierarchy(name: str, kind: KeyType = KeyType.P256) -> Hierarchy:
     """Return a new CA."""
-    return Hierarchy.create(TrustDomain(name), now=datetime.now(UTC))
+    return Hierarchy.create(
+        TrustDomain(name), now=datetime.now(UTC), new_private_key=lambda: new_ca_key(kind)
+    )
 
 
 def certificate(of: Hierarchy, name: str) -> str:
@@ -93,9 +95,10 @@ trust_bundles:
         assert server.stop() == 0
 
 
-def test_our_own_ca_vouches_for_our_trust_domain(folder: Path) -> None:
-    """With `ca.dir`, nothing else has to be configured."""
-    ours, stranger = hierarchy("cluster.local"), hierarchy("cluster.local")
+@pytest.mark.parametrize("kind", list(KeyType))
+def test_our_own_ca_vouches_for_our_trust_domain(folder: Path, kind: KeyType) -> None:
+    """With `ca.dir`, nothing else has to be configured, whatever keys the CA has."""
+    ours, stranger = hierarchy("cluster.local", kind), hierarchy("cluster.local", kind)
     ours.save(folder / "ca")
     file = write_settings(folder, "ca: {dir: ca}")
     (folder / "policies" / "role.yaml").write_text(role("[{}]"))

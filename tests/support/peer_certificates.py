@@ -11,6 +11,7 @@ from urllib.parse import quote
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
@@ -64,15 +65,25 @@ class Leaf:
 class CertificateAuthority:
     """A CA that signs whatever it is told to."""
 
-    def __init__(self, name: str = "test root", parent: CertificateAuthority | None = None) -> None:
-        self.key = ec.generate_private_key(ec.SECP256R1())
+    def __init__(
+        self,
+        name: str = "test root",
+        parent: CertificateAuthority | None = None,
+        *,
+        key: Any = None,
+        algorithm: Any = None,
+    ) -> None:
+        """Make a key, unless there is one; it signs leaves with `algorithm`, SHA-256 if not given."""
+        self.key: Any = key or ec.generate_private_key(ec.SECP256R1())
+        self.algorithm = None if isinstance(self.key, Ed25519PrivateKey) else algorithm or hashes.SHA256()
         self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         self.begin, self.end = AT - 24 * HOUR, AT + 240 * HOUR
         issuer = parent or self
         builder = self._builder(issuer, self.name, self.key.public_key(), self.begin, self.end)
         builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         builder = builder.add_extension(usage("key_cert_sign", "crl_sign"), critical=True)
-        self.certificate = builder.sign(issuer.key, hashes.SHA256())
+        by_itself = isinstance(issuer.key, Ed25519PrivateKey)
+        self.certificate = builder.sign(issuer.key, None if by_itself else hashes.SHA256())
 
     def issue(self, leaf: Leaf | None = None) -> x509.Certificate:
         """Return a leaf."""
@@ -88,7 +99,7 @@ class CertificateAuthority:
             builder = builder.add_extension(leaf.usage, critical=leaf.usage_is_critical)
         if leaf.purposes is not None:
             builder = builder.add_extension(x509.ExtendedKeyUsage(leaf.purposes), critical=False)
-        return builder.sign(self.key, hashes.SHA256())
+        return builder.sign(self.key, self.algorithm)
 
     def _builder(
         self, issuer: CertificateAuthority, subject: x509.Name, key: Any, begin: datetime, end: datetime

@@ -6,11 +6,13 @@ from base64 import encodebytes
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from hypothesis import given
@@ -29,6 +31,7 @@ from authz.pipeline import decide
 from authz.service import DestinationResolver
 from ca.authority import Hierarchy
 from ca.keys import new_private_key
+from garrison.certificate_paths import PathError, find_path
 from garrison.identity import SpiffeId, TrustDomain
 
 ROOT = CertificateAuthority()
@@ -75,6 +78,93 @@ def test_svids_of_our_own_ca_do() -> None:
     assert verifier.problem(encoded(leaf), A, NOW) is None
     alone = CertificateVerifier({"cluster.local": TrustBundle((hierarchy.root,))})
     assert "does not verify" in str(alone.problem(encoded(leaf), A, NOW))
+
+
+def edwards(domain: str = "cluster.local") -> Hierarchy:
+    """Return a CA with Ed25519 keys, as `ca init --key-type ed25519` makes it."""
+    return Hierarchy.create(TrustDomain(domain), now=AT, new_private_key=Ed25519PrivateKey.generate)
+
+
+def issued(hierarchy: Hierarchy, identity: SpiffeId = A) -> str:
+    """Return the leaf of an SVID, as Envoy sends it."""
+    key = new_private_key().public_key()
+    return encoded(hierarchy.authority().issue(identity, key, now=AT, ttl=HOUR).leaf)
+
+
+def test_svids_of_an_ed25519_ca_do() -> None:
+    """The library refuses those; they are verified here, alone or beside a CA of another kind, and cached."""
+    new, old = edwards(), Hierarchy.create(TrustDomain("cluster.local"), now=AT)
+    alone = trust_bundle([new.root, new.issuer.certificate])
+    both = trust_bundle([old.root, old.issuer.certificate, new.root, new.issuer.certificate])
+    for bundle in (alone, both):
+        verifier = CertificateVerifier({"cluster.local": bundle})
+        certificate = issued(new)
+        assert verifier.problem(certificate, A, NOW) is None
+        assert verifier.problem(certificate, A, NOW + 1) is None
+        assert "a certificate expired at" in str(verifier.problem(certificate, A, NOW + 3601))
+    assert CertificateVerifier({"cluster.local": both}).problem(issued(old), A, NOW) is None
+    rootless = CertificateVerifier({"cluster.local": TrustBundle((new.root,))})
+    assert "its issuer is not among them" in str(rootless.problem(issued(new), A, NOW))
+
+
+def test_an_ed25519_ca_vouches_for_nobody_else() -> None:
+    """Another CA of the same name, a name of another domain, a signature that was changed: none of them."""
+    ours, twin = edwards(), edwards()
+    verifier = CertificateVerifier({"cluster.local": trust_bundle([ours.root, ours.issuer.certificate])})
+    assert "does not verify" in str(verifier.problem(issued(twin), A, NOW))
+    theirs = edwards("partner.example")
+    partner = SpiffeId.parse(principal("a", trust_domain="partner.example"))
+    assert "there is no trust bundle" in str(verifier.problem(issued(theirs, partner), partner, NOW))
+    (leaf,) = x509.load_pem_x509_certificates(unquote(issued(ours)).encode())
+    for place in (-1, -64, 60):
+        damaged = bytearray(leaf.public_bytes(Encoding.DER))
+        damaged[place] ^= 1
+        text = encodebytes(bytes(damaged)).decode()
+        pem = quote(f"-----BEGIN CERTIFICATE-----\n{text}-----END CERTIFICATE-----\n", safe="-")
+        assert verifier.problem(pem, A, NOW) is not None
+
+
+def test_what_the_library_judges_is_left_to_it() -> None:
+    """An Ed25519 key somewhere in a bundle changes nothing for chains of other keys, nor do weak links count."""
+    new = edwards()
+    bundle = trust_bundle([new.root, new.issuer.certificate, ROOT.certificate, MIDDLE.certificate])
+    verifier = CertificateVerifier({"cluster.local": bundle})
+    assert verifier.problem(encoded(MIDDLE.issue()), A, NOW) is None
+    assert "does not verify" in str(verifier.problem(encoded(STRANGER.issue()), A, NOW))
+    # The walk alone would take this path, but is not asked for paths of such keys.
+    leaf = MIDDLE.issue()
+    assert len(find_path(leaf, [MIDDLE.certificate], [ROOT.certificate], AT)) == 3
+    with pytest.raises(PathError):
+        find_path(leaf, [MIDDLE.certificate], [ROOT.certificate], AT, needs_ed25519=True)
+
+
+@pytest.mark.parametrize(
+    ("key", "algorithm", "why"),
+    [
+        (rsa_key(1024), hashes.SHA256(), "the key of `CN=middle` is of a kind that is not accepted"),
+        (ec.generate_private_key(ec.SECP224R1()), hashes.SHA256(), "is of a kind that is not accepted"),
+        (rsa_key(), hashes.SHA224(), "a signature in the chain is of a kind that is not accepted"),
+        (rsa_key(), hashes.SHA256(), None),
+        (ec.generate_private_key(ec.SECP384R1()), hashes.SHA384(), None),
+    ],
+)
+def test_weak_links_under_an_ed25519_root(key: Any, algorithm: Any, why: str | None) -> None:
+    """A strong root makes no weak intermediate stronger."""
+    root = CertificateAuthority("root", key=Ed25519PrivateKey.generate())
+    middle = CertificateAuthority("middle", root, key=key, algorithm=algorithm)
+    verifier = CertificateVerifier({"cluster.local": trust_bundle([root.certificate, middle.certificate])})
+    found = verifier.problem(encoded(middle.issue()), A, NOW)
+    assert found is None if why is None else why in str(found)
+
+
+def test_a_maze_of_certificates_ends() -> None:
+    """Ed25519 certificates that all could have issued each other are bounded work, and prove nothing."""
+    key = Ed25519PrivateKey.generate()
+    maze = [CertificateAuthority("same", key=key) for _ in range(40)]
+    other = CertificateAuthority("same", key=Ed25519PrivateKey.generate())
+    bundle = TrustBundle((other.certificate,), tuple(one.certificate for one in maze))
+    verifier = CertificateVerifier({"cluster.local": bundle})
+    assert "does not verify" in str(verifier.problem(encoded(maze[0].issue()), A, NOW))
 
 
 @pytest.mark.parametrize(
