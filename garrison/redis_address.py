@@ -24,6 +24,35 @@ _ANSWER_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
+class Credentials:
+    """A password, with or without a user. Prints as neither."""
+
+    username: str | None = field(default=None, repr=False)
+    password: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def parse(cls, text: str) -> Credentials:
+        """Return what `PASSWORD` or `USER:PASSWORD` spells."""
+        user, colon, password = text.partition(":")
+        return cls(user, password) if colon else cls(None, user or None)
+
+    def __str__(self) -> str:
+        return "***" if self.password else ""
+
+
+NOBODY = Credentials()
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """PEM files for `rediss://`: roots, the system's by default, and the client's own certificate and key."""
+
+    ca: Path | None = None
+    certificate: Path | None = None
+    private_key: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class RedisAddress:
     """`redis://`, `rediss://` (TLS, verified) or `unix://`. Prints without user and password."""
 
@@ -102,18 +131,25 @@ class RedisAddress:
 
     def connect(
         self,
-        ca: Path | None = None,
+        tls: TlsFiles | None = None,
         *,
+        connect_seconds: float = _CONNECT_SECONDS,
         answer_seconds: float = _ANSWER_SECONDS,
         on_connect: Callable[[Any], None] | None = None,
     ) -> redis.Redis:
-        """Return a blocking client; `ca` are the roots for `rediss://` (PEM), the system's by default.
+        """Return a blocking client; `tls` is for `rediss://`, with the system's roots by default.
 
         `answer_seconds` is how long it waits for one answer, `on_connect` what each new connection is handed
         to instead of logging in: it calls the connection's own `on_connect` first. It raises a `RedisError`
         where the connection is not to be used.
         """
-        arguments = self._arguments(ca) | {"socket_timeout": answer_seconds}
+        tls = tls or TlsFiles()
+        arguments = self._arguments(tls.ca) | {
+            "socket_connect_timeout": connect_seconds,
+            "socket_timeout": answer_seconds,
+        }
+        if self.scheme == "rediss" and tls.certificate is not None:
+            arguments |= {"ssl_certfile": str(tls.certificate), "ssl_keyfile": str(tls.private_key)}
         # Typed for a function of nothing, but called with the connection.
         arguments["redis_connect_func"] = on_connect
         return redis.Redis(**arguments, retry=Retry(NoBackoff(), 0))

@@ -20,10 +20,19 @@ from ca.ledger import IssuedCertificate, Ledger, fingerprint_of
 from ca.recording import record
 from ca.store.opening import LedgerPlace, parse_where
 from ca.store.redis_server import Safety
+from ca.store.sentinels import SentinelPlace
 from ca.store.sqlite import LEDGER
 from garrison.errors import IssuanceError
+from garrison.redis_address import Credentials, RedisAddress
 
 PLACE = Parsed("place", parse_where)
+
+
+def _parse_sentinels(text: str) -> tuple[RedisAddress, ...]:
+    return tuple(RedisAddress.parse(one.strip()) for one in text.split(",") if one.strip())
+
+
+_SENTINELS = Parsed("urls", _parse_sentinels)
 # Those of `garrison serve`, so that commands beside it use its ledger. A password belongs here, not where
 # everybody sees the command line.
 _VARIABLE = "GARRISON_CA_LEDGER"
@@ -63,6 +72,37 @@ _REDIS = (
         envvar=f"{_VARIABLE}_REPLICAS",
         help="How many replicas of Redis must have a change too.",
     ),
+    click.option(
+        "--ledger-certificate",
+        type=FILE,
+        envvar=f"{_VARIABLE}_CERTIFICATE",
+        help="A certificate for a rediss:// ledger that wants one of its clients (PEM).",
+    ),
+    click.option(
+        "--ledger-private-key",
+        type=FILE,
+        envvar=f"{_VARIABLE}_PRIVATE_KEY",
+        help="The certificate's private key (PEM).",
+    ),
+    click.option(
+        "--ledger-sentinel-master",
+        metavar="NAME",
+        envvar=f"{_VARIABLE}_SENTINEL_MASTER",
+        help="What Sentinels call the server; then --ledger is where one of them is.",
+    ),
+    click.option(
+        "--ledger-sentinels",
+        type=_SENTINELS,
+        default="",
+        envvar=f"{_VARIABLE}_SENTINELS",
+        help="URLs of further Sentinels, separated by commas; they differ in host and port.",
+    ),
+    click.option(
+        "--ledger-sentinel-auth",
+        type=Parsed("login", Credentials.parse),
+        envvar=f"{_VARIABLE}_SENTINEL_AUTH",
+        help=f"PASSWORD or USER:PASSWORD for the Sentinels; better in {_VARIABLE}_SENTINEL_AUTH.",
+    ),
 )
 
 
@@ -84,9 +124,33 @@ def _with_place(command: Callable[..., Any], where: Callable[..., Any]) -> Calla
         ledger_ca: Path | None,
         ledger_safety: str,
         ledger_replicas: int,
+        ledger_certificate: Path | None,
+        ledger_private_key: Path | None,
+        ledger_sentinel_master: str | None,
+        ledger_sentinels: tuple[RedisAddress, ...],
+        ledger_sentinel_auth: Credentials | None,
         **named: Any,
     ) -> Any:
-        place = LedgerPlace(ledger, ledger_ca, Safety(ledger_safety), ledger_replicas)
+        if not ledger_sentinel_master and (ledger_sentinels or ledger_sentinel_auth):
+            raise click.UsageError(
+                "--ledger-sentinels and --ledger-sentinel-auth go with --ledger-sentinel-master"
+            )
+        sentinels = None
+        if ledger_sentinel_master:
+            login = ledger_sentinel_auth or Credentials()
+            sentinels = SentinelPlace(ledger_sentinel_master, ledger_sentinels, login)
+        try:
+            place = LedgerPlace(
+                ledger,
+                ledger_ca,
+                Safety(ledger_safety),
+                ledger_replicas,
+                ledger_certificate,
+                ledger_private_key,
+                sentinels,
+            )
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
         return command(*arguments, ledger=place, **named)
 
     for option in (*reversed(_REDIS), where):

@@ -41,14 +41,19 @@ def migrate(directory: Path, *, source: Path | RedisAddress, ledger: LedgerPlace
     """Copy a ledger to where there is none, with its audit log and all numbers, and compare the copy.
 
     Stop first whatever uses it: what was changed while it was copied is not copied, and the command fails.
-    The old ledger stays as it is: take it away, so that nobody goes on with it.
+    The old ledger stays as it is: take it away, so that nobody goes on with it. Sentinels are those of --to,
+    or those of --from if --to is a file.
 
     \b
     Example:
       ca ledger migrate --dir ./pki --from ./pki/ledger.sqlite3 --to rediss://redis.example
     """
+    sentinels = None if isinstance(ledger.where, RedisAddress) else ledger.sentinels
     contents = migrate_ledger(
-        replace(ledger, where=source), ledger, trust_domain_of(directory / CA_CERT), warn=warn
+        replace(ledger, where=source, sentinels=sentinels),
+        ledger,
+        trust_domain_of(directory / CA_CERT),
+        warn=warn,
     )
     print_values(
         as_json,

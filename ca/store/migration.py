@@ -11,7 +11,6 @@ from ca.ledger import Ledger, LedgerUnavailableError
 from ca.store.contents import Contents
 from ca.store.opening import LedgerPlace
 from ca.store.redis import RedisLedger
-from ca.store.redis_server import RedisPlace
 from ca.store.sqlite import SqliteLedger
 from garrison.documents import Diagnostic, Position
 from garrison.errors import ConfigError
@@ -43,8 +42,7 @@ def migrate(
                 raise LedgerUnavailableError(f"`{target.where}`: the copy is not what was copied")
 
         if isinstance(target.where, RedisAddress):
-            place = RedisPlace(target.where, target.ca, target.safety, target.replicas)
-            ledger = RedisLedger(place, trust_domain, warn=warn, opening="empty")
+            ledger = RedisLedger(target.redis(target.where), trust_domain, warn=warn, opening="empty")
             with contextlib.closing(ledger):
                 _load_redis(ledger, contents, check)
         else:
@@ -67,8 +65,7 @@ def _open(
     source: LedgerPlace, trust_domain: TrustDomain, warn: Callable[[str], None]
 ) -> SqliteLedger | RedisLedger:
     if isinstance(source.where, RedisAddress):
-        place = RedisPlace(source.where, source.ca, source.safety, source.replicas)
-        return RedisLedger(place, trust_domain, warn=warn, opening="existing")
+        return RedisLedger(source.redis(source.where), trust_domain, warn=warn, opening="existing")
     assert source.where is not None  # noqa: S101 - the command asks for both
     if not source.where.exists():
         raise _problem(source.where, "there is no ledger here")

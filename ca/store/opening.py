@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ca.ledger import Ledger
 from ca.store.redis import RedisLedger
 from ca.store.redis_server import RedisPlace, Safety
+from ca.store.sentinels import SentinelPlace
 from ca.store.sqlite import LEDGER, SqliteLedger
 from garrison.identity import TrustDomain
 from garrison.redis_address import RedisAddress
@@ -22,6 +23,37 @@ class LedgerPlace:
     ca: Path | None = None
     safety: Safety = Safety.REQUIRE
     replicas: int = 0
+    certificate: Path | None = None
+    private_key: Path | None = None
+    sentinels: SentinelPlace | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what does not go together.
+
+        Raises:
+            ValueError: it does not; the message says why.
+
+        """
+        if (self.certificate is None) != (self.private_key is None):
+            raise ValueError("the ledger's certificate and private key go together")
+        if self.sentinels is None or not isinstance(self.where, RedisAddress):
+            return
+        if "unix" in {one.scheme for one in (self.where, *self.sentinels.others)}:
+            raise ValueError("Sentinels are reached by redis:// and rediss://")
+        if len({replace(one, host="", port=0) for one in (self.where, *self.sentinels.others)}) > 1:
+            raise ValueError("the URLs of the ledger's Sentinels differ in nothing but host and port")
+
+    def redis(self, address: RedisAddress) -> RedisPlace:
+        """Return what is said of a ledger that is in Redis."""
+        return RedisPlace(
+            address,
+            self.ca,
+            self.safety,
+            self.replicas,
+            self.certificate,
+            self.private_key,
+            self.sentinels,
+        )
 
     def path(self, directory: Path) -> Path | None:
         """Return the file, None if it is none."""
@@ -42,8 +74,7 @@ class LedgerPlace:
 
         """
         if isinstance(self.where, RedisAddress):
-            place = RedisPlace(self.where, self.ca, self.safety, self.replicas)
-            return RedisLedger(place, trust_domain, warn=warn)
+            return RedisLedger(self.redis(self.where), trust_domain, warn=warn)
         return SqliteLedger(self.where or directory / LEDGER)
 
 

@@ -16,6 +16,10 @@ What can be relied on. Redis keeps what it confirmed if `appendonly` is `yes` an
 and throws nothing away if `maxmemory-policy` is `noeviction`. Every new connection looks (`complaints`). A
 server that knows less than it has shown before, since it was restored or a replica took over too early, is
 not used any more.
+
+Sentinels. They are asked before each connection who the master is, and whenever one fails. A change counts
+when `replicas` have it, and those have to be all that may become the master, so a new one has every change
+that counts. What was merely seen on the old one may be gone: it was confirmed to nobody.
 """
 
 from __future__ import annotations
@@ -38,10 +42,11 @@ from redis import exceptions
 
 from ca.audit import AuditEvent, AuditHead, AuditRecord, Details
 from ca.ledger import LedgerRefusalError, LedgerUnavailableError
+from ca.store.sentinels import SentinelPlace, Sentinels
 from garrison.documents import Diagnostic, Position
 from garrison.errors import ConfigError
 from garrison.identity import TrustDomain
-from garrison.redis_address import RedisAddress
+from garrison.redis_address import RedisAddress, TlsFiles
 
 # For one change with everything that it takes; servers that restart, or are replaced, are back in less.
 PATIENCE_SECONDS = 5.0
@@ -70,6 +75,8 @@ _FINAL = (exceptions.AuthenticationError, exceptions.AuthorizationError)
 
 _Result = TypeVar("_Result")
 Text = str | bytes | int
+# Which server is asked, by a number that rises with every other one, and the last record that it showed.
+_Seen = tuple[int, AuditHead]
 Opening = Literal["usual", "existing", "empty"]
 
 
@@ -84,13 +91,23 @@ class Safety(StrEnum):
 class RedisPlace:
     """Where a ledger is in Redis: `ca` are the roots for `rediss://` (PEM), the system's by default.
 
-    A change counts when `replicas` of the server have it too, as far as they have confirmed it.
+    A change counts when `replicas` of the server have it too, as far as they have confirmed it. `certificate`
+    and `private_key` are this client's own. With `sentinels`, `address` is where one of them is, and how to
+    be let in by the server.
     """
 
     address: RedisAddress
     ca: Path | None = None
     safety: Safety = Safety.REQUIRE
     replicas: int = 0
+    certificate: Path | None = None
+    private_key: Path | None = None
+    sentinels: SentinelPlace | None = None
+
+    @property
+    def tls(self) -> TlsFiles:
+        """The files for `rediss://`."""
+        return TlsFiles(self.ca, self.certificate, self.private_key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,9 +242,20 @@ class LedgerServer:
         self._name = secrets.token_hex(8)
         self._writing = threading.Lock()
         self._heads = threading.Lock()
-        self._head = AuditHead()
+        # The last record that was seen, and the last one that no successor of the server can lack.
+        self._head = self._kept = AuditHead()
+        # Rises with every other server.
+        self._epoch = 0
         self._closed = False
-        self._check_address(place.address)
+        self._sentinels: Sentinels | None = None
+        addresses = [place.address]
+        if place.sentinels is not None:
+            addresses += place.sentinels.others
+            self._sentinels = Sentinels(addresses, place.sentinels, place.tls)
+        # With Sentinels: nobody has said yet, or not since something went wrong, who the master is.
+        self._is_lost = self._sentinels is not None
+        for address in addresses:
+            self._check_address(address)
         self._target = place.address
         self._client = self._connect(place.address)
         try:
@@ -262,23 +290,19 @@ class LedgerServer:
         return self._read(())[0]
 
     def _read(self, commands: Sequence[Sequence[Text]]) -> tuple[AuditHead, list[Any]]:
-        before = self._head
-
-        def ask(client: Any) -> list[Any]:
+        def ask(client: Any, seen: _Seen) -> tuple[_Seen, list[Any]]:
             with client.pipeline(transaction=True) as steps:
                 steps.execute_command("HMGET", self.state.name, "version", "sequence", "hash")
                 for command in commands:
                     steps.execute_command(*command)
-                answers: list[Any] = steps.execute()
-            return answers
+                return seen, steps.execute()
 
-        (version, sequence, digest), *answers = self._patiently(
-            ask, time.monotonic() + self._patience_seconds
-        )
+        deadline = time.monotonic() + self._patience_seconds
+        seen, ((version, sequence, digest), *answers) = self._patiently(ask, deadline)
         if version is None:
             raise LedgerUnavailableError(f"`{self}`: the ledger is gone")
         head = _head_of(sequence, digest)
-        self._advance(before, head)
+        self._advance(seen, head)
         return head, answers
 
     def commit(self, decide: Callable[[Change], _Result]) -> _Result:
@@ -301,14 +325,15 @@ class LedgerServer:
                 result = decide(change)
                 if change.is_empty:
                     return result
-                answer = self._send(change, deadline, hungry=losses >= _LOSSES_BEFORE_TURN)
+                seen, answer = self._send(change, deadline, hungry=losses >= _LOSSES_BEFORE_TURN)
                 match answer[0]:
                     case b"done":
-                        self._advance(change.base, change.head)
+                        # It may have been made by an attempt before this one: more has been seen since.
+                        self._advance((seen[0], change.base), change.head, is_kept=True)
                         return result
                     case b"moved":
                         losses += 1
-                        self._advance(change.base, _head_of(answer[1], answer[2]))
+                        self._advance(seen, _head_of(answer[1], answer[2]))
                     case b"wait":
                         time.sleep(_TURN_PAUSE_SECONDS * (1 + random.random()))  # noqa: S311 - spreads load
                     case _:
@@ -321,12 +346,12 @@ class LedgerServer:
         finally:
             self._writing.release()
 
-    def _send(self, change: Change, deadline: float, *, hungry: bool) -> Any:
+    def _send(self, change: Change, deadline: float, *, hungry: bool) -> tuple[_Seen, Any]:
         keys, arguments = change.script(
             (self.state, self.log, self._turn), f"{self._name}:{secrets.token_hex(8)}", hungry=hungry
         )
 
-        def run(client: Any) -> Any:
+        def run(client: Any, seen: _Seen) -> tuple[_Seen, Any]:
             with client.pipeline(transaction=False) as steps:
                 steps.execute_command("EVAL", _SCRIPT, len(keys), *keys, *arguments)
                 if self._place.replicas:
@@ -336,14 +361,14 @@ class LedgerServer:
                 share = f"{confirmed[0]} of {self._place.replicas} replicas"
                 message = f"`{self}`: {share} confirm the change, which is made but may be lost"
                 raise LedgerUnavailableError(message)
-            return answer
+            return seen, answer
 
         return self._patiently(run, deadline)
 
     def _open(self, opening: Opening) -> None:
         first = {"usual": _VERSION, "empty": _LOADING}.get(opening)
 
-        def make(client: Any) -> Any:
+        def make(client: Any, _: _Seen) -> Any:
             with client.pipeline(transaction=True) as steps:
                 if first is not None:
                     steps.execute_command("HSETNX", self.state.name, "version", first)
@@ -414,8 +439,9 @@ class LedgerServer:
             if cursor == b"0":
                 return sorted(found)
 
-    def _advance(self, before: AuditHead, now: AuditHead) -> None:
-        """Take note of the head; `before` was seen before the server was asked."""
+    def _advance(self, seen: _Seen, now: AuditHead, *, is_kept: bool = False) -> None:
+        """Take note of the head, which `is_kept` whatever happens; `seen` was before the server was asked."""
+        epoch, before = seen
         if now.sequence < before.sequence or (now.sequence == before.sequence and now != before):
             message = (
                 f"`{self}`: the ledger went back from record {before.sequence} to {now.sequence}: it has lost"
@@ -423,17 +449,25 @@ class LedgerServer:
             )
             raise LedgerUnavailableError(message)
         with self._heads:
-            if now.sequence > self._head.sequence:
+            # What was seen on the server before this one may be nowhere.
+            if now.sequence > self._head.sequence and (is_kept or epoch == self._epoch):
                 self._head = now
+            if now.sequence > self._kept.sequence and (is_kept or not self._place.replicas):
+                self._kept = now
 
-    def _patiently(self, action: Callable[[Any], _Result], deadline: float) -> _Result:
-        """Run `action` until the server answers."""
+    def _patiently(self, action: Callable[[Any, _Seen], _Result], deadline: float) -> _Result:
+        """Run `action` until the server answers; it is told what has been seen of that server before."""
         redirects = 0
         while True:
             if self._closed:
                 raise LedgerUnavailableError(f"`{self}`: it is closed")
             try:
-                return action(self._client)
+                if self._is_lost:
+                    self._use(self._master())
+                    self._is_lost = False
+                with self._heads:
+                    client, seen = self._client, (self._epoch, self._head)
+                return action(client, seen)
             except exceptions.MovedError as error:
                 redirects += 1
                 if redirects > _MAX_REDIRECTS:
@@ -442,12 +476,20 @@ class LedgerServer:
                 continue
             except (*_FINAL, _UnsafeServerError) as error:
                 raise LedgerUnavailableError(f"`{self}`: {error}") from error
-            except (exceptions.ConnectionError, exceptions.TimeoutError, *_PASSING) as error:
+            except (
+                exceptions.ConnectionError,
+                exceptions.TimeoutError,
+                _NotTheMasterError,
+                *_PASSING,
+            ) as error:
                 failure: redis.RedisError = error
             except redis.RedisError as error:
                 raise LedgerUnavailableError(f"`{self}`: {error}") from error
             # Another node may have taken over, which the address that was given leads to.
-            self._use(self._place.address)
+            if self._sentinels is None:
+                self._use(self._place.address)
+            else:
+                self._is_lost = True
             if time.monotonic() + _PAUSE_SECONDS > deadline:
                 message = f"`{self}`: it does not answer, so what was asked may or may not be done: {failure}"
                 raise LedgerUnavailableError(message) from failure
@@ -462,16 +504,45 @@ class LedgerServer:
             raise LedgerUnavailableError(f"`{self}`: {error.diagnostics[0].message}") from error
         self._use(target)
 
+    def _master(self) -> RedisAddress:
+        """Return where the Sentinels say that the master is.
+
+        Raises:
+            redis.RedisError: none of them knows.
+            _UnsafeServerError: it is not to be used, or one could take over that lacks changes.
+
+        """
+        assert self._sentinels is not None  # noqa: S101 - the callers looked
+        found = self._sentinels.find()
+        if found.successors > self._place.replicas:
+            complaint = (
+                f"{found.successors} replicas may become the master, and a change counts when "
+                f"{self._place.replicas} have it: set `ledger_replicas: {found.successors}`"
+            )
+            if self._place.safety is Safety.REQUIRE:
+                raise _UnsafeServerError(complaint)
+            self._warn_once(f"`{self}`: {complaint}")
+        master = replace(self._place.address, host=found.host, port=found.port)
+        try:
+            self._check_address(master)
+        except ConfigError as error:
+            raise _UnsafeServerError(error.diagnostics[0].message) from error
+        return master
+
     def _use(self, target: RedisAddress) -> None:
         if target == self._target:
             return
-        old, self._client, self._target = self._client, self._connect(target), target
+        new = self._connect(target)
+        with self._heads:
+            old, self._client, self._target = self._client, new, target
+            self._epoch += 1
+            self._head = self._kept
         old.close()
 
     def _connect(self, address: RedisAddress) -> Any:
         # Commands of this client are typed for blocking and asyncio at once.
         client: Any = address.connect(
-            self._place.ca, answer_seconds=self._answer_seconds, on_connect=self._check_connection
+            self._place.tls, answer_seconds=self._answer_seconds, on_connect=self._check_connection
         )
         # Answers as the server gives them, whatever a version of the client makes of them.
         client.response_callbacks.clear()
@@ -480,10 +551,11 @@ class LedgerServer:
     def _check_address(self, address: RedisAddress) -> None:
         if address.scheme == "rediss":
             try:
-                ssl.create_default_context(cafile=self._place.ca)
+                context = ssl.create_default_context(cafile=self._place.ca)
             except (OSError, ssl.SSLError) as error:
                 message = f"`{self._place.ca}` has no roots for TLS: {type(error).__name__}"
                 raise self._problem("tls", message) from error
+            self._check_certificate(context)
         if address.is_trusted_connection or address.is_this_machine:
             return
         message = (
@@ -494,9 +566,27 @@ class LedgerServer:
             raise self._problem("plaintext_ledger", message)
         self._warn_once(message)
 
+    def _check_certificate(self, context: ssl.SSLContext) -> None:
+        certificate, key = self._place.certificate, self._place.private_key
+        if certificate is not None:
+            try:
+                # A key that is encrypted must not have somebody asked for its passphrase.
+                context.load_cert_chain(certificate, key, password=bytes)
+            except (OSError, ssl.SSLError) as error:
+                message = f"`{certificate}` with `{key}` is no certificate for TLS: {type(error).__name__}"
+                raise self._problem("tls", message) from error
+
     def _check_connection(self, connection: Any) -> None:
         connection.on_connect()
-        for fatal, complaint in complaints(_told(connection)):
+        told = _told(connection)
+        if self._sentinels is not None:
+            master = self._master()
+            # An old master that comes back takes itself for one until it is told otherwise.
+            if (connection.host, connection.port) != (master.host, master.port):
+                raise _NotTheMasterError(f"the Sentinels name `{master}` now")
+            if told.get("role") != "master":
+                raise _NotTheMasterError("the Sentinels name a server that is not the master yet")
+        for fatal, complaint in complaints(told):
             if fatal or self._place.safety is Safety.REQUIRE:
                 raise _UnsafeServerError(complaint)
             self._warn_once(f"`{self}`: {complaint}")
@@ -508,6 +598,10 @@ class LedgerServer:
 
     def _problem(self, code: str, message: str) -> ConfigError:
         return ConfigError([Diagnostic(str(self), Position(1, 1), (), code, message)])
+
+
+class _NotTheMasterError(redis.RedisError):
+    """Sentinels are changing the master: wait until they have."""
 
 
 class _UnsafeServerError(redis.RedisError):

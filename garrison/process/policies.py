@@ -25,7 +25,7 @@ from garrison.distribution.policies import check_files, read_files
 from garrison.distribution.publisher import DEFAULT_KEEP, Entry, Publisher
 from garrison.errors import ConfigError, DependencyError, RequestError
 from garrison.process.settings import Settings, load_settings
-from garrison.redis_address import RedisAddress
+from garrison.redis_address import RedisAddress, TlsFiles
 
 # 0: done. 1: refused, or replicas differ. 2: usage. 3: Redis does not answer.
 OK, REFUSED, USAGE, UNREACHABLE = 0, 1, 2, 3
@@ -305,7 +305,7 @@ def _publisher(
     keys = list(options["public_keys"])
     if key is not None:
         keys.append(PublicKey.of(key.public_key()))
-    client = options["address"].connect(options["redis_ca"])
+    client = options["address"].connect(TlsFiles(options["redis_ca"]))
     try:
         yield Publisher(client, Trust(options["channel"], keys, unchecked))
     except DependencyError as error:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import ssl
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from garrison.documents import Diagnostic, Position
 from garrison.errors import ConfigError
-from garrison.redis_address import RedisAddress
+from garrison.redis_address import NOBODY, Credentials, RedisAddress
 from ratelimit.store.connection import Endpoint
 from ratelimit.store.guard import GuardedStore
 from ratelimit.store.memory import MemoryStore
@@ -19,23 +19,6 @@ from ratelimit.store.redis import RedisStore
 from ratelimit.store.servers import ClusterServers, SentinelServer, Servers, SingleServer
 
 Mode = Literal["single", "sentinel", "cluster"]
-
-
-@dataclass(frozen=True, slots=True)
-class Credentials:
-    """A password, with or without a user. Prints as neither."""
-
-    username: str | None = field(default=None, repr=False)
-    password: str | None = field(default=None, repr=False)
-
-    @classmethod
-    def parse(cls, text: str) -> Credentials:
-        """Return what `PASSWORD` or `USER:PASSWORD` spells."""
-        user, colon, password = text.partition(":")
-        return cls(user, password) if colon else cls(None, user or None)
-
-    def __str__(self) -> str:
-        return "***" if self.password else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +32,7 @@ class StoreOptions:
     addresses: Sequence[RedisAddress] = ()
     mode: Mode = "single"
     master: str = ""
-    sentinel: Credentials = Credentials()
+    sentinel: Credentials = NOBODY
     ca: Path | None = None
     certificate: Path | None = None
     private_key: Path | None = None

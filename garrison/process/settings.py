@@ -43,6 +43,7 @@ from ca.registration import DEFAULT_JWT_TTL, Registration, Selector
 from ca.rotation import OVERLAP
 from ca.store.opening import LedgerPlace
 from ca.store.redis_server import Safety
+from ca.store.sentinels import SentinelPlace
 from garrison.distribution.announcement import Trust
 from garrison.distribution.bundle import DEFAULT_MAX_BUNDLE_BYTES
 from garrison.distribution.channel import Channel
@@ -60,11 +61,11 @@ from garrison.process.attestation_settings import (
     check_issuers,
 )
 from garrison.process.authenticators import AuthenticatorSettings, path_fields
-from garrison.process.quota import Credentials, StoreOptions
+from garrison.process.quota import StoreOptions
 from garrison.process.setting_types import STRICT as _STRICT
 from garrison.process.setting_types import Duration, FilePath, LedgerWhere, RedisUrl
 from garrison.process.setting_types import text as _text
-from garrison.redis_address import RedisAddress
+from garrison.redis_address import Credentials, RedisAddress
 from garrison.transport.address import Address, Scheme
 from garrison.transport.tls import TlsFiles
 from garrison.urls import parse_network
@@ -306,6 +307,22 @@ class CaSettings(BaseModel):
     ledger_replicas: int = Field(
         default=0, ge=0, le=16, description="how many replicas of Redis must have a change of the ledger too"
     )
+    ledger_certificate: FilePath | None = Field(
+        default=None, description="certificate for a rediss:// ledger that wants one of its clients (PEM)"
+    )
+    ledger_private_key: FilePath | None = Field(
+        default=None, description="the certificate's private key (PEM)"
+    )
+    ledger_sentinel_master: str = Field(
+        default="",
+        description="what Sentinels call the ledger's server; then `ledger` is where one of them is",
+    )
+    ledger_sentinels: list[RedisUrl] = Field(
+        default=[], description="URLs of further Sentinels, which differ from `ledger` in host and port"
+    )
+    ledger_sentinel_auth: SentinelAuth | None = Field(
+        default=None, description="`PASSWORD` or `USER:PASSWORD` for the Sentinels themselves"
+    )
     crl_in_sds: bool = Field(
         default=False, description="send the CRL with the trust bundle, so that Envoys refuse revoked peers"
     )
@@ -372,13 +389,39 @@ class CaSettings(BaseModel):
 
     @model_validator(mode="after")
     def _for_redis(self) -> Self:
-        if not isinstance(self.ledger, RedisAddress) and (self.ledger_ca or self.ledger_replicas):
-            raise ValueError("`ledger_ca` and `ledger_replicas` are for a ledger in Redis")
+        if not isinstance(self.ledger, RedisAddress) and (
+            self.ledger_ca or self.ledger_replicas or self.ledger_certificate or self.ledger_sentinel_master
+        ):
+            raise ValueError(
+                "`ledger_ca`, `ledger_replicas`, `ledger_certificate` and `ledger_sentinel_master` are for a "
+                "ledger in Redis"
+            )
+        if not self.ledger_sentinel_master and (self.ledger_sentinels or self.ledger_sentinel_auth):
+            raise ValueError("`ledger_sentinels` and `ledger_sentinel_auth` go with `ledger_sentinel_master`")
+        self.ledger_place()
         return self
 
     def ledger_place(self) -> LedgerPlace:
-        """Return where the ledger is."""
-        return LedgerPlace(self.ledger, self.ledger_ca, Safety(self.ledger_safety), self.ledger_replicas)
+        """Return where the ledger is.
+
+        Raises:
+            ValueError: what is said of it does not go together.
+
+        """
+        sentinels = SentinelPlace(
+            self.ledger_sentinel_master,
+            tuple(self.ledger_sentinels),
+            self.ledger_sentinel_auth or Credentials(),
+        )
+        return LedgerPlace(
+            self.ledger,
+            self.ledger_ca,
+            Safety(self.ledger_safety),
+            self.ledger_replicas,
+            self.ledger_certificate,
+            self.ledger_private_key,
+            sentinels if self.ledger_sentinel_master else None,
+        )
 
 
 class KeysSettings(BaseModel):

@@ -16,7 +16,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from support.valkey import server_binary
+from support.valkey import DURABLE, server_binary
 
 PATIENCE_SECONDS = 30.0
 
@@ -162,4 +162,54 @@ class Cluster:
     def kill(self) -> None:
         """End all nodes."""
         for node in self.nodes:
+            node.kill()
+
+
+class Watched:
+    """A master with replicas, all of which keep what they confirm, and Sentinels that call it `ledger`."""
+
+    def __init__(self, folder: Path, *arguments: str, replicas: int = 1, sentinels: int = 1) -> None:
+        options = [*DURABLE, "--repl-diskless-sync-delay", "0", *arguments]
+        self.master = Node(folder / "m", *options)
+        self.replicas = [
+            Node(folder / f"r{number}", "--replicaof", "127.0.0.1", str(self.master.port), *options)
+            for number in range(replicas)
+        ]
+        text = f"""\
+sentinel monitor ledger 127.0.0.1 {self.master.port} 1
+sentinel down-after-milliseconds ledger 500
+sentinel failover-timeout ledger 2000
+"""
+        self.sentinels = [Node(folder / f"s{number}", sentinel=text) for number in range(sentinels)]
+
+    @property
+    def urls(self) -> list[str]:
+        """Where the Sentinels are."""
+        return [f"redis://127.0.0.1:{node.port}" for node in self.sentinels]
+
+    def start(self) -> None:
+        """Start all of them, and wait until they know each other."""
+        for node in (self.master, *self.replicas):
+            node.start()
+        for replica in self.replicas:
+            wait_until(
+                lambda replica=replica: replica.ask("INFO", "replication")["master_link_status"] == "up",  # type: ignore[misc]
+                "a replica",
+            )
+        for sentinel in self.sentinels:
+            sentinel.start()
+            wait_until(
+                lambda sentinel=sentinel: (  # type: ignore[misc]
+                    len(sentinel.ask("SENTINEL", "replicas", "ledger")) == len(self.replicas)
+                ),
+                "a Sentinel that knows the replicas",
+            )
+
+    def named(self) -> int:
+        """Return the port of the server that the first Sentinel calls the master."""
+        return int(self.sentinels[0].ask("SENTINEL", "get-master-addr-by-name", "ledger")[1])
+
+    def kill(self) -> None:
+        """End all of them."""
+        for node in (*self.sentinels, *self.replicas, self.master):
             node.kill()

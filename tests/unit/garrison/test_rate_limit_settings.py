@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from garrison.errors import ConfigError
-from garrison.process.quota import Credentials, StoreOptions, build_store, find_servers
+from garrison.process.quota import StoreOptions, build_store, find_servers
 from garrison.process.settings import Settings, load_settings
+from garrison.redis_address import Credentials
 from ratelimit.algorithm import OnStoreFailure
 from ratelimit.compile import Options
 from ratelimit.response import HeaderNames, ResponseOptions

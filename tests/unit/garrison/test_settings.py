@@ -16,6 +16,7 @@ from garrison.durations import parse_duration
 from garrison.errors import ConfigError
 from garrison.identity import SpiffeId, TrustDomain
 from garrison.process.settings import Settings, leaves, load_settings
+from garrison.redis_address import Credentials
 from ratelimit.quotas import QuotaOptions
 
 
@@ -98,9 +99,49 @@ def test_a_ledger_is_a_file_or_a_redis(tmp_path: Path) -> None:
     assert (place.safety, place.replicas, place.path(tmp_path)) == (Safety.REQUIRE, 1, None)
     assert "s3cret" not in repr(place)
     assert "for a ledger in Redis" in problems(tmp_path, "ca: {ledger_ca: roots.pem}\n")
+    for text, expected in (
+        ("ledger_certificate: a, ledger_private_key: b", "for a ledger in Redis"),
+        ("ledger_sentinel_master: a", "for a ledger in Redis"),
+        ("ledger: 'rediss://a', ledger_certificate: a", "certificate and private key go together"),
+        ("ledger: 'redis://a', ledger_sentinels: ['redis://b']", "go with `ledger_sentinel_master`"),
+        ("ledger: 'redis://a', ledger_sentinel_auth: s3cret", "go with `ledger_sentinel_master`"),
+        ("ledger: 'unix:///a', ledger_sentinel_master: m", "reached by redis:// and rediss://"),
+        (
+            "ledger: 'redis://a', ledger_sentinels: ['rediss://b'], ledger_sentinel_master: m",
+            "differ in nothing but host and port",
+        ),
+        (
+            "ledger: 'redis://:s3cret@a', ledger_sentinels: ['redis://b'], ledger_sentinel_master: m",
+            "differ in nothing but host and port",
+        ),
+    ):
+        wrong = problems(tmp_path, f"ca: {{{text}}}\n")
+        assert expected in wrong
+        assert "s3cret" not in wrong
     wrong = problems(tmp_path, "ca: {ledger: 'redis://x:s3cret@y?z=1'}\n")
     assert "no parameter but `db`" in wrong
     assert "s3cret" not in wrong
+
+
+def test_a_ledger_may_be_behind_sentinels(tmp_path: Path) -> None:
+    """Everything that is said of them arrives, and of a certificate of our own; nothing of it is shown."""
+    text = """
+ca:
+  ledger: rediss://:s3cret@s1:26379/2
+  ledger_sentinels: ["rediss://:s3cret@s2:26379/2"]
+  ledger_sentinel_master: ledger
+  ledger_sentinel_auth: me:t0psecret
+  ledger_replicas: 1
+  ledger_certificate: own.pem
+  ledger_private_key: own.key
+"""
+    place = load_settings(write(tmp_path, text), {}, {}).ca.ledger_place()
+    assert place.sentinels is not None
+    assert (str(place.where), place.sentinels.master) == ("rediss://s1:26379?db=2", "ledger")
+    assert [str(one) for one in place.sentinels.others] == ["rediss://s2:26379?db=2"]
+    assert place.sentinels.credentials == Credentials("me", "t0psecret")
+    assert (place.certificate, place.private_key) == (tmp_path / "own.pem", tmp_path / "own.key")
+    assert "secret" not in repr(place)
 
 
 def test_quotas_are_given_out_as_the_settings_say(tmp_path: Path) -> None:
