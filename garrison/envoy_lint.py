@@ -18,6 +18,10 @@ _BUCKET_SETTINGS = f"{_ENVOY}extensions.filters.http.rate_limit_quota.v3.RateLim
 _NO_ASSIGNMENT = ("no_assignment_behavior", "noAssignmentBehavior")
 _FALLBACK = ("fallback_rate_limit", "fallbackRateLimit")
 _TOKEN_BUCKET = ("token_bucket", "tokenBucket")
+_BUCKET_ID = ("bucket_id_builder", "bucketIdBuilder")
+_VALUE = ("custom_value", "customValue")
+_CONFIG = ("typed_config", "typedConfig")
+_METADATA_INPUT = f"{_ENVOY}extensions.matching.common_inputs.network.v3.DynamicMetadataInput"
 
 
 def is_envoy(document: Document) -> bool:
@@ -30,7 +34,8 @@ def is_envoy(document: Document) -> bool:
 
 def lint(documents: Sequence[Document]) -> list[Diagnostic]:
     """Return the warnings about those of `documents` that look like Envoy's."""
-    return [problem for document in documents if is_envoy(document) for problem in _crashes(document)]
+    found = [document for document in documents if is_envoy(document)]
+    return [problem for document in found for problem in (*_crashes(document), *_valueless(document))]
 
 
 def _crashes(document: Document) -> Iterator[Diagnostic]:
@@ -43,6 +48,23 @@ def _crashes(document: Document) -> Iterator[Diagnostic]:
                 message = "Envoy 1.40 crashes at the second call of a bucket that starts with a token bucket"
                 help_ = "use a `blanket_rule`"
                 yield replace(document.error(here, "envoy_crash", message, help_), severity=Severity.WARNING)
+
+
+def _valueless(document: Document) -> Iterator[Diagnostic]:
+    """Yield a warning for each value of a bucket id that Envoy 1.40 never finds (seen with 1.40.0)."""
+    for path, settings in _mappings(document.data, ()):
+        if settings.get(_TYPE) != _BUCKET_SETTINGS:
+            continue
+        for where, entries in _at(settings, path, _BUCKET_ID, _BUCKET_ID):
+            for name in entries if isinstance(entries, dict) else ():
+                for here, kind in _at(entries[name], (*where, name), _VALUE, _CONFIG, (_TYPE,)):
+                    if kind == _METADATA_INPUT:
+                        message = (
+                            "Envoy 1.40 gets no value from `DynamicMetadataInput` here, and allows every call"
+                        )
+                        help_ = "put the metadata into filter state, and use `FilterStateInput`"
+                        problem = document.error(here, "envoy_no_value", message, help_)
+                        yield replace(problem, severity=Severity.WARNING)
 
 
 def _at(value: Any, path: Field, *spellings: tuple[str, ...]) -> Iterator[tuple[Field, Any]]:

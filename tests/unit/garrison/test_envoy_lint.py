@@ -59,9 +59,32 @@ def test_what_crashes_envoy_is_found(tmp_path: Path, behavior: str) -> None:
     assert (code, output) == (0, "no problems\n")
 
 
+METADATA = (
+    '"@type": type.googleapis.com/envoy.extensions.matching.common_inputs.network.v3.DynamicMetadataInput'
+)
+
+
 @pytest.mark.parametrize(
     "behavior",
     [
+        f"bucket_id_builder: {{bucket_id_builder: {{user: {{custom_value: {{typed_config: {{{METADATA}}}}}}}}}}}",
+        f"bucketIdBuilder: {{bucketIdBuilder: {{user: {{customValue: {{typedConfig: {{{METADATA}}}}}}}}}}}",
+    ],
+)
+def test_a_value_that_envoy_does_not_find_is_found(tmp_path: Path, behavior: str) -> None:
+    """Metadata as value of a bucket id has Envoy allow every call (`tests/e2e/test_rlqs.py` shows it)."""
+    code, output = lint(tmp_path, FILTER.replace("BEHAVIOR", behavior))
+    assert code == 1
+    assert "and allows every call (put the metadata into filter state, and use `FilterStateInput`)" in output
+    assert output.rstrip().endswith("[envoy_no_value]")
+
+
+@pytest.mark.parametrize(
+    "behavior",
+    [
+        f"bucket_id_builder: {{bucket_id_builder: {{user: {{string_value: a}}}}, other: {{{METADATA}}}}}",
+        "bucket_id_builder: {bucket_id_builder: []}",
+        "bucket_id_builder: {bucket_id_builder: {user: }}",
         "reporting_interval: 5s",
         "no_assignment_behavior: {fallback_rate_limit: {blanket_rule: DENY_ALL}}",
         "expired_assignment_behavior: {fallback_rate_limit: {token_bucket: {max_tokens: 1}}}",
