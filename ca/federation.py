@@ -79,10 +79,7 @@ def check_bundle(trust_domain: TrustDomain, bundle: SpiffeBundle) -> None:
         ("an intermediate", bundle.x509_intermediates),
     ):
         for certificate in certificates:
-            named = check_signing(certificate)
-            if named not in {None, trust_domain}:
-                raise IssuanceError(f"it holds {kind} of `{named}`, not of `{trust_domain}`")
-            check_ca_public_key(certificate.public_key())
+            _check_authority(trust_domain, kind, certificate)
     if len(bundle.x509_intermediates) > MAX_INTERMEDIATES:
         raise IssuanceError(f"it holds more than {MAX_INTERMEDIATES} intermediates")
     # Each then has one issuer among them at most: there is no maze of paths in which to look for a root.
@@ -90,10 +87,29 @@ def check_bundle(trust_domain: TrustDomain, bundle: SpiffeBundle) -> None:
         raise IssuanceError("it holds two intermediates of one name and key")
 
 
-def published_intermediates(certificates: Iterable[x509.Certificate]) -> tuple[x509.Certificate, ...]:
-    """Return what of `certificates` goes into our bundle: no roots, the first of each name and key."""
-    found = {_name_and_key(one): one for one in reversed(list(certificates)) if one.subject != one.issuer}
-    return tuple(reversed(found.values()))[:MAX_INTERMEDIATES]
+def published_intermediates(
+    trust_domain: TrustDomain, certificates: Iterable[x509.Certificate]
+) -> tuple[x509.Certificate, ...]:
+    """Return what of `certificates` goes into our bundle: nothing for which others would refuse all of it.
+
+    That is no roots, the first of each name and key, and at most `MAX_INTERMEDIATES`.
+    """
+    found: dict[tuple[x509.Name, bytes], x509.Certificate] = {}
+    for certificate in certificates:
+        try:
+            _check_authority(trust_domain, "an intermediate", certificate)
+        except IssuanceError:
+            continue
+        if certificate.subject != certificate.issuer:
+            found.setdefault(_name_and_key(certificate), certificate)
+    return tuple(found.values())[:MAX_INTERMEDIATES]
+
+
+def _check_authority(trust_domain: TrustDomain, kind: str, certificate: x509.Certificate) -> None:
+    named = check_signing(certificate)
+    if named not in {None, trust_domain}:
+        raise IssuanceError(f"it holds {kind} of `{named}`, not of `{trust_domain}`")
+    check_ca_public_key(certificate.public_key())
 
 
 def _name_and_key(certificate: x509.Certificate) -> tuple[x509.Name, bytes]:

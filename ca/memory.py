@@ -142,7 +142,9 @@ class CaMemory:
 
     def published_intermediates(self) -> tuple[x509.Certificate, ...]:
         """Return what others are told of issuing certificates, that of the active authority first."""
-        return published_intermediates((*self._authority.chain, *self.intermediates))
+        return published_intermediates(
+            self._authority.trust_domain, (*self._authority.chain, *self.intermediates)
+        )
 
     async def refresh(self) -> None:
         """Look at the ledger now: something in it was changed here.

@@ -205,7 +205,9 @@ def _published(directory: Path, certificates: CaCertificates, ledger: LedgerPlac
         certificates.roots,
         keys,
         refresh_hint=REFRESH_HINT_SECONDS,
-        x509_intermediates=published_intermediates((*certificates.chain, *issuers)),
+        x509_intermediates=published_intermediates(
+            certificates.trust_domain, (*certificates.chain, *issuers)
+        ),
     )
     try:
         with open_ledger(directory, ledger) as opened:

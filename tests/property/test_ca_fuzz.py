@@ -112,8 +112,13 @@ def test_spiffe_ids(text: str) -> None:
         assert found.trust_domain.name == found.trust_domain.name.lower() != ""
 
 
+BUNDLE = format_spiffe_bundle(
+    SpiffeBundle((HIERARCHY.root,), x509_intermediates=(HIERARCHY.issuer.certificate,))
+).encode()
+
+
 @INPUTS
-@given(damaged(CERTIFICATE), damaged(format_spiffe_bundle(SpiffeBundle((HIERARCHY.root,))).encode()))
+@given(damaged(CERTIFICATE), damaged(BUNDLE))
 def test_certificates_and_bundles(der: bytes, text: bytes) -> None:
     """Certificates and bundles parse or are a ValueError; what parses can be shown and linted."""
     certificate = pem("CERTIFICATE", der)

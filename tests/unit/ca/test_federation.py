@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from support.peer_certificates import CertificateAuthority
 
 from ca.authority import Authority, Hierarchy
 from ca.bundle import MAX_SEQUENCE, SpiffeBundle, format_spiffe_bundle, parse_spiffe_bundle
@@ -163,10 +164,14 @@ def test_intermediates_are_taken_with_the_bundle(
 
 
 def test_what_is_published_of_intermediates_is_taken(partner: Hierarchy, now: datetime) -> None:
-    """No roots, each name and key once, the one that signs first, and not too many."""
+    """No roots, each name and key once, the one that signs first, not too many, and none that others refuse."""
     mine = partner.issuer.certificate
     others = [Hierarchy.create(PARTNER, now=now).issuer.certificate for _ in range(MAX_INTERMEDIATES + 3)]
-    found = published_intermediates([mine, partner.root, others[0], mine, *others])
+    foreign = Hierarchy.create(OURS, now=now).issuer.certificate
+    root = CertificateAuthority("corporate root")
+    above = CertificateAuthority("above", root, key=ec.generate_private_key(ec.SECP521R1())).certificate
+    unwanted = [partner.root, foreign, above, root.issue()]
+    found = published_intermediates(PARTNER, [mine, *unwanted, others[0], mine, *others])
     assert found == (mine, *others[: MAX_INTERMEDIATES - 1])
     check_bundle(PARTNER, SpiffeBundle((partner.root,), x509_intermediates=found))
 

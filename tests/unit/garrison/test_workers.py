@@ -88,8 +88,11 @@ def test_a_worker_serves_by_the_settings_it_was_told() -> None:
         },
     )
     listen = [address.of_worker(1) for address in settings.request.listen]
-    told = Assignment(1, data, listen, "unix:///store.sock").as_message()
-    worker = Assignment.of(json.loads(json.dumps(told))).parse_settings()
+    bundles = {"a.example": {"roots": "", "intermediates": ""}}
+    told = Assignment(1, data, listen, "unix:///store.sock", bundles).as_message()
+    assignment = Assignment.of(json.loads(json.dumps(told)))
+    assert assignment.bundles == bundles
+    worker = assignment.parse_settings()
     assert (worker.workers, worker.request.listen, str(worker.trust_domain)) == (1, listen, "a.example")
     assert worker.keys.cache == Path("/keys/worker-1")
     assert worker.distribution.cache == Path("/bundles/worker-1")
