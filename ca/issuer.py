@@ -8,13 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 
+from ca import der
 from ca.inspection import check_key_pair, check_leaf, check_signed, check_signing
-from ca.keys import SERIAL_BITS, CaKey, CaPublicKey, PublicKey, signature_hash
-from ca.template import Stamp, Template, leaf_template
+from ca.keys import SERIAL_BITS, CaKey, CaPublicKey, PublicKey, check_ca_public_key
+from ca.signing import algorithm_identifier, signed
+from ca.template import Extension, Stamp, Template, leaf_template, name_der
 from garrison.errors import IssuanceError
 from garrison.identity import SpiffeId, TrustDomain
 
@@ -24,6 +26,8 @@ MAX_TTL = timedelta(hours=24)
 MIN_TTL = timedelta(seconds=1)
 # A certificate is used at once, by machines whose clocks may be behind ours; istiod grants the same.
 BACKDATE = timedelta(minutes=2)
+
+_VERSION_3 = der.element(der.explicit_tag(0), der.integer(2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +98,7 @@ class Issuer:
             not_before=_seconds(max(now - BACKDATE, self.certificate.not_valid_before_utc)),
             not_after=_seconds(min(now + lifetime, self.certificate.not_valid_after_utc)),
             serial=serial,
-            authority_key=_authority_key_identifier(self.certificate, self.key.public_key()),
+            authority_key=_authority_key(self.certificate),
         )
         return _sign(template, self.key, self.certificate, stamp)
 
@@ -112,7 +116,7 @@ def self_sign(
         not_before=_seconds(now - BACKDATE),
         not_after=_seconds(now + lifetime),
         serial=serial,
-        authority_key=_authority_key_identifier(None, key.public_key()),
+        authority_key=_key_itself(key.public_key()),
     )
     return _sign(template, key, None, stamp)
 
@@ -139,30 +143,38 @@ def _seconds(moment: datetime) -> datetime:
 def _sign(template: Template, key: CaKey, issuer: x509.Certificate | None, stamp: Stamp) -> x509.Certificate:
     if not 0 < stamp.serial < 2**SERIAL_BITS:
         raise IssuanceError(f"a serial number is positive and has at most {SERIAL_BITS} bits")
-    extensions = ((stamp.authority_key, False), *template.extensions)
-    # The builder's own methods copy all that is there, each time.
-    builder = x509.CertificateBuilder(
-        issuer_name=template.subject if issuer is None else issuer.subject,
-        subject_name=template.subject,
-        public_key=template.public_key,
-        serial_number=stamp.serial,
-        not_valid_before=stamp.not_before.replace(tzinfo=None),
-        not_valid_after=stamp.not_after.replace(tzinfo=None),
-        extensions=[x509.Extension(value.oid, critical, value) for value, critical in extensions],
+    name = template.subject if issuer is None else issuer.subject
+    certificate = signed(_to_be_signed(template, stamp, name_der(name), algorithm_identifier(key)), key)
+    return check_signed(x509.load_der_x509_certificate(certificate), template, stamp, issuer)
+
+
+def _to_be_signed(template: Template, stamp: Stamp, issuer: bytes, algorithm: bytes) -> bytes:
+    """Return a TBSCertificate (RFC 5280, 4.1), as the library's builder would in four times the time."""
+    extensions = b"".join(one.der for one in (stamp.authority_key, *template.extensions))
+    return der.element(
+        der.SEQUENCE,
+        _VERSION_3
+        + der.integer(stamp.serial)
+        + algorithm
+        + issuer
+        + der.element(der.SEQUENCE, der.time(stamp.not_before) + der.time(stamp.not_after))
+        + name_der(template.subject)
+        + template.key_der
+        + der.element(der.explicit_tag(3), der.element(der.SEQUENCE, extensions)),
     )
-    signed = builder.sign(key, signature_hash(key)).public_bytes(Encoding.DER)
-    return check_signed(x509.load_der_x509_certificate(signed), template, stamp, issuer)
 
 
-def _authority_key_identifier(
-    issuer: x509.Certificate | None, key: CaPublicKey
-) -> x509.AuthorityKeyIdentifier:
+@lru_cache(maxsize=64)
+def _authority_key(issuer: x509.Certificate) -> Extension:
     # RFC 5280, 4.2.1.1: the value of the issuer's subject key identifier, however that was made.
-    if issuer is not None:
-        try:
-            identifier = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-        except x509.ExtensionNotFound:
-            pass
-        else:
-            return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)
-    return x509.AuthorityKeyIdentifier.from_issuer_public_key(key)
+    try:
+        identifier = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    except x509.ExtensionNotFound:
+        return _key_itself(check_ca_public_key(issuer.public_key()))
+    return Extension.of(
+        x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), critical=False
+    )
+
+
+def _key_itself(key: CaPublicKey) -> Extension:
+    return Extension.of(x509.AuthorityKeyIdentifier.from_issuer_public_key(key), critical=False)

@@ -109,11 +109,14 @@ def describe_key(key: object) -> str:
     return type(key).__name__.removesuffix("PublicKey").lstrip("_")
 
 
-def signature_hash(key: CaKey) -> hashes.SHA256 | hashes.SHA384 | None:
+def signature_hash(key: CaKey | CaPublicKey) -> hashes.SHA256 | hashes.SHA384 | None:
     """Return the hash to sign with: as strong as the key (RFC 5758, 3.2); Ed25519 brings its own."""
-    if isinstance(key, ed25519.Ed25519PrivateKey):
+    if isinstance(key, ed25519.Ed25519PrivateKey | ed25519.Ed25519PublicKey):
         return None
-    if isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name == "secp384r1":
+    if (
+        isinstance(key, ec.EllipticCurvePrivateKey | ec.EllipticCurvePublicKey)
+        and key.curve.name == "secp384r1"
+    ):
         return hashes.SHA384()
     return hashes.SHA256()
 

@@ -34,8 +34,8 @@ def build_request(trust_domain: TrustDomain, key: CaKey) -> bytes:
         path_length=INTERMEDIATE_PATH_LENGTH,
     )
     builder = x509.CertificateSigningRequestBuilder().subject_name(template.subject)
-    for value, critical in template.extensions:
-        builder = builder.add_extension(value, critical=critical)
+    for one in template.extensions:
+        builder = builder.add_extension(one.value, critical=one.critical)
     return builder.sign(key, signature_hash(key)).public_bytes(Encoding.PEM)
 
 
