@@ -14,9 +14,9 @@ from cryptography import x509
 
 from ca import der
 from ca.inspection import check_key_pair, check_leaf, check_signed, check_signing
-from ca.keys import SERIAL_BITS, CaKey, CaPublicKey, PublicKey, check_ca_public_key
+from ca.keys import SERIAL_BITS, CaKey, PublicKey
 from ca.signing import algorithm_identifier, signed
-from ca.template import Extension, Stamp, Template, leaf_template, name_der
+from ca.template import Signatory, Stamp, Template, key_der_of, leaf_template
 from garrison.errors import IssuanceError
 from garrison.identity import SpiffeId, TrustDomain
 
@@ -94,13 +94,14 @@ class Issuer:
 
         """
         check_validity(self.certificate, now)
+        not_before, not_after = _validity(self.certificate)
         stamp = Stamp(
-            not_before=_seconds(max(now - BACKDATE, self.certificate.not_valid_before_utc)),
-            not_after=_seconds(min(now + lifetime, self.certificate.not_valid_after_utc)),
+            not_before=_seconds(max(now - BACKDATE, not_before)),
+            not_after=_seconds(min(now + lifetime, not_after)),
             serial=serial,
-            authority_key=_authority_key(self.certificate),
+            by=_signatory(self.certificate),
         )
-        return _sign(template, self.key, self.certificate, stamp)
+        return _sign(template, self.key, stamp)
 
 
 def self_sign(
@@ -112,13 +113,15 @@ def self_sign(
         IssuanceError: `key` is not the template's, or the result is not as described.
 
     """
+    if key_der_of(key.public_key()) != template.key_der:
+        raise IssuanceError("a root is signed with its own key, and this is another")
     stamp = Stamp(
         not_before=_seconds(now - BACKDATE),
         not_after=_seconds(now + lifetime),
         serial=serial,
-        authority_key=_key_itself(key.public_key()),
+        by=Signatory.itself(template, key.public_key()),
     )
-    return _sign(template, key, None, stamp)
+    return _sign(template, key, stamp)
 
 
 def check_validity(certificate: x509.Certificate, now: datetime) -> None:
@@ -128,53 +131,45 @@ def check_validity(certificate: x509.Certificate, now: datetime) -> None:
         IssuanceError: it is expired or not valid yet.
 
     """
-    if now >= certificate.not_valid_after_utc:
-        raise IssuanceError(f"the CA certificate expired at {certificate.not_valid_after_utc:%FT%TZ}")
-    if now < certificate.not_valid_before_utc:
-        raise IssuanceError(
-            f"the CA certificate is not valid before {certificate.not_valid_before_utc:%FT%TZ}"
-        )
+    not_before, not_after = _validity(certificate)
+    if now >= not_after:
+        raise IssuanceError(f"the CA certificate expired at {not_after:%FT%TZ}")
+    if now < not_before:
+        raise IssuanceError(f"the CA certificate is not valid before {not_before:%FT%TZ}")
 
 
 def _seconds(moment: datetime) -> datetime:
     return moment.replace(microsecond=0)
 
 
-def _sign(template: Template, key: CaKey, issuer: x509.Certificate | None, stamp: Stamp) -> x509.Certificate:
+def _sign(template: Template, key: CaKey, stamp: Stamp) -> x509.Certificate:
     if not 0 < stamp.serial < 2**SERIAL_BITS:
         raise IssuanceError(f"a serial number is positive and has at most {SERIAL_BITS} bits")
-    name = template.subject if issuer is None else issuer.subject
-    certificate = signed(_to_be_signed(template, stamp, name_der(name), algorithm_identifier(key)), key)
-    return check_signed(x509.load_der_x509_certificate(certificate), template, stamp, issuer)
+    certificate = signed(_to_be_signed(template, stamp, algorithm_identifier(key)), key)
+    return check_signed(x509.load_der_x509_certificate(certificate), template, stamp)
 
 
-def _to_be_signed(template: Template, stamp: Stamp, issuer: bytes, algorithm: bytes) -> bytes:
-    """Return a TBSCertificate (RFC 5280, 4.1), as the library's builder would in four times the time."""
-    extensions = b"".join(one.der for one in (stamp.authority_key, *template.extensions))
+def _to_be_signed(template: Template, stamp: Stamp, algorithm: bytes) -> bytes:
+    """Return a TBSCertificate (RFC 5280, 4.1), as the library's builder would in several times the time."""
+    extensions = b"".join(one.der for one in (stamp.by.authority_key, *template.extensions))
     return der.element(
         der.SEQUENCE,
         _VERSION_3
         + der.integer(stamp.serial)
         + algorithm
-        + issuer
+        + stamp.by.name_der
         + der.element(der.SEQUENCE, der.time(stamp.not_before) + der.time(stamp.not_after))
-        + name_der(template.subject)
+        + template.subject_der
         + template.key_der
         + der.element(der.explicit_tag(3), der.element(der.SEQUENCE, extensions)),
     )
 
 
 @lru_cache(maxsize=64)
-def _authority_key(issuer: x509.Certificate) -> Extension:
-    # RFC 5280, 4.2.1.1: the value of the issuer's subject key identifier, however that was made.
-    try:
-        identifier = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-    except x509.ExtensionNotFound:
-        return _key_itself(check_ca_public_key(issuer.public_key()))
-    return Extension.of(
-        x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), critical=False
-    )
+def _signatory(certificate: x509.Certificate) -> Signatory:
+    return Signatory.of(certificate)
 
 
-def _key_itself(key: CaPublicKey) -> Extension:
-    return Extension.of(x509.AuthorityKeyIdentifier.from_issuer_public_key(key), critical=False)
+@lru_cache(maxsize=64)
+def _validity(certificate: x509.Certificate) -> tuple[datetime, datetime]:
+    return certificate.not_valid_before_utc, certificate.not_valid_after_utc

@@ -66,7 +66,9 @@ def new_ca_key(kind: KeyType) -> CaKey:
 
 def new_serial() -> int:
     """Return a random serial number in 1 to 2**128 - 1: positive (RFC 5280, 4.1.2.2) and unguessable."""
-    return 1 + secrets.randbelow(2**SERIAL_BITS - 1)
+    while True:
+        if number := int.from_bytes(secrets.token_bytes(SERIAL_BITS // 8)):
+            return number
 
 
 def check_public_key(key: object) -> PublicKey:

@@ -60,11 +60,45 @@ class Extension:
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """Subject, key (SubjectPublicKeyInfo in DER) and extensions of a certificate to be signed."""
+    """Subject, key (SubjectPublicKeyInfo) and extensions of a certificate to be signed."""
 
     subject: x509.Name
+    subject_der: bytes
     key_der: bytes
     extensions: tuple[Extension, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Signatory:
+    """Who signs, as certificates say it: name (DER) and key identifier; and the key they verify with."""
+
+    name_der: bytes
+    authority_key: Extension
+    key: CaPublicKey
+
+    @classmethod
+    def of(cls, certificate: x509.Certificate) -> Signatory:
+        """Return whom a signing certificate names.
+
+        Raises:
+            IssuanceError: its key is of a kind that no CA has.
+
+        """
+        key = check_ca_public_key(certificate.public_key())
+        # RFC 5280, 4.2.1.1: the value of the issuer's subject key identifier, however that was made.
+        try:
+            found = certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+        except x509.ExtensionNotFound:
+            identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(key)
+        else:
+            identifier = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(found)
+        return cls(certificate.subject.public_bytes(), Extension.of(identifier, critical=False), key)
+
+    @classmethod
+    def itself(cls, template: Template, key: CaPublicKey) -> Signatory:
+        """Return whom a root names: `template` signed with its own `key`."""
+        identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(key)
+        return cls(template.subject_der, Extension.of(identifier, critical=False), key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +108,7 @@ class Stamp:
     not_before: datetime
     not_after: datetime
     serial: int
-    authority_key: Extension
+    by: Signatory
 
 
 def leaf_template(spiffe_id: SpiffeId, public_key: PublicKey, dns_names: Iterable[str] = ()) -> Template:
@@ -84,9 +118,10 @@ def leaf_template(spiffe_id: SpiffeId, public_key: PublicKey, dns_names: Iterabl
         IssuanceError: the ID has no path or is malformed, or a DNS name or the key is not acceptable.
 
     """
-    key_der = _key_der(check_public_key(public_key))
+    key_der = key_der_of(check_public_key(public_key))
     return Template(
         subject=_NO_SUBJECT,
+        subject_der=_NO_SUBJECT_DER,
         key_der=key_der,
         extensions=(
             *_LEAF_EXTENSIONS,
@@ -114,7 +149,8 @@ def _names(spiffe_id: SpiffeId, dns_names: tuple[str, ...]) -> Extension:
     return Extension.of(alternative, critical=True)
 
 
-def _key_der(public_key: CaPublicKey) -> bytes:
+def key_der_of(public_key: CaPublicKey) -> bytes:
+    """Return the SubjectPublicKeyInfo of a key in DER."""
     return public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
@@ -134,7 +170,7 @@ def ca_template(
     Its subject holds the key's identifier: verifiers look issuers up by subject, and two CAs of one name
     make them try the wrong one.
     """
-    key_der = _key_der(check_ca_public_key(public_key))
+    key_der = key_der_of(check_ca_public_key(public_key))
     key_identifier = _key_identifier(key_der)
     subject = x509.Name(
         [
@@ -145,6 +181,7 @@ def ca_template(
     )
     return Template(
         subject=subject,
+        subject_der=subject.public_bytes(),
         key_der=key_der,
         extensions=(
             Extension.of(x509.BasicConstraints(ca=True, path_length=path_length), critical=True),
@@ -157,12 +194,6 @@ def ca_template(
             Extension.of(key_identifier, critical=False),
         ),
     )
-
-
-@lru_cache(maxsize=64)
-def name_der(name: x509.Name) -> bytes:
-    """Return `name` in DER."""
-    return name.public_bytes()
 
 
 def check_dns_name(name: str) -> str:
@@ -195,6 +226,7 @@ def _key_usage(
 
 # What all leaves have in common, made once.
 _NO_SUBJECT = x509.Name([])
+_NO_SUBJECT_DER = _NO_SUBJECT.public_bytes()
 _LEAF_EXTENSIONS = (
     Extension.of(x509.BasicConstraints(ca=False, path_length=None), critical=True),
     Extension.of(_key_usage(digital_signature=True), critical=True),

@@ -6,6 +6,7 @@ says so.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 from cryptography import x509
@@ -46,21 +47,20 @@ class IstioCertificates:
         )
         leaf, *links = issued.svid.certificates
         roots = self._issuing.registry.issuer.authority.roots
-        answer = IstioCertificateResponse(
-            cert_chain=[
-                format_certificates([leaf]).decode(),
-                *(_pem((one,)) for one in links),
-                # Clients take the last element as the trust bundle: it has all roots, and is never left out.
-                _pem(roots),
-            ]
-        )
-        return answer.SerializeToString()
+        # A message is the elements of its list one after the other.
+        return _chain([leaf]) + _same_for_all(tuple(links), roots)
 
 
 @lru_cache(maxsize=64)
-def _pem(certificates: tuple[x509.Certificate, ...]) -> str:
-    """Return PEM of what is the same in all answers."""
-    return format_certificates(certificates).decode()
+def _same_for_all(links: tuple[x509.Certificate, ...], roots: tuple[x509.Certificate, ...]) -> bytes:
+    """Return what follows the leaf; the last element has all roots: clients take it as the trust bundle."""
+    return b"".join(_chain([one]) for one in links) + _chain(roots)
+
+
+def _chain(certificates: Sequence[x509.Certificate]) -> bytes:
+    """Return an answer with one element."""
+    pem = format_certificates(certificates).decode()
+    return IstioCertificateResponse(cert_chain=[pem]).SerializeToString()
 
 
 def parse(message: bytes) -> IstioCertificateRequest | Refused:

@@ -19,7 +19,7 @@ from ca.bundle import format_certificates
 from ca.inspection import check_key_pair, check_leaf, check_signed, check_signing
 from ca.issuer import BACKDATE, MAX_TTL, Issuer
 from ca.keys import check_public_key, new_private_key
-from ca.template import Extension, Stamp, Template, ca_template, check_dns_name, leaf_template
+from ca.template import Signatory, Stamp, Template, ca_template, check_dns_name, leaf_template
 from garrison.errors import IssuanceError
 from garrison.identity import SpiffeId, TrustDomain
 
@@ -192,31 +192,34 @@ def test_a_surprise_in_the_signed_certificate_is_refused(hierarchy: Hierarchy, n
         leaf.not_valid_before_utc,
         leaf.not_valid_after_utc,
         leaf.serial_number,
-        Extension.of(
-            leaf.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value, critical=False
-        ),
+        Signatory.of(hierarchy.issuer.certificate),
     )
-    assert check_signed(leaf, template, stamp, hierarchy.issuer.certificate) is leaf
+    assert check_signed(leaf, template, stamp) is leaf
     other = leaf_template(SpiffeId.parse("spiffe://cluster.local/admin"), KEY.public_key())
     with pytest.raises(IssuanceError, match="other extensions"):
-        check_signed(leaf, other, stamp, hierarchy.issuer.certificate)
+        check_signed(leaf, other, stamp)
+    another_key = leaf_template(WEB, new_private_key().public_key())
     with pytest.raises(IssuanceError, match="another subject, key or issuer"):
+        check_signed(leaf, replace(template, key_der=another_key.key_der), stamp)
+    with pytest.raises(IssuanceError, match="another subject, key or issuer"):
+        check_signed(leaf, template, replace(stamp, by=Signatory.of(hierarchy.root)))
+    with pytest.raises(IssuanceError, match="other extensions"):
         check_signed(
             leaf,
-            replace(template, key_der=leaf_template(WEB, new_private_key().public_key()).key_der),
-            stamp,
-            hierarchy.issuer.certificate,
+            template,
+            replace(
+                stamp,
+                by=replace(stamp.by, authority_key=Signatory.of(hierarchy.root).authority_key),
+            ),
         )
     with pytest.raises(IssuanceError, match="validity or serial"):
-        check_signed(leaf, template, replace(stamp, serial=8), hierarchy.issuer.certificate)
-    with pytest.raises(IssuanceError, match="another subject, key or issuer"):
-        check_signed(leaf, template, stamp, hierarchy.root)
+        check_signed(leaf, template, replace(stamp, serial=8))
+    with pytest.raises(IssuanceError, match="does not verify"):
+        check_signed(leaf, template, replace(stamp, by=replace(stamp.by, key=KEY.public_key())))
     damaged = bytearray(leaf.public_bytes(Encoding.DER))
     damaged[-1] ^= 1
     with pytest.raises(IssuanceError, match="does not verify"):
-        check_signed(
-            x509.load_der_x509_certificate(bytes(damaged)), template, stamp, hierarchy.issuer.certificate
-        )
+        check_signed(x509.load_der_x509_certificate(bytes(damaged)), template, stamp)
 
 
 def build(*extensions: tuple[x509.ExtensionType, bool], subject: x509.Name | None = None) -> x509.Certificate:
