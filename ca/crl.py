@@ -13,7 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from ca import der
-from ca.issuer import BACKDATE, Issuer, check_validity
+from ca.issuer import BACKDATE, Issuer
 from ca.keys import CaKey, signature_hash
 from ca.ledger import (
     Ledger,
@@ -53,7 +53,7 @@ def build_crl(
         IssuanceError: the issuer may not sign lists, or is expired.
 
     """
-    check_validity(issuer.certificate, now)
+    issuer.check_validity(now)
     usage = issuer.certificate.extensions.get_extension_for_class(x509.KeyUsage).value
     if not usage.crl_sign:
         raise IssuanceError("the CA certificate may not sign CRLs (no cRLSign in its key usage)")

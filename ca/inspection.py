@@ -71,14 +71,15 @@ def check_signing(certificate: x509.Certificate) -> TrustDomain | None:
     return spiffe_id.trust_domain
 
 
-def check_signed(certificate: x509.Certificate, template: Template, stamp: Stamp) -> x509.Certificate:
-    """Return `certificate` if it says what `template` and `stamp` say, and has the signature of `stamp.by`.
+def check_signed(signed: bytes, template: Template, stamp: Stamp) -> x509.Certificate:
+    """Return the certificate `signed` (DER) if it is as `template` and `stamp` say, and `stamp.by` signed it.
 
     Raises:
-        IssuanceError: it differs; nothing may be done with such a certificate.
+        IssuanceError: it is not; nothing may be done with such a certificate.
 
     """
-    to_be_signed = certificate.tbs_certificate_bytes
+    certificate = x509.load_der_x509_certificate(signed)
+    to_be_signed, _ = der.first(der.content(signed))
     # Compared as bytes: the library takes names, keys and extensions apart anew for each certificate, which
     # costs as much as all the rest.
     _, _, _, issuer, _, subject, key, extensions = der.elements(der.content(to_be_signed))

@@ -6,9 +6,8 @@ An issuer reads no clock and draws no number: `now` and `serial` are arguments.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import lru_cache
 
 from cryptography import x509
 
@@ -40,6 +39,15 @@ class Issuer:
     certificate: x509.Certificate
     key: CaKey
     trust_domain: TrustDomain
+    # Read from the certificate once.
+    _signatory: Signatory = field(init=False, repr=False, compare=False)
+    _not_before: datetime = field(init=False, repr=False, compare=False)
+    _not_after: datetime = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_signatory", Signatory.of(self.certificate))
+        object.__setattr__(self, "_not_before", self.certificate.not_valid_before_utc)
+        object.__setattr__(self, "_not_after", self.certificate.not_valid_after_utc)
 
     @classmethod
     def build(cls, certificate: x509.Certificate, key: CaKey) -> Issuer:
@@ -93,15 +101,23 @@ class Issuer:
             IssuanceError: the issuer is expired or not valid yet, or the result is not as described.
 
         """
-        check_validity(self.certificate, now)
-        not_before, not_after = _validity(self.certificate)
+        self.check_validity(now)
         stamp = Stamp(
-            not_before=_seconds(max(now - BACKDATE, not_before)),
-            not_after=_seconds(min(now + lifetime, not_after)),
+            not_before=_seconds(max(now - BACKDATE, self._not_before)),
+            not_after=_seconds(min(now + lifetime, self._not_after)),
             serial=serial,
-            by=_signatory(self.certificate),
+            by=self._signatory,
         )
         return _sign(template, self.key, stamp)
+
+    def check_validity(self, now: datetime) -> None:
+        """Refuse to sign at `now` if the signing certificate is not valid then.
+
+        Raises:
+            IssuanceError: it is expired or not valid yet.
+
+        """
+        _check_period(self._not_before, self._not_after, now)
 
 
 def self_sign(
@@ -131,7 +147,10 @@ def check_validity(certificate: x509.Certificate, now: datetime) -> None:
         IssuanceError: it is expired or not valid yet.
 
     """
-    not_before, not_after = _validity(certificate)
+    _check_period(certificate.not_valid_before_utc, certificate.not_valid_after_utc, now)
+
+
+def _check_period(not_before: datetime, not_after: datetime, now: datetime) -> None:
     if now >= not_after:
         raise IssuanceError(f"the CA certificate expired at {not_after:%FT%TZ}")
     if now < not_before:
@@ -145,8 +164,9 @@ def _seconds(moment: datetime) -> datetime:
 def _sign(template: Template, key: CaKey, stamp: Stamp) -> x509.Certificate:
     if not 0 < stamp.serial < 2**SERIAL_BITS:
         raise IssuanceError(f"a serial number is positive and has at most {SERIAL_BITS} bits")
-    certificate = signed(_to_be_signed(template, stamp, algorithm_identifier(key)), key)
-    return check_signed(x509.load_der_x509_certificate(certificate), template, stamp)
+    return check_signed(
+        signed(_to_be_signed(template, stamp, algorithm_identifier(key)), key), template, stamp
+    )
 
 
 def _to_be_signed(template: Template, stamp: Stamp, algorithm: bytes) -> bytes:
@@ -163,13 +183,3 @@ def _to_be_signed(template: Template, stamp: Stamp, algorithm: bytes) -> bytes:
         + template.key_der
         + der.element(der.explicit_tag(3), der.element(der.SEQUENCE, extensions)),
     )
-
-
-@lru_cache(maxsize=64)
-def _signatory(certificate: x509.Certificate) -> Signatory:
-    return Signatory.of(certificate)
-
-
-@lru_cache(maxsize=64)
-def _validity(certificate: x509.Certificate) -> tuple[datetime, datetime]:
-    return certificate.not_valid_before_utc, certificate.not_valid_after_utc

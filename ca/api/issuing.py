@@ -37,7 +37,7 @@ from ca.authority import X509Svid
 from ca.budget import Budget
 from ca.csr import CheckedCsr, parse_csr
 from ca.entitlement import Grant, check_lifetime, choose, lifetime
-from ca.issuer import MAX_TTL, check_validity
+from ca.issuer import MAX_TTL
 from ca.ledger import Entry, Ledger, LedgerUnavailableError
 from ca.recording import NotRecordedError, RecordingIssuer, Requester
 from ca.refusals import RefusalLog
@@ -309,7 +309,7 @@ class Issuing:
 
     def _check_ready(self, now: datetime) -> None:
         try:
-            check_validity(self._registry.issuer.authority.issuer.certificate, now)
+            self._registry.issuer.authority.issuer.check_validity(now)
         except IssuanceError as error:
             _log.error("ca not ready", reason=str(error))
             raise StatusError(StatusCode.INTERNAL, f"the CA is not ready: {error}") from error

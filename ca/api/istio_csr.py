@@ -7,7 +7,6 @@ says so.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 from cryptography import x509
 from google.protobuf.message import DecodeError
@@ -31,6 +30,8 @@ class IstioCertificates:
 
     def __init__(self, issuing: Issuing) -> None:
         self._issuing = issuing
+        self._ending = b""
+        self._ending_of: tuple[Sequence[x509.Certificate], Sequence[x509.Certificate]] = (), ()
 
     def methods(self) -> Methods:
         """Return the methods by their paths."""
@@ -45,16 +46,16 @@ class IstioCertificates:
         issued = await self._issuing.issue(
             call, request.csr.encode(), seconds=request.validity_duration, method="CreateCertificate"
         )
-        leaf, *links = issued.svid.certificates
         roots = self._issuing.registry.issuer.authority.roots
-        # A message is the elements of its list one after the other.
-        return _chain([leaf]) + _same_for_all(tuple(links), roots)
+        # The elements of a message's list stand one after the other, so answers share their end.
+        return _chain([issued.svid.leaf]) + self._after_leaf(issued.svid.certificates[1:], roots)
 
-
-@lru_cache(maxsize=64)
-def _same_for_all(links: tuple[x509.Certificate, ...], roots: tuple[x509.Certificate, ...]) -> bytes:
-    """Return what follows the leaf; the last element has all roots: clients take it as the trust bundle."""
-    return b"".join(_chain([one]) for one in links) + _chain(roots)
+    def _after_leaf(self, links: tuple[x509.Certificate, ...], roots: tuple[x509.Certificate, ...]) -> bytes:
+        """Return the intermediates, and all roots: clients take the last element as the trust bundle."""
+        if self._ending_of != (links, roots):
+            self._ending = b"".join(_chain([one]) for one in links) + _chain(roots)
+            self._ending_of = links, roots
+        return self._ending
 
 
 def _chain(certificates: Sequence[x509.Certificate]) -> bytes:

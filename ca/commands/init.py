@@ -51,7 +51,6 @@ from ca.commands.base import (
 )
 from ca.describe import describe_certificate
 from ca.directory import NewFile, finish, install, locked
-from ca.issuer import check_validity
 from ca.key_encryption import PLAIN
 from ca.keys import CaKey, KeyType, WrongPassphraseError, key_file, new_ca_key, parse_private_key
 from ca.outside_root import build_request, check_answer, requested_trust_domain
@@ -268,7 +267,7 @@ def _plug_in(options: dict[str, Any], passphrase: bytes | None) -> None:
     directory, source = options["directory"], options["source"]
     authority = Authority.load(source, passphrase_source(options["passphrase_file"]).to_read)
     _check_trust_domain(options["trust_domain"], authority.trust_domain)
-    check_validity(authority.issuer.certificate, datetime.now(UTC))
+    authority.issuer.check_validity(datetime.now(UTC))
     files = {
         CA_KEY: NewFile(key_file(authority.issuer.key, passphrase), 0o600),
         CA_CERT: NewFile(format_certificates([authority.issuer.certificate])),
