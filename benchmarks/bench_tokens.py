@@ -99,7 +99,8 @@ def tokens(run: Run) -> Section:
         "again; reading its header, as each header costs that a policy looks at, is taken off. Flood: a "
         f"server with one rule; {_GOOD_PER_SECOND:,} calls a second with {_GOOD_TOKENS} good tokens, alone "
         f"and beside {_BAD_PER_SECOND:,} calls a second over other connections of the same address with "
-        f"{_BAD_TOKENS:,} different tokens, all good but for their signature. The server has a core of its own.",
+        f"{_BAD_TOKENS:,} different tokens, all good but for their signature. The server has a "
+        "core of its own.",
         (
             Row("first sight of a token", Sample.of(first), "us"),
             Row("PyJWT's decode", Sample.of(theirs), "us"),
