@@ -74,7 +74,8 @@ from garrison.process.oidc import OidcPages
 from garrison.process.pages import PageServer, only_get
 from garrison.process.quota import build_store
 from garrison.process.reload import Reloader, watch
-from garrison.process.settings import DistributionSettings, Settings
+from garrison.process.settings import Settings
+from garrison.process.settings.policies import DistributionSettings
 from garrison.process.workers import Children, SummedCollector, Workers
 from garrison.telemetry.log import LineWriter
 from garrison.telemetry.metrics import (

@@ -13,7 +13,7 @@ from ca.attestors.jwt import TrustedIssuer
 from garrison.fetching import Fetcher
 from garrison.keys.discovery import check_source
 from garrison.keys.jwks import KeySet, KeySetError, KeySource, parse_jwks
-from garrison.process.setting_types import STRICT, Duration, FilePath
+from garrison.process.settings.types import STRICT, Duration, FilePath
 from garrison.token_review import MAX_ANSWER_BYTES, ApiServer, NotAuthenticated, ReviewedUser, ask
 from garrison.urls import check_url
 
