@@ -36,7 +36,8 @@ from ca.inspection import check_leaf
 from ca.issuer import BACKDATE, MAX_TTL, MIN_TTL
 from ca.keys import PublicKey, new_private_key
 from ca.registration import Registration, Selector
-from ca.svid_cache import MIN_INTERVAL, HeldSvid, SvidCache
+from ca.renewal import MIN_INTERVAL
+from ca.svid_cache import HeldSvid, SvidCache
 from garrison.errors import IssuanceError, RequestError
 from garrison.identity import SpiffeId, TrustDomain
 from garrison.transport.unix_peer import PeerCredentials

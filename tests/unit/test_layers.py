@@ -89,6 +89,7 @@ PURE = [
     "garrison/identity.py",
     "garrison/limit_lint.py",
     "garrison/keys",
+    "garrison/pauses.py",
     "garrison/urls.py",
     "ratelimit/algorithm.py",
     "ratelimit/bucket_ids.py",
