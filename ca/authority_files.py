@@ -16,11 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
 from ca.authority import CA_CERT, CA_KEY, CERT_CHAIN, REQUEST, ROOT_CERT, ROOT_KEY, Authority, CaCertificates
 from ca.crl import key_identifier_of
 from ca.issuer import Issuer
+from ca.verification import is_issued_by
 from garrison.documents import Diagnostic, Position
 from garrison.errors import ConfigError, IssuanceError
 
@@ -101,17 +101,9 @@ def root_of(public: CaCertificates) -> x509.Certificate:
 
     """
     for root in public.roots:
-        if root == public.certificate or any(_issued(link, root) for link in public.chain):
+        if root == public.certificate or any(is_issued_by(link, root) for link in public.chain):
             return root
     raise IssuanceError(f"`{CERT_CHAIN}` does not end in a root of `{ROOT_CERT}`")
-
-
-def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
-    try:
-        certificate.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
-        return False
-    return True
 
 
 def is_writable(directory: Path) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -104,15 +103,3 @@ class CaTokenReviewSettings(BaseModel):
             return ask(server, fetcher, token)
 
         return review
-
-
-def check_issuers(issuers: Sequence[TokenIssuerSettings]) -> None:
-    """Refuse two issuers of one name: which keys are theirs would be a guess.
-
-    Raises:
-        ValueError: there are.
-
-    """
-    names = [one.issuer for one in issuers]
-    if twice := sorted(name for name in set(names) if names.count(name) > 1):
-        raise ValueError(f"`{twice[0]}` stands twice")

@@ -15,9 +15,17 @@ from ca.rotation import OVERLAP
 from ca.store.opening import LedgerPlace, parse_where
 from ca.store.redis_server import Safety
 from garrison.identity import SpiffeId
-from garrison.process.settings.attestation import CaTokenReviewSettings, TokenIssuerSettings, check_issuers
+from garrison.process.settings.attestation import CaTokenReviewSettings, TokenIssuerSettings
 from garrison.process.settings.listeners import TlsSettings
-from garrison.process.settings.types import STRICT, Duration, FileMode, FilePath, ListenAddress, from_text
+from garrison.process.settings.types import (
+    STRICT,
+    Duration,
+    FileMode,
+    FilePath,
+    ListenAddress,
+    check_distinct,
+    from_text,
+)
 from garrison.redis_address import RedisAddress
 from garrison.transport.address import Scheme
 from garrison.transport.tls import TlsFiles
@@ -187,7 +195,7 @@ class CaSettings(BaseModel):
     @field_validator("token_issuers")
     @classmethod
     def _issuers_differ(cls, value: list[TokenIssuerSettings]) -> list[TokenIssuerSettings]:
-        check_issuers(value)
+        check_distinct([one.issuer for one in value])
         return value
 
     @model_validator(mode="after")

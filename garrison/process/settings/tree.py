@@ -29,7 +29,15 @@ from garrison.process.settings.policies import (
     TokenSettings,
 )
 from garrison.process.settings.rate_limits import RateLimitSettings, RlqsSettings
-from garrison.process.settings.types import STRICT, Domain, Duration, FilePath, from_text, member_of
+from garrison.process.settings.types import (
+    STRICT,
+    Domain,
+    Duration,
+    FilePath,
+    check_distinct,
+    from_text,
+    member_of,
+)
 from garrison.process.settings.workloads import FederatedBundleSettings, TrustBundleSettings, WorkloadSettings
 
 Federated = Annotated[FederatedDomain, from_text(FederatedDomain.parse)]
@@ -111,15 +119,12 @@ class Settings(BaseModel):
     def _known_trust_domains(
         cls, value: list[WorkloadSettings], info: ValidationInfo
     ) -> list[WorkloadSettings]:
-        seen: set[SpiffeId] = set()
         for workload in value:
             if "trust_domain" in info.data and workload.spiffe_id.trust_domain != info.data["trust_domain"]:
                 raise ValueError(
                     f"`{workload.spiffe_id}` is not in trust domain `{info.data['trust_domain']}`"
                 )
-            if workload.spiffe_id in seen:
-                raise ValueError(f"`{workload.spiffe_id}` stands twice")
-            seen.add(workload.spiffe_id)
+        check_distinct([str(workload.spiffe_id) for workload in value])
         return value
 
     @model_validator(mode="after")
@@ -175,9 +180,7 @@ class Settings(BaseModel):
     @field_validator("authenticators")
     @classmethod
     def _names_differ(cls, value: list[AuthenticatorSettings]) -> list[AuthenticatorSettings]:
-        names = [one.name for one in value]
-        if twice := sorted(name for name in set(names) if names.count(name) > 1):
-            raise ValueError(f"`{twice[0]}` stands twice")
+        check_distinct([one.name for one in value])
         return value
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
@@ -44,3 +45,14 @@ RedisUrl = Annotated[RedisAddress, from_text(RedisAddress.parse)]
 def types_in(annotation: Any) -> set[Any]:
     """Return the annotation and everything that it is made of."""
     return {annotation}.union(*map(types_in, get_args(annotation)))
+
+
+def check_distinct(names: Sequence[str]) -> None:
+    """Refuse a name that stands twice: which one is meant would be a guess.
+
+    Raises:
+        ValueError: there is one.
+
+    """
+    if twice := sorted(name for name in set(names) if names.count(name) > 1):
+        raise ValueError(f"`{twice[0]}` stands twice")
