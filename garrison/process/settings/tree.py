@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Annotated, Self
+from typing import Annotated, Self, TypeVar
 
 from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
 
@@ -42,6 +42,8 @@ from garrison.process.settings.workloads import FederatedBundleSettings, TrustBu
 
 Federated = Annotated[FederatedDomain, from_text(FederatedDomain.parse)]
 Normalization = Annotated[PathNormalization, member_of(PathNormalization)]
+
+Named = TypeVar("Named", list[AuthenticatorSettings], list[CasbinAdapterSettings], list[ProviderSettings])
 
 
 class Settings(BaseModel):
@@ -177,9 +179,9 @@ class Settings(BaseModel):
                 taken.append((address, f"worker {number}"))
         return self
 
-    @field_validator("authenticators")
+    @field_validator("authenticators", "casbin_adapters", "ext_authz_providers")
     @classmethod
-    def _names_differ(cls, value: list[AuthenticatorSettings]) -> list[AuthenticatorSettings]:
+    def _names_differ(cls, value: Named) -> Named:
         check_distinct([one.name for one in value])
         return value
 
