@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from ca.authority import Authority, CaCertificates, verifies
@@ -14,6 +14,7 @@ from ca.inspection import check_signing
 from ca.issuer import Issuer, check_validity
 from ca.keys import CaKey, signature_hash
 from ca.template import INTERMEDIATE_PATH_LENGTH, ca_template
+from ca.verification import is_issued_by
 from garrison.errors import IssuanceError
 from garrison.identity import TrustDomain
 
@@ -86,8 +87,8 @@ def check_answer(
         wanted = f"its alternative name must be the URI `{trust_domain.spiffe_id}`"
         raise IssuanceError(f"the certificate names {f'`{named}`' if named else 'no trust domain'}: {wanted}")
     chain = [certificate]
-    while not _issued(chain[-1], chain[-1]):
-        issuers = [one for one in certificates if one not in chain and _issued(chain[-1], one)]
+    while not is_issued_by(chain[-1], chain[-1]):
+        issuers = [one for one in certificates if one not in chain and is_issued_by(chain[-1], one)]
         if not issuers:
             raise IssuanceError(
                 f"the certificate of `{chain[-1].issuer.rfc4514_string()}` is missing: "
@@ -116,11 +117,3 @@ def _is_of(certificate: x509.Certificate, key: CaKey) -> bool:
         return certificate.public_key() == key.public_key()
     except (ValueError, UnsupportedAlgorithm):
         return False
-
-
-def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
-    try:
-        certificate.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
-        return False
-    return True

@@ -17,7 +17,7 @@ import structlog
 from cryptography import x509
 
 from ca.agent.node import Node, NotAttestedError, parse_svid, signing_request
-from ca.agent.schedule import MIN_INTERVAL, MIN_PAUSE, Attempts, pause_after, renewal_time
+from ca.agent.schedule import MIN_PAUSE, Attempts, pause_after, renewal_time
 from ca.agent.server import MAX_PAUSE, NodesServer, ServerAwayError, ServerRefusedError
 from ca.agent.state import AgentState, NodeSvid
 from ca.api.identities import Caller, Changes
@@ -27,6 +27,7 @@ from ca.jwt_svid import validate_jwt_svid
 from ca.keys import PrivateKey, new_private_key
 from ca.protos import nodes_pb2 as pb
 from ca.registration import Registration
+from ca.renewal import MIN_INTERVAL
 from ca.svid_cache import HeldSvid
 from garrison.errors import ConfigError, DependencyError, IssuanceError, RequestError
 from garrison.identity import SpiffeId, TrustDomain

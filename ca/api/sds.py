@@ -53,7 +53,8 @@ from ca.api.sds_subscription import (
 from ca.authority import root_of_nobody
 from ca.bundle import SpiffeBundle
 from ca.registration import Registration
-from ca.svid_cache import MIN_INTERVAL, HeldSvid
+from ca.renewal import MIN_INTERVAL
+from ca.svid_cache import HeldSvid
 from garrison.errors import DependencyError, IssuanceError, RequestError
 from garrison.identity import SpiffeId
 from garrison.transport import StatusCode, StatusError

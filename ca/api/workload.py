@@ -35,7 +35,8 @@ from ca.protos.workload_pb2 import (
     X509SVIDResponse,
 )
 from ca.registration import Registration
-from ca.svid_cache import MIN_INTERVAL, HeldSvid
+from ca.renewal import MIN_INTERVAL
+from ca.svid_cache import HeldSvid
 from garrison.errors import DependencyError, IssuanceError, RequestError
 from garrison.identity import TrustDomain
 from garrison.transport import StatusCode, StatusError

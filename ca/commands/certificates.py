@@ -11,8 +11,8 @@ from typing import Any
 import click
 
 from ca.atomic_files import write_file
-from ca.authorities import load_issuer
 from ca.authority import Authority
+from ca.authority_files import load_issuer
 from ca.bundle import parse_certificates
 from ca.commands.base import (
     EXIT_CODES,

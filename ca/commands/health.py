@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from ca.authorities import key_files
 from ca.authority import CA_CERT, CA_KEY, REQUEST, ROOT_KEY, CaCertificates, load_encryption
+from ca.authority_files import key_files
 from ca.bundle import MAX_PEM_BYTES, parse_certificates, parse_spiffe_bundle
 from ca.commands.base import (
     DIRECTORY,

@@ -41,8 +41,9 @@ from ca.api.sds import SdsCounters, SecretDiscovery
 from ca.api.sds_files import FileSecrets
 from ca.api.workload import SERVICE as WORKLOAD
 from ca.api.workload import WorkloadApi, WorkloadCounters
-from ca.authorities import ISSUERS, Authorities
+from ca.authorities import Authorities
 from ca.authority import CERT_CHAIN, ROOT_CERT, Authority
+from ca.authority_files import ISSUERS
 from ca.federated import FederatedBundles, load_federated
 from ca.jwt_key_store import JwtKeyStore
 from ca.ledger import LedgerUnavailableError
@@ -74,7 +75,8 @@ from garrison.process.oidc import OidcPages
 from garrison.process.pages import PageServer, only_get
 from garrison.process.quota import build_store
 from garrison.process.reload import Reloader, watch
-from garrison.process.settings import DistributionSettings, Settings
+from garrison.process.settings import Settings
+from garrison.process.settings.policies import DistributionSettings
 from garrison.process.workers import Children, SummedCollector, Workers
 from garrison.telemetry.log import LineWriter
 from garrison.telemetry.metrics import (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 from garrison.telemetry import names
 
 Counts = Mapping[tuple[str, ...], int]
+Values = Mapping[tuple[str, ...], float]
 
 
 class ServerCollector(Collector):
@@ -79,39 +80,41 @@ class ServerCollector(Collector):
             names.RATE_LIMIT_RESETS_LABELS,
             self._resets(),
         )
-        snapshots = GaugeMetricFamily(names.SNAPSHOT, names.SNAPSHOT_HELP, labels=names.SNAPSHOT_LABELS)
-        for kind, version in self._snapshots().items():
-            snapshots.add_metric((kind, version), 1)
-        yield snapshots
+        snapshots: Values = dict.fromkeys(self._snapshots().items(), 1)
+        yield _gauge(names.SNAPSHOT, names.SNAPSHOT_HELP, names.SNAPSHOT_LABELS, snapshots)
         yield GaugeMetricFamily(names.READY, names.READY_HELP, value=float(self._ready()))
 
 
-class KeyFigures(Protocol):
-    """What is known of the keys of one source; `age_seconds` is None when there never were any."""
+class SourceFigures(Protocol):
+    """What is known of a source that is fetched; `age_seconds` is None when it never was."""
 
     @property
     def name(self) -> str:
-        """The source's URL or issuer."""
+        """The URL or issuer of keys, the trust domain of a bundle."""
 
     @property
     def available(self) -> bool:
-        """Whether there are keys to verify with."""
+        """Whether there is something that counts."""
 
     @property
     def age_seconds(self) -> float | None:
-        """Time since they were confirmed."""
-
-    @property
-    def failures(self) -> int:
-        """Fetches that failed in a row."""
+        """Time since it was confirmed."""
 
     @property
     def fetched(self) -> int:
-        """Fetches that brought keys."""
+        """Fetches that went well."""
 
     @property
     def failed(self) -> int:
         """Fetches that did not."""
+
+
+class KeyFigures(SourceFigures, Protocol):
+    """What is known of the keys of one source."""
+
+    @property
+    def failures(self) -> int:
+        """Fetches that failed in a row."""
 
 
 class CaCollector(Collector):
@@ -140,85 +143,46 @@ class KeyCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """Yield every metric family."""
-        by_name: dict[str, list[KeyFigures]] = defaultdict(list)
-        for one in self._figures():
-            by_name[one.name].append(one)
-        available = GaugeMetricFamily(
-            names.KEYS_AVAILABLE, names.KEYS_AVAILABLE_HELP, labels=names.KEYS_AVAILABLE_LABELS
+        found = self._figures()
+        failures: Counter[tuple[str, ...]] = Counter()
+        for one in found:
+            failures[one.name,] = max(failures[one.name,], one.failures)
+        yield _gauge(
+            names.KEYS_AVAILABLE, names.KEYS_AVAILABLE_HELP, names.KEYS_AVAILABLE_LABELS, _available(found)
         )
-        age = GaugeMetricFamily(names.KEYS_AGE, names.KEYS_AGE_HELP, labels=names.KEYS_AGE_LABELS)
-        failures = GaugeMetricFamily(
-            names.KEYS_FAILURES, names.KEYS_FAILURES_HELP, labels=names.KEYS_FAILURES_LABELS
+        yield _gauge(names.KEYS_AGE, names.KEYS_AGE_HELP, names.KEYS_AGE_LABELS, _ages(found))
+        yield _gauge(names.KEYS_FAILURES, names.KEYS_FAILURES_HELP, names.KEYS_FAILURES_LABELS, failures)
+        yield _counter(
+            names.KEYS_FETCHES, names.KEYS_FETCHES_HELP, names.KEYS_FETCHES_LABELS, _fetches(found)
         )
-        fetches: Counter[tuple[str, ...]] = Counter()
-        for name, found in by_name.items():
-            available.add_metric((name,), float(all(one.available for one in found)))
-            ages = [one.age_seconds for one in found if one.age_seconds is not None]
-            if ages:
-                age.add_metric((name,), max(ages))
-            failures.add_metric((name,), max(one.failures for one in found))
-            fetches[name, "ok"] = sum(one.fetched for one in found)
-            fetches[name, "failed"] = sum(one.failed for one in found)
-        yield from (available, age, failures)
-        yield _counter(names.KEYS_FETCHES, names.KEYS_FETCHES_HELP, names.KEYS_FETCHES_LABELS, fetches)
-
-
-class FederationFigures(Protocol):
-    """What is known of another trust domain; `age_seconds` is None when it was never fetched."""
-
-    @property
-    def name(self) -> str:
-        """The trust domain."""
-
-    @property
-    def available(self) -> bool:
-        """Whether there is a bundle that counts."""
-
-    @property
-    def age_seconds(self) -> float | None:
-        """Time since the bundle was confirmed."""
-
-    @property
-    def fetched(self) -> int:
-        """Fetches that brought a bundle."""
-
-    @property
-    def failed(self) -> int:
-        """Fetches that did not."""
 
 
 class FederationCollector(Collector):
     """Reads what is known of other trust domains."""
 
-    def __init__(self, figures: Callable[[], Sequence[FederationFigures]]) -> None:
+    def __init__(self, figures: Callable[[], Sequence[SourceFigures]]) -> None:
         self._figures = figures
 
     def collect(self) -> Iterable[Metric]:
         """Yield every metric family."""
-        available = GaugeMetricFamily(
+        found = self._figures()
+        yield _gauge(
             names.FEDERATED_BUNDLE_AVAILABLE,
             names.FEDERATED_BUNDLE_AVAILABLE_HELP,
-            labels=names.FEDERATED_BUNDLE_AVAILABLE_LABELS,
+            names.FEDERATED_BUNDLE_AVAILABLE_LABELS,
+            _available(found),
         )
-        age = GaugeMetricFamily(
+        yield _gauge(
             names.FEDERATED_BUNDLE_AGE,
             names.FEDERATED_BUNDLE_AGE_HELP,
-            labels=names.FEDERATED_BUNDLE_AGE_LABELS,
+            names.FEDERATED_BUNDLE_AGE_LABELS,
+            _ages(found),
         )
-        fetches: dict[tuple[str, ...], int] = {}
-        for one in self._figures():
-            available.add_metric((one.name,), float(one.available))
-            if one.age_seconds is not None:
-                age.add_metric((one.name,), one.age_seconds)
-            fetches[one.name, "ok"] = one.fetched
-            fetches[one.name, "failed"] = one.failed
-        yield available
-        yield age
         yield _counter(
             names.FEDERATED_BUNDLE_FETCHES,
             names.FEDERATED_BUNDLE_FETCHES_HELP,
             names.FEDERATED_BUNDLE_FETCHES_LABELS,
-            fetches,
+            _fetches(found),
         )
 
 
@@ -239,13 +203,13 @@ class StoreCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """Yield every metric family."""
-        breakers = GaugeMetricFamily(
-            names.RATE_LIMIT_BREAKERS, names.RATE_LIMIT_BREAKERS_HELP, labels=names.RATE_LIMIT_BREAKERS_LABELS
-        )
         counted = self._breakers()
-        for state in ("closed", "open", "half_open"):
-            breakers.add_metric((state,), counted.get(state, 0))
-        yield breakers
+        yield _gauge(
+            names.RATE_LIMIT_BREAKERS,
+            names.RATE_LIMIT_BREAKERS_HELP,
+            names.RATE_LIMIT_BREAKERS_LABELS,
+            {(state,): counted.get(state, 0) for state in ("closed", "open", "half_open")},
+        )
         yield _counter(
             names.RATE_LIMIT_STORE_FAILURES,
             names.RATE_LIMIT_STORE_FAILURES_HELP,
@@ -286,15 +250,16 @@ class DistributionCollector(Collector):
             names.DISTRIBUTION_BUNDLES_LABELS,
             {(result,): count for result, count in self._bundles().items()},
         )
-        bundle = GaugeMetricFamily(
-            names.DISTRIBUTION_BUNDLE,
-            names.DISTRIBUTION_BUNDLE_HELP,
-            labels=names.DISTRIBUTION_BUNDLE_LABELS,
-        )
+        bundle: dict[tuple[str, ...], float] = {}
         if found := self._in_force():
             version, sequence = found
-            bundle.add_metric((version,), sequence)
-        yield bundle
+            bundle[version,] = sequence
+        yield _gauge(
+            names.DISTRIBUTION_BUNDLE,
+            names.DISTRIBUTION_BUNDLE_HELP,
+            names.DISTRIBUTION_BUNDLE_LABELS,
+            bundle,
+        )
 
 
 class AuthenticatorCollector(Collector):
@@ -319,22 +284,18 @@ class AuthenticatorCollector(Collector):
             names.AUTHENTICATOR_ANSWERS_LABELS,
             self._answers(),
         )
-        breakers = GaugeMetricFamily(
+        yield _gauge(
             names.AUTHENTICATOR_BREAKER,
             names.AUTHENTICATOR_BREAKER_HELP,
-            labels=names.AUTHENTICATOR_BREAKER_LABELS,
+            names.AUTHENTICATOR_BREAKER_LABELS,
+            {(name,): float(is_open) for name, is_open in self._breakers().items()},
         )
-        for name, is_open in self._breakers().items():
-            breakers.add_metric((name,), float(is_open))
-        yield breakers
-        remembered = GaugeMetricFamily(
+        yield _gauge(
             names.AUTHENTICATOR_REMEMBERED,
             names.AUTHENTICATOR_REMEMBERED_HELP,
-            labels=names.AUTHENTICATOR_REMEMBERED_LABELS,
+            names.AUTHENTICATOR_REMEMBERED_LABELS,
+            {(name,): count for name, count in self._remembered().items()},
         )
-        for name, count in self._remembered().items():
-            remembered.add_metric((name,), count)
-        yield remembered
 
 
 class AuthorityCollector(Collector):
@@ -352,18 +313,10 @@ class AuthorityCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """Yield every metric family."""
-        left = GaugeMetricFamily(
-            names.CA_SECONDS_LEFT, names.CA_SECONDS_LEFT_HELP, labels=names.CA_SECONDS_LEFT_LABELS
-        )
-        for certificate, seconds in self._seconds_left().items():
-            left.add_metric((certificate,), seconds)
-        yield left
-        states = GaugeMetricFamily(
-            names.CA_AUTHORITIES, names.CA_AUTHORITIES_HELP, labels=names.CA_AUTHORITIES_LABELS
-        )
-        for state, count in self._counts().items():
-            states.add_metric((state,), count)
-        yield states
+        left: Values = {(certificate,): seconds for certificate, seconds in self._seconds_left().items()}
+        yield _gauge(names.CA_SECONDS_LEFT, names.CA_SECONDS_LEFT_HELP, names.CA_SECONDS_LEFT_LABELS, left)
+        states: Values = {(state,): count for state, count in self._counts().items()}
+        yield _gauge(names.CA_AUTHORITIES, names.CA_AUTHORITIES_HELP, names.CA_AUTHORITIES_LABELS, states)
         rotations: Counts = {(step,): count for step, count in dict(self._rotations).items()}
         yield _counter(names.CA_ROTATIONS, names.CA_ROTATIONS_HELP, names.CA_ROTATIONS_LABELS, rotations)
 
@@ -419,12 +372,8 @@ class WorkerCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """Yield every metric family."""
-        ready = GaugeMetricFamily(
-            names.WORKER_READY, names.WORKER_READY_HELP, labels=names.WORKER_READY_LABELS
-        )
-        for number, is_ready in self._ready().items():
-            ready.add_metric((str(number),), float(is_ready))
-        yield ready
+        ready: Values = {(str(number),): float(is_ready) for number, is_ready in self._ready().items()}
+        yield _gauge(names.WORKER_READY, names.WORKER_READY_HELP, names.WORKER_READY_LABELS, ready)
         for name, help_, labels, read in (
             (
                 names.WORKER_RESTARTS,
@@ -445,3 +394,36 @@ def _counter(name: str, help_: str, labels: Sequence[str], counts: Counts) -> Me
     for values, count in counts.items():
         family.add_metric(values, count)
     return family
+
+
+def _gauge(name: str, help_: str, labels: Sequence[str], values: Values) -> Metric:
+    family = GaugeMetricFamily(name, help_, labels=labels)
+    for of_labels, value in values.items():
+        family.add_metric(of_labels, value)
+    return family
+
+
+# Of sources with one name the worst figures count.
+
+
+def _available(found: Iterable[SourceFigures]) -> Values:
+    available: dict[tuple[str, ...], float] = {}
+    for one in found:
+        available[one.name,] = min(available.get((one.name,), 1.0), float(one.available))
+    return available
+
+
+def _ages(found: Iterable[SourceFigures]) -> Values:
+    ages: dict[tuple[str, ...], float] = {}
+    for one in found:
+        if one.age_seconds is not None:
+            ages[one.name,] = max(ages.get((one.name,), one.age_seconds), one.age_seconds)
+    return ages
+
+
+def _fetches(found: Iterable[SourceFigures]) -> Counts:
+    counts: Counter[tuple[str, ...]] = Counter()
+    for one in found:
+        counts[one.name, "ok"] += one.fetched
+        counts[one.name, "failed"] += one.failed
+    return counts

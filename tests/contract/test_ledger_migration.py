@@ -45,10 +45,8 @@ from garrison.redis_address import RedisAddress
 @pytest.fixture(scope="module")
 def durable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
     """Run a server that keeps what it confirms."""
-    server = Valkey(tmp_path_factory.mktemp("v"), *DURABLE)
-    server.start()
-    yield server
-    server.kill()
+    with Valkey(tmp_path_factory.mktemp("v"), *DURABLE) as server:
+        yield server
 
 
 @pytest.fixture

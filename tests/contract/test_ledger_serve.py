@@ -130,10 +130,8 @@ def test_a_server_does_not_start_without_its_ledger(pki: Path) -> None:
 @pytest.fixture
 def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
     """Run a server that keeps what it confirms."""
-    server = Valkey(tmp_path_factory.mktemp("v"), *DURABLE)
-    server.start()
-    yield server
-    server.kill()
+    with Valkey(tmp_path_factory.mktemp("v"), *DURABLE) as server:
+        yield server
 
 
 def test_two_servers_share_a_ledger_in_redis(

@@ -468,10 +468,8 @@ class TestSqliteLedger(LedgerContract):
 @pytest.fixture(scope="module")
 def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
     """Run a server that keeps what it confirms."""
-    server = Valkey(tmp_path_factory.mktemp("v"), *DURABLE)
-    server.start()
-    yield server
-    server.kill()
+    with Valkey(tmp_path_factory.mktemp("v"), *DURABLE) as server:
+        yield server
 
 
 class TestRedisLedger(LedgerContract):

@@ -45,10 +45,8 @@ BRIEF: dict[str, Any] = {"patience_seconds": 1.0, "answer_seconds": 0.3}
 @pytest.fixture(scope="module")
 def durable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
     """Run a server that keeps what it confirms."""
-    server = Valkey(tmp_path_factory.mktemp("v"), *DURABLE)
-    server.start()
-    yield server
-    server.kill()
+    with Valkey(tmp_path_factory.mktemp("v"), *DURABLE) as server:
+        yield server
 
 
 @pytest.fixture

@@ -37,7 +37,8 @@ from ca.inspection import check_leaf
 from ca.issuer import BACKDATE, MAX_TTL, MIN_TTL
 from ca.keys import KeyType, PublicKey, new_ca_key, new_private_key, signature_hash
 from ca.registration import Registration, Selector
-from ca.svid_cache import MIN_INTERVAL, HeldSvid, SvidCache
+from ca.renewal import MIN_INTERVAL
+from ca.svid_cache import HeldSvid, SvidCache
 from ca.template import leaf_template
 from garrison.errors import IssuanceError, RequestError
 from garrison.identity import SpiffeId, TrustDomain

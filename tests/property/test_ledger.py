@@ -181,11 +181,9 @@ TestLedgers.settings = settings(max_examples=40, stateful_step_count=25, deadlin
 @pytest.fixture(scope="module", autouse=True)
 def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
     """Run a server for all ledgers in Redis."""
-    server = Valkey(tmp_path_factory.mktemp("v"), *DURABLE)
-    server.start()
-    RedisLedgers.valkey = server
-    yield server
-    server.kill()
+    with Valkey(tmp_path_factory.mktemp("v"), *DURABLE) as server:
+        RedisLedgers.valkey = server
+        yield server
 
 
 class RedisLedgers(Ledgers):

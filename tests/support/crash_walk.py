@@ -25,8 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from click.testing import CliRunner
 from cryptography import x509
 
-from ca.authorities import FOLDER, Authorities
+from ca.authorities import Authorities
 from ca.authority import CA_CERT, CA_KEY, ROOT_CERT, ROOT_KEY, Authority, load_key
+from ca.authority_files import FOLDER
 from ca.bundle import parse_certificates
 from ca.cli import ca
 from ca.commands.svids import SVID_CERTIFICATE

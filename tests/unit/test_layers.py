@@ -39,6 +39,7 @@ FORBIDDEN = {
     "garrison/private_files.py": {"authz", "ratelimit", "ca", "garrison.transport", *TOP},
     "garrison/redis_address.py": {"authz", "ratelimit", "ca", "garrison.transport", *TOP},
     "garrison/refreshing.py": {"authz", "ratelimit", "ca", "garrison.transport", *TOP},
+    "garrison/run_folder.py": {"authz", "ratelimit", "ca", "garrison.transport", *TOP},
     "garrison/token_review.py": {"authz", "ratelimit", "ca", "garrison.transport", *TOP},
     "garrison/distribution": {"ratelimit", "ca", "garrison.process", "garrison.demo", "garrison.cli"},
     # Inside authz: what decides knows neither who asks it nor the tools, and Mixer and Casbin not each other.
@@ -91,6 +92,7 @@ PURE = [
     "garrison/identity.py",
     "garrison/limit_lint.py",
     "garrison/keys",
+    "garrison/pauses.py",
     "garrison/urls.py",
     "ratelimit/algorithm.py",
     "ratelimit/bucket_ids.py",

@@ -237,10 +237,8 @@ def test_a_ledger_may_lie_elsewhere(pki: Path, tmp_path: Path) -> None:
 @pytest.fixture
 def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
     """Run a server that keeps what it confirms."""
-    server = Valkey(tmp_path_factory.mktemp("v"), *DURABLE)
-    server.start()
-    yield server
-    server.kill()
+    with Valkey(tmp_path_factory.mktemp("v"), *DURABLE) as server:
+        yield server
 
 
 def test_a_ledger_may_be_in_redis(

@@ -228,8 +228,9 @@ def test_nothing_is_signed_without_an_active_authority(server: Server) -> None:
     public = CaCertificates(foreign.issuer.certificate, foreign.chain, foreign.roots, DOMAIN)
 
     def by_another_replica(authorities: Authorities, now: datetime) -> None:
-        authorities._take_in(public, authorities._known(), now, "another replica")
-        authorities._publish(authorities._known(), now, "another replica")
+        there = authorities._reconciler
+        there._take_in(public, there.known(), now, "another replica")
+        there._publish(there.known(), now, "another replica")
 
     by_hand(server, by_another_replica)
     server.look(3)
