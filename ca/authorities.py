@@ -29,6 +29,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from ca.atomic_files import sync_directory
+from ca.audit import ClockError, clock_problem
 from ca.authority import (
     CA_CERT,
     CA_KEY,
@@ -199,7 +200,8 @@ class Authorities:
         return self._directory / self._find(key_id).folder
 
     # Changing: each raises IssuanceError if the rules refuse, ConfigError or OSError if files are in the way,
-    # LedgerUnavailableError; what was not done then is done by the next one.
+    # LedgerUnavailableError; what was not done then is done by the next one. By a clock that is wrong
+    # (`ca.audit.clock_problem`) nothing is even begun.
 
     def reconcile(self, *, now: datetime, by: str) -> None:
         """Finish what a crash left half done; take in files that the ledger does not know."""
@@ -232,7 +234,7 @@ class Authorities:
         """
         with self._locked():
             self._reconcile(now, by)
-            active = self._needs_active()
+            active = self._needs_active(now)
             current = self._authority(active)
             if new_root is None:
                 new_root = now >= schedule(active.standing(None), self.policy).new_root_at
@@ -256,7 +258,7 @@ class Authorities:
         """Make a key and a request to an outside root; return the request's path."""
         with self._locked():
             self._reconcile(now, by)
-            active = self._needs_active()
+            active = self._needs_active(now)
             waiting = self._waiting()
             if waiting:
                 raise IssuanceError(f"a request waits already: `{waiting[0] / REQUEST}` (--answer takes it)")
@@ -275,7 +277,7 @@ class Authorities:
         """Take what an outside root answered to the request, and publish its root."""
         with self._locked():
             self._reconcile(now, by)
-            trust_domain = self._authority(self._needs_active()).trust_domain
+            trust_domain = self._authority(self._needs_active(now)).trust_domain
             waiting = self._waiting()
             if not waiting:
                 raise IssuanceError("no request waits for an answer: `prepare --csr` makes one")
@@ -337,6 +339,8 @@ class Authorities:
     # How files and ledger are brought together; the caller holds the lock
 
     def _reconcile(self, now: datetime, by: str) -> None:
+        if problem := clock_problem(self._ledger.audit_head(), now):
+            raise ClockError(problem)
         current = CaCertificates.load(self._directory)
         writable = self._is_writable()
         known = self._known()
@@ -478,7 +482,7 @@ class Authorities:
 
     # Making
 
-    def _needs_active(self) -> _Known:
+    def _needs_active(self, now: datetime) -> _Known:
         known = self._known()
         if not self._is_writable():
             raise _problem(self._directory, "the directory cannot be written, so nothing is rotated in it")
@@ -491,6 +495,10 @@ class Authorities:
         if active is None:
             raise IssuanceError(
                 "no authority is active, so there is none to follow: `ca init` makes a new CA"
+            )
+        if now < (starts := active.chain[0].not_valid_before_utc):
+            raise IssuanceError(
+                f"the CA certificate is not valid before {starts:%FT%TZ}: is the clock right?"
             )
         return active
 

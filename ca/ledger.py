@@ -2,9 +2,10 @@
 
 Whatever changes a ledger takes `now` and `by` (who does it, as text) and writes the audit record of the
 change in the same transaction: there is no change without a record, and no record without its change. A
-refusal is a `LedgerRefusalError` whose `code` says why; a store that does not answer is a
-`LedgerUnavailableError`. Then nothing has changed, or, where a connection to another machine broke, nobody
-can tell: what was to be recorded must not leave, and a token opens nothing.
+refusal is a `LedgerRefusalError` whose `code` says why, or a `ca.audit.ClockError` where `now` is long before
+the newest record; a store that does not answer is a `LedgerUnavailableError`. Then nothing has changed, or,
+where a connection to another machine broke, nobody can tell: what was to be recorded must not leave, and a
+token opens nothing.
 """
 
 from __future__ import annotations

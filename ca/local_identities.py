@@ -14,6 +14,7 @@ from ca.api.identities import Caller, Changes, describe
 from ca.attestation import entitled, selectors_of
 from ca.bundle import REFRESH_HINT_SECONDS, SpiffeBundle
 from ca.crl import parse_crls
+from ca.issuer import check_validity
 from ca.jwt_key_store import JwtKeyStore
 from ca.jwt_svid import issue_jwt_svid
 from ca.recording import RecordingIssuer, Requester
@@ -31,8 +32,8 @@ class LocalIdentities:
 
     One key and SVID per registration, made here, in memory only. `peer_credentials` maps a gRPC peer to the
     process behind it (`PeerCredentialListener.credentials`). `issuer` issues and records; `number` gives the
-    sequence number of the bundle with some digest at some moment, and `crl_pem` the CRLs, none by default.
-    Clock and randomness can be replaced.
+    sequence number of the bundle with some digest at some moment, `crl_pem` the CRLs, none by default, and
+    `clock_problem` why no token can be made at this time. Clock and randomness can be replaced.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class LocalIdentities:
         number: Callable[[str, datetime], int],
         token_issuer: str | None = None,
         crl_pem: Callable[[], bytes] = bytes,
+        clock_problem: Callable[[], str] = str,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -60,6 +62,7 @@ class LocalIdentities:
         self._federated: dict[TrustDomain, SpiffeBundle] = {}
         self._complaint = ""
         self._crl_pem = crl_pem
+        self._clock_problem = clock_problem
         self._held = SvidCache(random=jitter, refused=self._refused)
 
     @property
@@ -127,6 +130,9 @@ class LocalIdentities:
 
         """
         now = self._now()
+        if problem := self._clock_problem():
+            raise IssuanceError(problem)
+        check_validity(self._issuer.authority.issuer.certificate, now)
         try:
             key = self._jwt_keys.ring(now).signing(now)
         except ConfigError as error:

@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import click
 from ca.atomic_files import write_file
 from ca.authorities import Authorities
 from ca.authority import ROOT_KEY, load_key
+from ca.commands import clock
 from ca.commands.base import (
     DURATION,
     EXIT_CODES,
@@ -303,7 +304,7 @@ def _opened(
 
     with open_ledger(directory, ledger) as opened:
         authorities = Authorities(directory, opened, passphrase, policy=Policy(overlap=overlap))
-        yield authorities, datetime.now(UTC)
+        yield authorities, clock.now()
 
 
 def _resolve(standings: tuple[Standing, ...], text: str | None) -> str:

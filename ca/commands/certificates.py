@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from ca.atomic_files import write_file
 from ca.authorities import load_issuer
 from ca.authority import Authority
 from ca.bundle import parse_certificates
+from ca.commands import clock
 from ca.commands.base import (
     EXIT_CODES,
     EXIT_REFUSED,
@@ -81,7 +82,7 @@ def list_certificates(
       ca list --dir ./pki --valid --spiffe-id spiffe://cluster.local/ns/default/sa/web
     """
     wanted = None if status is None else CertificateStatus(status)
-    now = datetime.now(UTC)
+    now = clock.now()
     with open_ledger(directory, ledger) as opened:
         try:
             page = opened.issued(CertificateQuery(spiffe_id, wanted, cursor, limit), now=now)
@@ -127,7 +128,7 @@ def revoke(
     Example:
       ca revoke --dir ./pki ./web/svid.pem --reason key_compromise
     """
-    now, who = datetime.now(UTC), operator()
+    now, who = clock.now(), operator()
     with open_ledger(directory, ledger) as opened:
         found = _find(opened, certificate)
         revoked = opened.revoke(found.issuer, found.serial, RevocationReason(reason), now=now, by=who)
@@ -167,7 +168,7 @@ def crl(
     """
     if form == "der" and out is None:
         raise Failure("--format der needs --out", EXIT_UNUSABLE)
-    now = datetime.now(UTC)
+    now = clock.now()
     with open_ledger(directory, ledger) as opened:
         current = renew_crl(opened, _issuer(directory, passphrase_file), now=now, by=operator())
         revoked = len(opened.revoked(current.issuer, unexpired_at=now))

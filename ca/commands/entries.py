@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import secrets
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ca.authority import CA_CERT, trust_domain_of
+from ca.commands import clock
 from ca.commands.base import (
     DURATION,
     EXIT_CODES,
@@ -103,7 +104,7 @@ def create(
     if registration.spiffe_id.trust_domain != domain:
         message = f"`{spiffe_id}` is outside this CA's trust domain `{domain}`"
         raise Failure(message, EXIT_REFUSED)
-    made = Entry(secrets.token_hex(8), registration, datetime.now(UTC), operator())
+    made = Entry(secrets.token_hex(8), registration, clock.now(), operator())
     with open_ledger(directory, ledger) as opened:
         opened.add_entry(made)
     print_values(as_json, _plain(made))
@@ -162,7 +163,7 @@ def delete(directory: Path, entry_id: str, *, ledger: LedgerPlace, as_json: bool
       ca entry delete --dir ./pki 0123456789abcdef
     """
     with open_ledger(directory, ledger) as opened:
-        deleted = opened.delete_entry(entry_id, now=datetime.now(UTC), by=operator())
+        deleted = opened.delete_entry(entry_id, now=clock.now(), by=operator())
     print_values(as_json, _plain(deleted))
 
 

@@ -4,8 +4,8 @@ Each change is one script with its audit record; `ca.store.redis_server` says ho
 on. A position is the sequence of the audit record that something came with, so it rises with time and is
 nobody else's. All keys start with `garrison:ca:{TRUST DOMAIN}:`:
 
-    state             hash    version; head of the log: sequence, hash; counters: entries, revocations,
-                              bundle, digest
+    state             hash    version; head of the log: sequence, hash, time; counters: entries,
+                              revocations, bundle, digest
     log               stream  the audit log; a record's id is its sequence
     certificates      hash    position -> certificate
     serials           hash    ISSUER:SERIAL -> position
@@ -199,6 +199,7 @@ class RedisLedger:
         state = self._server.state
         change.put(state, "sequence", contents.head.sequence)
         change.put(state, "hash", contents.head.hash)
+        change.put(state, "time", contents.head.time)
         change.put(state, "entries", contents.entries_version)
         change.put(state, "revocations", contents.revocations)
         if contents.bundle_sequence:

@@ -36,7 +36,7 @@ from typing import Any, Literal, TypeVar
 import redis
 from redis import exceptions
 
-from ca.audit import AuditEvent, AuditHead, AuditRecord, Details
+from ca.audit import AuditEvent, AuditHead, AuditRecord, ClockError, Details
 from ca.ledger import LedgerRefusalError, LedgerUnavailableError
 from garrison.documents import Diagnostic, Position
 from garrison.errors import ConfigError
@@ -266,18 +266,18 @@ class LedgerServer:
 
         def ask(client: Any) -> list[Any]:
             with client.pipeline(transaction=True) as steps:
-                steps.execute_command("HMGET", self.state.name, "version", "sequence", "hash")
+                steps.execute_command("HMGET", self.state.name, "version", "sequence", "hash", "time")
                 for command in commands:
                     steps.execute_command(*command)
                 answers: list[Any] = steps.execute()
             return answers
 
-        (version, sequence, digest), *answers = self._patiently(
+        (version, sequence, digest, at), *answers = self._patiently(
             ask, time.monotonic() + self._patience_seconds
         )
         if version is None:
             raise LedgerUnavailableError(f"`{self}`: the ledger is gone")
-        head = _head_of(sequence, digest)
+        head = _head_of(sequence, digest, at)
         self._advance(before, head)
         return head, answers
 
@@ -288,6 +288,7 @@ class LedgerServer:
 
         Raises:
             LedgerRefusalError: as `decide` raises it, or as the change expects.
+            ClockError: see `AuditRecord.after`.
             LedgerUnavailableError: the change was not made, or nobody knows: see the top of this module.
 
         """
@@ -298,7 +299,13 @@ class LedgerServer:
             losses = 0
             while True:
                 change = Change(self._head)
-                result = decide(change)
+                try:
+                    result = decide(change)
+                except ClockError:
+                    # By the head that was seen last, and somebody may have set that right meanwhile.
+                    if self.read_head().sequence == change.base.sequence:
+                        raise
+                    continue
                 if change.is_empty:
                     return result
                 answer = self._send(change, deadline, hungry=losses >= _LOSSES_BEFORE_TURN)
@@ -308,7 +315,7 @@ class LedgerServer:
                         return result
                     case b"moved":
                         losses += 1
-                        self._advance(change.base, _head_of(answer[1], answer[2]))
+                        self._advance(change.base, _head_of(*answer[1:]))
                     case b"wait":
                         time.sleep(_TURN_PAUSE_SECONDS * (1 + random.random()))  # noqa: S311 - spreads load
                     case _:
@@ -558,9 +565,10 @@ def _ask(connection: Any, *command: str) -> Any:
     return connection.read_response()
 
 
-def _head_of(sequence: Any, digest: Any) -> AuditHead:
+def _head_of(sequence: Any, digest: Any, at: Any) -> AuditHead:
     try:
-        return AuditHead(int(sequence), digest.decode())
+        # A ledger that nobody has written to since versions without the time of the head has none.
+        return AuditHead(int(sequence), digest.decode(), (at or b"").decode())
     except (ValueError, TypeError, AttributeError) as error:
         raise LedgerUnavailableError("the ledger is damaged: it does not say where its log ends") from error
 

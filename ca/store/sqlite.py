@@ -557,7 +557,9 @@ def _places(rows: int, columns: int) -> str:
 
 
 def _head(connection: sqlite3.Connection) -> AuditHead:
-    row = connection.execute("SELECT sequence, hash FROM audit ORDER BY sequence DESC LIMIT 1").fetchone()
+    row = connection.execute(
+        "SELECT sequence, hash, time FROM audit ORDER BY sequence DESC LIMIT 1"
+    ).fetchone()
     return AuditHead(*row) if row else AuditHead()
 
 

@@ -388,6 +388,7 @@ class Server:
             number=memory.bundle_sequence,
             token_issuer=settings.oidc.issuer,
             crl_pem=memory.crl_pem,
+            clock_problem=lambda: memory.clock_problem,
         )
         if self._federation is not None:
             self._federation.serve(identities)

@@ -13,7 +13,7 @@ import pytest
 from support.ledgers import API, HOUR, ISSUER, NOW, WEB, certificate, entry, open_redis, token
 from support.valkey import DURABLE, Valkey
 
-from ca.audit import AuditEvent, AuditHead
+from ca.audit import AuditEvent, AuditHead, ClockError, clock_problem
 from ca.ledger import (
     CertificateQuery,
     CertificateStatus,
@@ -38,6 +38,7 @@ from ca.store.sqlite import SqliteLedger
 from garrison.identity import SpiffeId, TrustDomain
 
 PARTNER = TrustDomain("partner.test")
+MINUTE = timedelta(minutes=1)
 
 
 def refused(code: LedgerCode, action: Callable[[], object]) -> str:
@@ -250,9 +251,9 @@ class LedgerContract:
 
     def test_refused_tokens_are_told_apart_and_audited(self, ledger: Ledger) -> None:
         """Unknown, expired and used are three answers, and each is in the log with who tried."""
-        ledger.add_token(token("late"))
+        ledger.add_token(token("late", life=MINUTE))
         late = token_hash("late")
-        refused(LedgerCode.TOKEN_EXPIRED, lambda: ledger.burn_token(late, now=NOW + HOUR, by="10.0.0.1"))
+        refused(LedgerCode.TOKEN_EXPIRED, lambda: ledger.burn_token(late, now=NOW + MINUTE, by="10.0.0.1"))
         refused(LedgerCode.TOKEN_UNKNOWN, lambda: ledger.burn_token(token_hash("x"), now=NOW, by="10.0.0.2"))
         refused(LedgerCode.TOKEN_UNKNOWN, lambda: ledger.burn_token("no hex", now=NOW, by="10.0.0.2"))
         ledger.burn_token(late, now=NOW, by="10.0.0.3")
@@ -429,6 +430,60 @@ class LedgerContract:
         assert ledger.verify_audit(forged).broken_at == 2
         ahead = AuditHead(4, "ab" * 32)
         assert ledger.verify_audit(ahead).broken_at == 4
+
+    def test_a_clock_that_is_behind_gives_nothing(
+        self, ledger: Ledger, open_ledger: Callable[[], Ledger]
+    ) -> None:
+        """An hour before the newest record nothing is issued or changed; taking away is possible."""
+        other = open_ledger()
+        ledger.record_issued([certificate(5)])
+        ledger.add_entry(entry("old"))
+        ledger.add_token(token("old"))
+        ledger.add_token(token("unused"))
+        ledger.add_key(signing_key("one"), by="root")
+        partner = FederatedBundle(PARTNER, "https://partner.test", EndpointProfile.WEB)
+        ledger.put_federated(partner, now=NOW, by="root")
+        head, before = ledger.audit_head(), NOW - HOUR
+        assert clock_problem(head, before)
+        step = StateChange(KeyUse.X509, "one", KeyState.PREPARED, KeyState.ACTIVE)
+        crl = StoredCrl(ISSUER, 1, 0, b"\x30\x00", NOW, NOW + HOUR)
+        for one in (ledger, other):
+            for change in (
+                lambda one=one: one.record_issued([certificate(6, issued_at=before)]),
+                lambda one=one: one.put_crl(crl, now=before, by="root"),
+                lambda one=one: one.add_entry(entry("new", API, at=before)),
+                lambda one=one: one.add_token(replace(token("new"), created_at=before)),
+                lambda one=one: one.burn_token(token_hash("old"), now=before, by="x"),
+                lambda one=one: one.add_key(replace(signing_key("two"), created_at=before), by="root"),
+                lambda one=one: one.change_states([step], now=before, by="root"),
+                lambda one=one: one.publish_bundle("a", now=before, by="root"),
+                lambda one=one: one.put_federated(replace(partner, sequence=1), now=before, by="root"),
+            ):
+                with pytest.raises(ClockError):
+                    change()  # type: ignore[no-untyped-call]
+        assert ledger.audit_head() == other.audit_head() == head
+        assert ledger.find(serial=6) == ()
+        assert ledger.crls() == ()
+        assert [one.used_at for one in ledger.tokens()] == [None, None]
+        refused(LedgerCode.TOKEN_UNKNOWN, lambda: other.burn_token("aa" * 32, now=before, by="x"))
+        other.revoke(ISSUER, 5, RevocationReason.KEY_COMPROMISE, now=before, by="root")
+        other.delete_entry("old", now=before, by="root")
+        other.delete_token(token_hash("unused"), now=before, by="root")
+        other.delete_federated(PARTNER, now=before, by="root")
+        other.append_audit(AuditEvent.ISSUANCE_DENIED, now=before, by="x", details={})
+        assert {one.time for one in ledger.audit()} == {head.time}
+        assert clock_problem(ledger.audit_head(), before)
+
+    def test_a_clock_that_is_accepted_counts_for_all(
+        self, ledger: Ledger, open_ledger: Callable[[], Ledger]
+    ) -> None:
+        """Also for who saw the newer record last, and has not looked since."""
+        ledger.record_issued([certificate(5)])
+        before = NOW - HOUR
+        open_ledger().append_audit(AuditEvent.CLOCK_ACCEPTED, now=before, by="root", details={})
+        ledger.record_issued([certificate(6, issued_at=before)])
+        assert [one.time[11:19] for one in ledger.audit()] == ["03:04:05", "02:04:05", "02:04:05"]
+        assert ledger.verify_audit().intact
 
     def test_threads_record_without_losing_one(self, ledger: Ledger) -> None:
         """Several threads at once: everything is there, in one chain."""

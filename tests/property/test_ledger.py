@@ -31,6 +31,7 @@ from ca.store.sqlite import SqliteLedger
 
 SERIALS = st.integers(1, 6)
 NAMES = st.sampled_from("abc")
+MINUTE = timedelta(minutes=1)
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 
 
@@ -99,7 +100,7 @@ class Ledgers(RuleBasedStateMachine):
     def add_token(self, name: str) -> None:
         """Add a token."""
         known = name in self.tokens
-        self.expect(LedgerCode.DUPLICATE if known else None, "add_token", token(name))
+        self.expect(LedgerCode.DUPLICATE if known else None, "add_token", token(name, life=MINUTE))
         if not known:
             self.tokens[name] = "new"
             self.records += 1
@@ -112,7 +113,7 @@ class Ledgers(RuleBasedStateMachine):
             "used": LedgerCode.TOKEN_USED,
             "new": LedgerCode.TOKEN_EXPIRED if late else None,
         }[self.tokens.get(name)]
-        self.expect(code, "burn_token", token_hash(name), now=NOW + HOUR * late, by="x")
+        self.expect(code, "burn_token", token_hash(name), now=NOW + MINUTE * late, by="x")
         self.records += 1
         if code is None:
             self.tokens[name] = "used"
