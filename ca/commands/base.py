@@ -23,6 +23,7 @@ EXIT_PASSPHRASE = 4
 EXIT_CODES = """\b
 Exit codes:
   0  done
+  1  interrupted, or given up at a prompt
   2  a command line, file or directory that cannot be used
   3  refused by the rules of the CA
   4  no passphrase, or the wrong one"""
