@@ -25,6 +25,7 @@ from support.valkey import DURABLE, Valkey
 
 from ca.api.sds import SERVICE
 from ca.api.workload import SERVICE as WORKLOAD
+from ca.audit import AuditEvent, AuditRecord
 from ca.authority import Authority, Hierarchy
 from ca.cli import ca
 from ca.crl import renew_crl
@@ -146,6 +147,38 @@ def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
     server.start()
     yield server
     server.kill()
+
+
+def test_who_is_refused_is_audited_by_whichever_door(
+    pki: Path, server: Serving, ledger: SqliteLedger
+) -> None:
+    """SDS and the Workload API leave the same records as the others: who, why, and what was asked for."""
+    server.wait_for("ready")
+    for _ in range(2):
+        with pytest.raises(grpc.RpcError, match="no registration matches"):
+            fetch(pki, "default")
+    with pytest.raises(grpc.RpcError, match="no registration matches"):
+        fetch_token(pki)
+    ledger.add_entry(entry("1", WEB, f"unix:uid:{os.getuid()}", at=datetime.now(UTC)))
+    server.wait_for("registrations changed")
+    with pytest.raises(grpc.RpcError, match="may not have"):
+        fetch(pki, str(API))
+
+    def denials() -> list[AuditRecord]:
+        return [one for one in ledger.audit() if one.event == AuditEvent.ISSUANCE_DENIED]
+
+    eventually(lambda: len(denials()) == 3)
+    assert [(one.fields()["method"], one.fields()["reason"]) for one in denials()] == [
+        ("FetchSecrets", "not_registered"),
+        ("FetchJWTSVID", "not_registered"),
+        ("FetchSecrets", "not_entitled"),
+    ]
+    for one in denials():
+        assert one.actor.startswith(f"uid {os.getuid()}, gid {os.getgid()}, /")
+        assert one.actor.endswith(f", pid {os.getpid()}")
+    assert str(API) in denials()[-1].fields()["detail"]
+    printed = CliRunner().invoke(ca, ["audit", "--dir", str(pki), "--print"]).output
+    assert printed.count('"issuance_denied"') == 3
 
 
 def test_a_server_starts_by_a_clock_that_is_behind(pki: Path, ledger: SqliteLedger) -> None:
