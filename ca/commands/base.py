@@ -124,6 +124,19 @@ def passphrase_source(file: Path | None) -> PassphraseSource:
     return PassphraseSource(file, os.environ, ask=_at_terminal())
 
 
+def passphrase_once(file: Path | None) -> Callable[[Path], bytes]:
+    """Return what gives the passphrase of each key of a CA: all have the same, so nobody types it twice."""
+    source = passphrase_source(file)
+    known: list[bytes] = []
+
+    def passphrase(path: Path) -> bytes:
+        if not known:
+            known.append(source.to_read(path))
+        return known[0]
+
+    return passphrase
+
+
 def new_passphrase_source(file: Path | None) -> PassphraseSource:
     """Return where the passphrase comes from that takes the place of another."""
     return PassphraseSource(file, os.environ, NEW_ENVIRONMENT, "--new-passphrase-file", _at_terminal())
