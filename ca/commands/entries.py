@@ -26,7 +26,7 @@ from ca.commands.base import (
 from ca.commands.ledger import ledger_option, open_ledger, operator
 from ca.issuer import DEFAULT_TTL
 from ca.ledger import Entry
-from ca.registration import Registration
+from ca.registration import DEFAULT_JWT_TTL, Registration
 from ca.store.opening import LedgerPlace
 
 
@@ -58,6 +58,12 @@ def entry() -> None:
     default=DEFAULT_TTL,
     help="The life of SVIDs: 1h if not given, at most 24h.",
 )
+@click.option(
+    "--jwt-ttl",
+    type=DURATION,
+    default=DEFAULT_JWT_TTL,
+    help="The life of JWT-SVIDs: 5m if not given, at most 1h.",
+)
 @click.option("--dns", "dns_names", multiple=True, metavar="NAME", help="A DNS name; repeatable.")
 @click.option("--parent", "parent_id", help="The SPIFFE ID of the agent that attests the caller.")
 @click.option(
@@ -75,6 +81,7 @@ def create(
     *,
     selectors: tuple[str, ...],
     ttl: timedelta,
+    jwt_ttl: timedelta,
     dns_names: tuple[str, ...],
     parent_id: str | None,
     federates_with: tuple[str, ...],
@@ -96,6 +103,7 @@ def create(
             dns_names,
             parent_id=parent_id,
             federates_with=federates_with,
+            jwt_ttl=jwt_ttl,
             hint=hint,
         )
     except ValueError as error:
@@ -175,6 +183,7 @@ def _plain(one: Entry) -> dict[str, Any]:
         "spiffe_id": str(registration.spiffe_id),
         "selectors": [str(selector) for selector in registration.selectors],
         "ttl_seconds": int(registration.svid_ttl.total_seconds()),
+        "jwt_ttl_seconds": int(registration.jwt_ttl.total_seconds()),
         "dns_names": list(registration.dns_names),
         "parent_id": None if parent is None else str(parent),
         "federates_with": [str(domain) for domain in registration.federates_with],

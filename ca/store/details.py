@@ -55,6 +55,7 @@ def of_entry(entry: Entry) -> Details:
         "dns_names": registration.dns_names,
         "entry": entry.entry_id,
         "federates_with": tuple(str(domain) for domain in registration.federates_with),
+        "jwt_ttl_seconds": int(registration.jwt_ttl.total_seconds()),
         "parent_id": "" if registration.parent_id is None else str(registration.parent_id),
         "selectors": tuple(str(selector) for selector in registration.selectors),
         "spiffe_id": str(registration.spiffe_id),

@@ -53,7 +53,15 @@ _LOSSES_BEFORE_TURN = 4
 _MAX_REDIRECTS = 5
 # Lua's stack has room for some thousands.
 _MAX_ARGUMENTS = 1000
-_VERSION = 1
+# 2: registrations say how long tokens live. What version 1 wrote is read as it is, but a process that knows
+# only version 1 could not read what is added: so from the first opening on it is refused.
+_VERSION = 2
+_OLDER = b"1"
+_UPGRADE = """
+if redis.call('HGET', KEYS[1], 'version') == ARGV[1] then
+    redis.call('HSET', KEYS[1], 'version', ARGV[2])
+end
+"""
 _LOADING = "loading"
 _SCRIPT = resources.files("ca.store").joinpath("commit.lua").read_text(encoding="utf-8")
 # Nothing was done, and it may pass.
@@ -368,18 +376,27 @@ class LedgerServer:
         version = answers[-1]
         if opening == "empty" and answers[0]:
             return
+        if version == _OLDER and opening == "usual":
+            self._upgrade()
+            version = str(_VERSION).encode()
         if version is None:
             raise self._problem("no_ledger", f"there is no ledger of `{self.trust_domain}` here")
         if version == _LOADING.encode():
             message = f"a ledger is being copied here, or that was interrupted: delete `{self._prefix}*` then"
             raise self._problem("unfinished_ledger", message)
-        if version != str(_VERSION).encode():
+        if version not in {_OLDER, str(_VERSION).encode()}:
             found = version.decode(errors="replace")[:20]
             message = f"it was written by a newer Garrison (version `{found}`, this one knows {_VERSION})"
             raise self._problem("newer_ledger", message)
         if opening == "empty":
             raise self._problem("ledger_exists", f"there is a ledger of `{self.trust_domain}` here already")
         self.read()
+
+    def _upgrade(self) -> None:
+        def upgrade(client: Any) -> Any:
+            return client.execute_command("EVAL", _UPGRADE, 1, self.state.name, _OLDER, _VERSION)
+
+        self._patiently(upgrade, time.monotonic() + self._patience_seconds)
 
     def load(self, commands: Sequence[Sequence[Text]]) -> None:
         """Run commands that write, before `activate`.

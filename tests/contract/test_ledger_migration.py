@@ -77,7 +77,9 @@ def fill(ledger: Ledger) -> None:
     ledger.put_crl(StoredCrl(ISSUER, 1, 2, b"\n\x00[", NOW, NOW + HOUR), now=NOW, by="root")
     ledger.put_crl(StoredCrl(ISSUER, 2, 2, b"\n\x01[", NOW, NOW + HOUR), now=NOW, by="root")
     for name in "cab":
-        ledger.add_entry(entry(name, API, f"unix:gid:{ord(name)}", hint="in", dns_names=["web"]))
+        ledger.add_entry(
+            entry(name, API, f"unix:gid:{ord(name)}", hint="in", dns_names=["web"], jwt_ttl=HOUR)
+        )
         ledger.add_token(token(name))
     ledger.delete_entry("a", now=NOW, by="root")
     ledger.burn_token(token_hash("b"), now=NOW, by="10.0.0.1")

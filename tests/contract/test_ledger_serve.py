@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import jwt
 import pytest
 from click.testing import CliRunner
 from cryptography import x509
@@ -159,8 +160,11 @@ def test_who_is_refused_is_audited_by_whichever_door(
             fetch(pki, "default")
     with pytest.raises(grpc.RpcError, match="no registration matches"):
         fetch_token(pki)
-    ledger.add_entry(entry("1", WEB, f"unix:uid:{os.getuid()}", at=datetime.now(UTC)))
+    me, tokens = f"unix:uid:{os.getuid()}", timedelta(minutes=7)
+    ledger.add_entry(entry("1", WEB, me, at=datetime.now(UTC), jwt_ttl=tokens))
     server.wait_for("registrations changed")
+    claims = jwt.decode(fetch_token(pki).svids[0].svid, options={"verify_signature": False})
+    assert claims["exp"] - claims["iat"] == tokens.total_seconds()
     with pytest.raises(grpc.RpcError, match="may not have"):
         fetch(pki, str(API))
 

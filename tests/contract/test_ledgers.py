@@ -211,6 +211,7 @@ class LedgerContract:
             dns_names=["web", "web.default"],
             parent_id="spiffe://cluster.local/agent/1",
             federates_with=["partner.test"],
+            jwt_ttl=timedelta(minutes=7),
             hint="internal",
         )
         version = ledger.entries_version()

@@ -245,8 +245,11 @@ def test_entries_are_made_shown_and_deleted(pki: Path) -> None:
         "unix:gid:8",
     ]
     made = plain(
-        *arguments, "--ttl", "5m", "--dns", "web", "--federates-with", "partner.test", "--hint", "in"
+        *arguments,
+        *("--ttl", "5m", "--jwt-ttl", "90s", "--dns", "web", "--federates-with", "partner.test"),
+        *("--hint", "in"),
     )
+    assert made["jwt_ttl_seconds"] == 90
     assert made["selectors"] == ["unix:uid:7", "unix:gid:8"]
     assert (made["ttl_seconds"], made["dns_names"], made["federates_with"]) == (
         300,
@@ -266,12 +269,25 @@ def test_entries_are_made_shown_and_deleted(pki: Path) -> None:
         ["spiffe://other/web", "--selector", "unix:uid:1"],
         [WEB, "--selector", "unix:uid:x"],
         [WEB, "--selector", "unix:uid:1", "--ttl", "25h"],
+        [WEB, "--selector", "unix:uid:1", "--jwt-ttl", "61m"],
+        [WEB, "--selector", "unix:uid:1", "--jwt-ttl", "0s"],
         ["web", "--selector", "unix:uid:1"],
         [WEB, "--selector", "unix:uid:1", "--parent", "spiffe://other/agent"],
     ):
         assert run("entry", "create", "--dir", pki, *wrong).exit_code == 3, wrong
     assert run("entry", "create", "--dir", pki, WEB).exit_code == 2
     assert plain("entry", "list", "--dir", pki) == []
+
+
+def test_the_life_of_tokens_is_five_minutes_if_nobody_says_otherwise(pki: Path) -> None:
+    """As in the settings of a server; a backup keeps what was said."""
+    made = plain("entry", "create", "--dir", pki, WEB, "--selector", "unix:uid:7")
+    assert made["jwt_ttl_seconds"] == 300
+    other = plain("entry", "create", "--dir", pki, WEB, "--selector", "unix:uid:8", "--jwt-ttl", "1h")
+    plain("backup", "--dir", pki, "--out", pki.parent / "a.tar", "--allow-unencrypted")
+    plain("restore", pki.parent / "a.tar", "--dir", pki.parent / "again")
+    assert plain("entry", "list", "--dir", pki.parent / "again") == [made, other]
+    assert "3600" in run("entry", "show", "--dir", pki, other["entry"]).stdout
 
 
 def test_a_token_is_shown_once_and_kept_as_a_hash(pki: Path) -> None:
