@@ -43,6 +43,7 @@ class AuditEvent(StrEnum):
 
     CERTIFICATE_ISSUED = "certificate_issued"
     CERTIFICATE_REVOKED = "certificate_revoked"
+    CERTIFICATES_FORGOTTEN = "certificates_forgotten"
     ISSUANCE_DENIED = "issuance_denied"
     ENTRY_CREATED = "entry_created"
     ENTRY_DELETED = "entry_deleted"

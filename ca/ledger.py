@@ -353,6 +353,17 @@ class Ledger(Protocol):
     def revoked(self, issuer: str, *, unexpired_at: datetime) -> Sequence[RevokedSerial]:
         """Return the revoked certificates of an issuer that end after `unexpired_at`."""
 
+    def forget_expired(self, before: datetime, *, most: int, now: datetime, by: str) -> int:
+        """Remove the records of certificates that ended before `before`, the oldest `most`; return how many.
+
+        What was revoked is kept: it must be known as such for ever. The audit log has one record that says
+        how many, and keeps all that were made when they were issued.
+
+        Raises:
+            ValueError: `before` is not before `now`, or `most` is not 1 to `MAX_PAGE`.
+
+        """
+
     def last_expiry(self, issuer: str) -> datetime | None:
         """Return when the last of the certificates of an issuer ends; None if none is recorded."""
 

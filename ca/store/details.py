@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from ca.audit import Details
 from ca.ledger import (
+    MAX_PAGE,
     Entry,
     FederatedBundle,
     IssuedCertificate,
@@ -46,6 +49,24 @@ def of_revoked(one: IssuedCertificate, reason: RevocationReason) -> Details:
 def of_crl(crl: StoredCrl) -> Details:
     """Return the details of `crl_published`."""
     return {"issuer": crl.issuer, "next_update": f"{crl.next_update:%FT%TZ}", "number": crl.number}
+
+
+def of_forgotten(count: int, before: datetime) -> Details:
+    """Return the details of `certificates_forgotten`."""
+    return {"count": count, "expired_before": f"{before:%FT%TZ}"}
+
+
+def check_forgetting(before: datetime, most: int, now: datetime) -> None:
+    """Refuse to forget what may not have ended, or more at once than others can wait for.
+
+    Raises:
+        ValueError: it is so.
+
+    """
+    if before >= now:
+        raise ValueError(f"what ends at {before:%FT%TZ} has not ended yet")
+    if not 1 <= most <= MAX_PAGE:
+        raise ValueError(f"1 to {MAX_PAGE} certificates are forgotten at once, not {most}")
 
 
 def of_entry(entry: Entry) -> Details:

@@ -159,6 +159,10 @@ class Change:
         """Put a member into a sorted set; `only_up`: unless it is there with a higher score."""
         self._write("ZADD GT" if only_up else "ZADD", key, score, member)
 
+    def unrank(self, key: Key, member: Text) -> None:
+        """Remove a member of a sorted set."""
+        self._write("ZREM", key, member)
+
     def count(self, key: Key, field: Text) -> None:
         """Add one to a field of a hash; once for each change."""
         self._write("HINCRBY", key, field, 1)

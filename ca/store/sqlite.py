@@ -226,6 +226,20 @@ class SqliteLedger:
             )
             return read_revoked(rows.fetchall())
 
+    def forget_expired(self, before: datetime, *, most: int, now: datetime, by: str) -> int:
+        """See `Ledger`."""
+        details.check_forgetting(before, most, now)
+        with self._database.writing() as connection:
+            count = connection.execute(
+                "DELETE FROM certificates WHERE position IN (SELECT position FROM certificates"
+                " WHERE revoked_at IS NULL AND not_after < ? ORDER BY position LIMIT ?)",
+                (number(before), most),
+            ).rowcount
+            if count:
+                about = details.of_forgotten(count, before)
+                _Log(connection).append(AuditEvent.CERTIFICATES_FORGOTTEN, now=now, by=by, details=about)
+            return count
+
     def last_expiry(self, issuer: str) -> datetime | None:
         """See `Ledger`."""
         with self._database.reading() as connection:

@@ -163,6 +163,57 @@ class LedgerContract:
         before = NOW - timedelta(microseconds=1)
         assert len(ledger.revoked(ISSUER, unexpired_at=before)) == 2
 
+    def test_what_ended_long_ago_is_forgotten(
+        self, ledger: Ledger, open_ledger: Callable[[], Ledger]
+    ) -> None:
+        """The oldest first, so many at once; neither what is valid, nor what was revoked, nor the audit log."""
+        old = NOW - timedelta(days=30)
+        ended = [certificate(issued_at=old, not_after=old + HOUR, spiffe_id=name) for name in (WEB, API, WEB)]
+        revoked, edge = (
+            certificate(issued_at=old, not_after=old + HOUR),
+            certificate(issued_at=old, not_after=NOW),
+        )
+        valid = certificate()
+        ledger.record_issued([ended[0], revoked, ended[1], edge, ended[2], valid])
+        ledger.revoke(ISSUER, revoked.serial, RevocationReason.SUPERSEDED, now=NOW, by="root")
+        later, other = NOW + timedelta(days=1), open_ledger()
+        assert ledger.forget_expired(NOW, most=2, now=later, by="root") == 2
+        left = other.issued(CertificateQuery(), now=later).certificates
+        assert [one.serial for one in left] == [one.serial for one in (valid, ended[2], edge, revoked)]
+        assert other.forget_expired(NOW, most=2, now=later, by="root") == 1
+        head = ledger.audit_head()
+        assert ledger.forget_expired(NOW, most=2, now=later, by="root") == 0
+        assert ledger.audit_head() == head
+        for one in (ledger, other):
+            found = one.issued(CertificateQuery(), now=later).certificates
+            assert [kept.serial for kept in found] == [valid.serial, edge.serial, revoked.serial]
+            assert all(one.find(serial=gone.serial) == () for gone in ended)
+            assert all(one.find(fingerprint=gone.fingerprint) == () for gone in ended)
+            assert one.issued(CertificateQuery(spiffe_id=API), now=later).certificates == ()
+            assert [kept.serial for kept in one.revoked(ISSUER, unexpired_at=old)] == [revoked.serial]
+        counts = [one.fields() for one in ledger.audit() if one.event == "certificates_forgotten"]
+        assert [one["count"] for one in counts] == [2, 1]
+        assert counts[0]["expired_before"] == "2030-01-02T03:04:05Z"
+        assert events(ledger).count("certificate_issued") == 6
+        assert ledger.verify_audit().intact
+        refused(
+            LedgerCode.UNKNOWN,
+            lambda: ledger.revoke(ISSUER, ended[0].serial, RevocationReason.SUPERSEDED, now=later, by="x"),
+        )
+
+    def test_nothing_is_forgotten_before_it_ended(self, ledger: Ledger) -> None:
+        """Nor is more at once than others can wait for; a clock that is behind forgets nothing."""
+        ledger.record_issued([certificate(issued_at=NOW - 2 * HOUR, not_after=NOW - HOUR)])
+        ledger.append_audit(AuditEvent.ISSUANCE_DENIED, now=NOW, by="x", details={})
+        for before, most in ((NOW, 1), (NOW + HOUR, 1), (NOW - HOUR, 0), (NOW - HOUR, 1001)):
+            with pytest.raises(ValueError, match=r"has not ended|at once"):
+                ledger.forget_expired(before, most=most, now=NOW, by="root")
+        with pytest.raises(ClockError):
+            ledger.forget_expired(
+                NOW - timedelta(minutes=20), most=1, now=NOW - timedelta(minutes=10), by="root"
+            )
+        assert len(ledger.issued(CertificateQuery(), now=NOW).certificates) == 1
+
     def test_the_last_expiry_of_an_issuer(self, ledger: Ledger) -> None:
         """Of all that it signed, in whichever order, revoked or not; of nobody else."""
         assert ledger.last_expiry(ISSUER) is None

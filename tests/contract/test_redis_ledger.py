@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from support.valkey_nodes import Cluster, Node, wait_until
 from ca.audit import AuditEvent, AuditRecord
 from ca.ledger import (
     CertificateQuery,
+    IssuedCertificate,
     KeyUse,
     Ledger,
     LedgerCode,
@@ -537,6 +538,30 @@ def test_a_ledger_of_the_version_before_is_taken_over(valkey: Valkey, ledger: Re
     assert opened.audit_head().time == "2030-01-02T03:04:05.000678Z"
     assert opened.verify_audit().intact
     opened.close()
+
+
+def test_a_certificate_that_is_revoked_meanwhile_is_not_forgotten(
+    valkey: Valkey, ledger: RedisLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever revokes it between the look and the change is faster, and it is known as revoked for ever."""
+    ended, later = certificate(7, issued_at=NOW - 2 * HOUR, not_after=NOW - HOUR), NOW + HOUR
+    ledger.record_issued([ended])
+    other, look = open_redis(valkey), ledger._ended
+    pending = [True]
+
+    def looked(before: datetime) -> Iterator[tuple[bytes, bytes, IssuedCertificate]]:
+        found = list(look(before))
+        if pending:
+            pending.clear()
+            other.revoke(ISSUER, 7, RevocationReason.KEY_COMPROMISE, now=later, by="root")
+        yield from found
+
+    monkeypatch.setattr(ledger, "_ended", looked)
+    assert ledger.forget_expired(NOW, most=10, now=later, by="root") == 0
+    (kept,) = other.find(serial=7)
+    assert kept.revocation is not None
+    assert other.verify_audit().intact
+    other.close()
 
 
 def test_other_trust_domains_do_not_meet(valkey: Valkey, ledger: RedisLedger) -> None:
