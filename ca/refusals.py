@@ -66,9 +66,9 @@ class RefusalLog:
     ) -> None:
         """Note that a local process was refused, with a line `event` in the log that says `about` it."""
         self.counts[refused.reason] += 1
-        # Not by its id: a process that fails is started again.
-        key = (about.get("peer"), method, refused)
         details, at = _details(refused, method), self._monotonic_ns()
+        # Not by its id: a process that fails is started again.
+        key = (about.get("peer"), *details.values())
         if self._lines.take("", at):
             _log.warning(event, **about, method=method)
         with self._wakeup:

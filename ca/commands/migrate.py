@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from ca.audit import AuditHead
+from ca.audit import AuditHead, ClockError, clock_problem
 from ca.authority import CA_CERT, trust_domain_of
 from ca.commands import clock
 from ca.commands.base import (
@@ -30,6 +30,7 @@ from garrison.redis_address import RedisAddress
 
 # Many times the longest life of an SVID, of a CRL, and of a clock's mistake.
 MIN_AGE = timedelta(days=7)
+MAX_AGE = timedelta(days=36_500)
 
 
 @click.group("ledger", cls=Commands, epilog=EXIT_CODES)
@@ -102,8 +103,8 @@ def prune(directory: Path, *, age: timedelta, dry_run: bool, ledger: LedgerPlace
     Example:
       ca ledger prune --dir ./pki --expired-for 90d --dry-run
     """
-    if age < MIN_AGE:
-        raise Failure(f"--expired-for is at least {MIN_AGE.days}d, not {age}", EXIT_REFUSED)
+    if not MIN_AGE <= age <= MAX_AGE:
+        raise Failure(f"--expired-for is {MIN_AGE.days}d to {MAX_AGE.days}d, not {age}", EXIT_REFUSED)
     with open_ledger(directory, ledger) as opened:
         now = clock.now()
         before = _last_trusted(opened.audit_head(), now) - age
@@ -124,7 +125,12 @@ def _last_trusted(head: AuditHead, now: datetime) -> datetime:
 
     A CA in use has records of today, since its CRLs are renewed.
     """
-    return min(now, datetime.fromisoformat(head.time)) if head.time else now
+    if problem := clock_problem(head, now):
+        raise ClockError(problem)
+    try:
+        return min(now, datetime.fromisoformat(head.time)) if head.time else now
+    except (ValueError, TypeError) as error:
+        raise ClockError("the newest record of the ledger has a time that is none") from error
 
 
 def _count(ledger: Ledger, before: datetime) -> int:

@@ -81,7 +81,7 @@ def test_old_records_go_and_the_log_stays_whole(pki: Path) -> None:
 def test_what_ended_lately_stays(pki: Path) -> None:
     """And nobody can ask for less than a week."""
     assert plain("ledger", "prune", "--dir", pki, "--expired-for", "100d")["removed"] == 0
-    for age, code in (("6d", 3), ("0s", 3), ("x", 2)):
+    for age, code in (("6d", 3), ("0s", 3), ("36501d", 3), ("999999d", 3), ("x", 2)):
         assert run("ledger", "prune", "--dir", pki, "--expired-for", age).exit_code == code
     assert run("ledger", "prune", "--dir", pki).exit_code == 2
     assert len(plain("list", "--dir", pki, "--limit", "1000", "--expired")["certificates"]) == 1000
@@ -94,6 +94,16 @@ def test_a_clock_that_is_ahead_removes_nothing_that_counts(pki: Path, clock: Clo
     assert told == {"expired_before": "2029-10-04T03:04:05Z", "removed": 2499}
     clock.now = NOW
     assert len(plain("list", "--dir", pki, "--valid")["certificates"]) == 5
+
+
+def test_a_clock_that_is_behind_removes_nothing(pki: Path, clock: Clock) -> None:
+    """It is an error, also when only a number was asked for."""
+    clock.now = NOW - HOUR
+    for more in ((), ("--dry-run",)):
+        result = run("ledger", "prune", "--dir", pki, "--expired-for", "90d", *more)
+        assert (result.exit_code, result.stderr.count("\n")) == (3, 1)
+        assert "newest record" in result.stderr
+    assert len(plain("list", "--dir", pki, "--limit", "1000")["certificates"]) == 1000
 
 
 def test_a_pruned_ledger_can_be_moved(pki: Path, tmp_path: Path) -> None:
