@@ -139,7 +139,8 @@ class Authorities:
         return self._directory / self._find(key_id).folder
 
     # Changing: each raises IssuanceError if the rules refuse, ConfigError or OSError if files are in the way,
-    # LedgerUnavailableError; what was not done then is done by the next one.
+    # LedgerUnavailableError; what was not done then is done by the next one. By a clock that is wrong
+    # (`ca.audit.clock_problem`) nothing is even begun.
 
     def reconcile(self, *, now: datetime, by: str) -> None:
         """Finish what a crash left half done; take in files that the ledger does not know."""
@@ -172,7 +173,7 @@ class Authorities:
         """
         with self._locked():
             self._reconciler.reconcile(now, by)
-            active = self._needs_active()
+            active = self._needs_active(now)
             current = self._authority(active)
             if new_root is None:
                 new_root = now >= schedule(active.standing(None), self.policy).new_root_at
@@ -196,7 +197,7 @@ class Authorities:
         """Make a key and a request to an outside root; return the request's path."""
         with self._locked():
             self._reconciler.reconcile(now, by)
-            active = self._needs_active()
+            active = self._needs_active(now)
             waiting = waiting_in(self._directory)
             if waiting:
                 raise IssuanceError(f"a request waits already: `{waiting[0] / REQUEST}` (--answer takes it)")
@@ -215,7 +216,7 @@ class Authorities:
         """Take what an outside root answered to the request, and publish its root."""
         with self._locked():
             self._reconciler.reconcile(now, by)
-            trust_domain = self._authority(self._needs_active()).trust_domain
+            trust_domain = self._authority(self._needs_active(now)).trust_domain
             waiting = waiting_in(self._directory)
             if not waiting:
                 raise IssuanceError("no request waits for an answer: `prepare --csr` makes one")
@@ -276,7 +277,7 @@ class Authorities:
 
     # Making
 
-    def _needs_active(self) -> Known:
+    def _needs_active(self, now: datetime) -> Known:
         known = self._reconciler.known()
         if not is_writable(self._directory):
             raise unusable(self._directory, "the directory cannot be written, so nothing is rotated in it")
@@ -289,6 +290,10 @@ class Authorities:
         if active is None:
             raise IssuanceError(
                 "no authority is active, so there is none to follow: `ca init` makes a new CA"
+            )
+        if now < (starts := active.chain[0].not_valid_before_utc):
+            raise IssuanceError(
+                f"the CA certificate is not valid before {starts:%FT%TZ}: is the clock right?"
             )
         return active
 

@@ -31,8 +31,8 @@ class LocalIdentities:
 
     One key and SVID per registration, made here, in memory only. `peer_credentials` maps a gRPC peer to the
     process behind it (`PeerCredentialListener.credentials`). `issuer` issues and records; `number` gives the
-    sequence number of the bundle with some digest at some moment, and `crl_pem` the CRLs, none by default.
-    Clock and randomness can be replaced.
+    sequence number of the bundle with some digest at some moment, `crl_pem` the CRLs, none by default, and
+    `clock_problem` why no token can be made at this time. Clock and randomness can be replaced.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class LocalIdentities:
         number: Callable[[str, datetime], int],
         token_issuer: str | None = None,
         crl_pem: Callable[[], bytes] = bytes,
+        clock_problem: Callable[[], str] = str,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -60,6 +61,7 @@ class LocalIdentities:
         self._federated: dict[TrustDomain, SpiffeBundle] = {}
         self._complaint = ""
         self._crl_pem = crl_pem
+        self._clock_problem = clock_problem
         self._held = SvidCache(random=jitter, refused=self._refused)
 
     @property
@@ -127,6 +129,9 @@ class LocalIdentities:
 
         """
         now = self._now()
+        if problem := self._clock_problem():
+            raise IssuanceError(problem)
+        self._issuer.authority.issuer.check_validity(now)
         try:
             key = self._jwt_keys.ring(now).signing(now)
         except ConfigError as error:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import structlog
 from cryptography import x509
 
+from ca.audit import clock_problem
 from ca.authorities import Authorities, View
 from ca.authority import Authority
 from ca.crl import crl_pem, is_due, key_identifier, renew_crl
@@ -71,19 +72,21 @@ class CaMemory:
         self._rotate_at = datetime.min.replace(tzinfo=UTC)
         self._view: View | None = None
         self._tainted: frozenset[str] = frozenset()
-        self._refusal = ""
+        self._refusal = self.clock_problem = ""
         self._entries_version = -1
         self._complaint = ""
         self._published = ("", 0)
         self._looking = threading.Lock()
         self.rotations: Counter[str] = Counter()
         self.rotation_problem = ""
-        self.issuer = RecordingIssuer(lambda: self._authority, self._recorder, lambda: self._refusal)
+        self.issuer = RecordingIssuer(lambda: self._authority, self._recorder, self._why_not)
         self.registrations = self._configured
         self.entries: tuple[Entry, ...] = ()
         self.crls: tuple[StoredCrl, ...] = ()
         if authorities is not None:
-            authorities.reconcile(now=now(), by=_SERVER)
+            self._look_at_clock()
+            if not self.clock_problem:
+                authorities.reconcile(now=now(), by=_SERVER)
             self._view = authorities.view()
             self._authority, self._refusal = self._view.authority, self._view.refusal
             self._tainted = self._view.tainted
@@ -167,12 +170,14 @@ class CaMemory:
 
     def describe(self) -> str:
         """Return in one line how the CA is."""
-        if self._refusal:
-            return f"nothing is issued: {self._refusal}"
+        if reason := self._why_not():
+            return f"nothing is issued: {reason}"
         active, plan = self.active, self.plan()
         if active is None or plan is None:
             return f"signs until {self._authority.not_after:%FT%TZ}"
         now = self._now()
+        if now < active.starts:
+            return f"nothing is issued: authority {active.key_id} is not valid before {active.starts:%FT%TZ}"
         if now >= min(active.ends, active.root_ends):
             return f"nothing is issued: authority {active.key_id} has ended"
         text = (
@@ -253,7 +258,20 @@ class CaMemory:
         with self._looking:
             self._look_alone()
 
+    def _why_not(self) -> str:
+        """Return why nothing is issued, "" if something is."""
+        return self.clock_problem or self._refusal
+
+    def _look_at_clock(self) -> None:
+        """Find out whether the clock can be right, by what others have recorded."""
+        problem = clock_problem(self._ledger.audit_head(), self._now())
+        if bool(problem) != bool(self.clock_problem):
+            _log.warning("issuing ended" if problem else "issuing resumed", reason=problem)
+        self.clock_problem = problem
+
     def _look_alone(self) -> None:
+        was_wrong = bool(self.clock_problem)
+        self._look_at_clock()
         version = self._ledger.entries_version()
         if version != self._entries_version:
             domain = self._authority.trust_domain
@@ -267,10 +285,11 @@ class CaMemory:
             self.entries = ours
             self._entries_version = version
         if self._authorities is not None:
-            if self._rotate and self._now() >= self._rotate_at:
+            trusted = not self.clock_problem
+            if self._rotate and trusted and self._now() >= self._rotate_at:
                 self._rotate_due(self._authorities)
             before, self._view = self._view, self._authorities.view()
-            if self._rotate and self._view is not before:
+            if trusted and (was_wrong or (self._rotate and self._view is not before)):
                 # Whoever changed something may have died before the files were right.
                 self._authorities.reconcile(now=self._now(), by=_SERVER)
                 self._view = self._authorities.view()
@@ -298,6 +317,9 @@ class CaMemory:
         now, revocations = self._now(), self._ledger.revocations()
         held = {one.issuer: one for one in self.crls}
         names = None if self._view is None else {one.key_id for one in published(self._view.standings)}
+        if self.clock_problem:
+            self.crls = self._published_crls(names)
+            return
         overdue = [
             issuer for issuer in self._issuers() if is_due(held.get(key_identifier(issuer)), revocations, now)
         ]
@@ -312,7 +334,10 @@ class CaMemory:
                 complained = True
         if not complained:
             self._complaint = ""
-        self.crls = tuple(one for one in self._ledger.crls() if names is None or one.issuer in names)
+        self.crls = self._published_crls(names)
+
+    def _published_crls(self, names: Collection[str] | None) -> tuple[StoredCrl, ...]:
+        return tuple(one for one in self._ledger.crls() if names is None or one.issuer in names)
 
     def _issuers(self) -> tuple[Issuer, ...]:
         if self._view is None:

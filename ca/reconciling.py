@@ -15,6 +15,7 @@ from pathlib import Path
 from cryptography import x509
 
 from ca.atomic_files import sync_directory
+from ca.audit import ClockError, clock_problem
 from ca.authority import CA_CERT, ROOT_CERT, ROOT_KEY, CaCertificates
 from ca.authority_files import (
     FOLDER,
@@ -112,7 +113,14 @@ class Reconciler:
         return _unique((*live, *(root for root in there if root not in mine)))
 
     def reconcile(self, now: datetime, by: str) -> None:
-        """Finish what a crash left half done; take in files that the ledger does not know."""
+        """Finish what a crash left half done; take in files that the ledger does not know.
+
+        Raises:
+            ClockError: by the ledger, `now` is in the past.
+
+        """
+        if problem := clock_problem(self._ledger.audit_head(), now):
+            raise ClockError(problem)
         current = CaCertificates.load(self._directory)
         writable = is_writable(self._directory)
         known = self.known()

@@ -186,6 +186,7 @@ class Registration:
         *,
         parent_id: str | None = None,
         federates_with: Sequence[str] = (),
+        jwt_ttl: timedelta = DEFAULT_JWT_TTL,
         hint: str = "",
     ) -> Registration:
         """Return a registration from the texts of a config file.
@@ -202,7 +203,8 @@ class Registration:
             tuple(dns_names),
             SpiffeId.parse(parent_id) if parent_id is not None else None,
             tuple(TrustDomain.parse(name) for name in federates_with),
-            hint=hint,
+            jwt_ttl,
+            hint,
         )
 
 

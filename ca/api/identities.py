@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from cryptography import x509
 
+from ca.attestors.base import Reason, Refused
 from ca.bundle import SpiffeBundle
 from ca.registration import Registration
 from ca.svid_cache import HeldSvid
@@ -99,6 +100,18 @@ class EntitlementError(StatusError):
         super().__init__(StatusCode.PERMISSION_DENIED, message)
         self.credentials = credentials
         self.name = name
+
+    @property
+    def refused(self) -> Refused:
+        """What the audit log says of it."""
+        if self.credentials is None:
+            return Refused(Reason.NO_EVIDENCE, self.message)
+        return Refused(Reason.NOT_ENTITLED if self.name else Reason.NOT_REGISTERED, self.message)
+
+    def who(self, peer: str) -> str:
+        """Return who `peer` is, as records of what is issued say it."""
+        found = self.credentials
+        return peer if found is None else f"{describe(found)}, pid {found.pid}"
 
     def described(self, peer: str) -> dict[str, Any]:
         """Return what the log says of the denial: who `peer` is, as far as the kernel knows, and why."""

@@ -33,6 +33,7 @@ from ca.attestors.join_token import attest_join_token
 from ca.attestors.jwt import JwtAttestor
 from ca.attestors.kubernetes import attest_reviewed
 from ca.attestors.svid import attest_svid
+from ca.audit import ClockError
 from ca.authority import X509Svid
 from ca.budget import Budget
 from ca.csr import CheckedCsr, parse_csr
@@ -255,7 +256,7 @@ class Issuing:
     async def _attest(self, evidence: Evidence, call: Call, *, now: datetime, by: str) -> Attested:
         try:
             attested = await self._examine(evidence, call, now=now, by=by)
-        except DependencyError as error:
+        except (DependencyError, ClockError) as error:
             raise _RefusedError(Refused(Reason.UNAVAILABLE, str(error))) from error
         if isinstance(attested, Refused):
             raise _RefusedError(attested)

@@ -34,6 +34,7 @@ from ca.protos.workload_pb2 import (
     X509SVIDRequest,
     X509SVIDResponse,
 )
+from ca.refusals import RefusalLog
 from ca.registration import Registration
 from ca.renewal import MIN_INTERVAL
 from ca.svid_cache import HeldSvid
@@ -66,16 +67,21 @@ class WorkloadCounters:
 
 
 class WorkloadApi:
-    """Serves `identities` to the callers that they are for. Clock and sleep can be replaced."""
+    """Serves `identities` to the callers that they are for.
+
+    `refusals` takes who was denied, and only logs it by default. Clock and sleep can be replaced.
+    """
 
     def __init__(
         self,
         identities: Identities,
         *,
+        refusals: RefusalLog | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._identities = identities
+        self._refusals = refusals or RefusalLog(None)
         self._now = now
         self._sleep = sleep
         self._closed = asyncio.Event()
@@ -84,41 +90,45 @@ class WorkloadApi:
     def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
         """Return the handlers for `grpc.aio.Server.add_generic_rpc_handlers`."""
 
-        def unary(answer: Any, request: Any) -> Any:
+        def unary(method: str, answer: Any, request: Any) -> Any:
             async def run(message: Any, context: _Context) -> Any:
-                return await self._answer(context, self._once(answer, message, context))
+                return await self._answer(method, context, self._once(answer, message, context))
 
             return grpc.unary_unary_rpc_method_handler(
                 run, request.FromString, lambda response: response.SerializeToString()
             )
 
-        def stream(build: _Build, request: Any) -> Any:
+        def stream(method: str, build: _Build, request: Any) -> Any:
             async def run(_: Any, context: _Context) -> None:
-                await self._answer(context, self._stream(build, context))
+                await self._answer(method, context, self._stream(build, context))
 
             return grpc.unary_stream_rpc_method_handler(
                 run, request.FromString, lambda response: response.SerializeToString()
             )
 
-        methods = {
-            "FetchX509SVID": stream(self._x509_svids, X509SVIDRequest),
-            "FetchX509Bundles": stream(self._x509_bundles, X509BundlesRequest),
-            "FetchJWTSVID": unary(self._jwt_svids, JWTSVIDRequest),
-            "FetchJWTBundles": stream(self._jwt_bundles, JWTBundlesRequest),
-            "ValidateJWTSVID": unary(self._validate, ValidateJWTSVIDRequest),
+        streams = {
+            "FetchX509SVID": (self._x509_svids, X509SVIDRequest),
+            "FetchX509Bundles": (self._x509_bundles, X509BundlesRequest),
+            "FetchJWTBundles": (self._jwt_bundles, JWTBundlesRequest),
         }
+        unaries = {
+            "FetchJWTSVID": (self._jwt_svids, JWTSVIDRequest),
+            "ValidateJWTSVID": (self._validate, ValidateJWTSVIDRequest),
+        }
+        methods = {name: stream(name, *one) for name, one in streams.items()}
+        methods |= {name: unary(name, *one) for name, one in unaries.items()}
         return (grpc.method_handlers_generic_handler(SERVICE, methods),)
 
     def close(self) -> None:
         """End every stream, so that workloads go to the server that takes over."""
         self._closed.set()
 
-    async def _answer(self, context: _Context, work: Awaitable[Any]) -> Any:
+    async def _answer(self, method: str, context: _Context, work: Awaitable[Any]) -> Any:
         """Await `work`; what it raises becomes a status (endpoint, section 6; API, sections 5 and 6)."""
         try:
             return await work
         except EntitlementError as error:
-            self._log_denial(context.peer(), error)
+            self._note_denial(method, context.peer(), error)
             code, text = error.code, error.message
         except StatusError as error:
             code, text = error.code, error.message
@@ -241,9 +251,16 @@ class WorkloadApi:
     def _crls(self) -> list[bytes]:
         return [crl.public_bytes(Encoding.DER) for crl in self._identities.crls()]
 
-    def _log_denial(self, peer: str, error: EntitlementError) -> None:
+    def _note_denial(self, method: str, peer: str, error: EntitlementError) -> None:
         self.counters.denials += 1
-        _log.warning("workload denied", **error.described(peer))
+        self._refusals.add_local(
+            error.refused,
+            now=self._now(),
+            by=error.who(peer),
+            method=method,
+            event="workload denied",
+            about=error.described(peer),
+        )
 
 
 def _closing() -> StatusError:

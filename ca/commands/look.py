@@ -21,6 +21,7 @@ from ca.bundle import (
     parse_certificates,
     parse_spiffe_bundle,
 )
+from ca.commands import clock
 from ca.commands.base import (
     DURATION,
     EXIT_CODES,
@@ -65,7 +66,7 @@ def inspect(targets: tuple[str, ...], server_name: str | None, timeout: Any, *, 
       ca inspect ./web/svid.pem
       ca inspect localhost:8443
     """
-    now = datetime.now(UTC)
+    now = clock.now()
     found: list[dict[str, Any]] = []
     for target in targets:
         address = None if Path(target).exists() else parse_address(target)
@@ -127,7 +128,7 @@ def verify(
     """
     leaf, *intermediates = _certificates(file)
     roots = load_bundle(bundle_file)
-    moment = at or datetime.now(UTC)
+    moment = at or clock.now()
     found, chain = verify_svid(leaf, intermediates, roots, moment)
     if spiffe_id not in {None, found}:
         raise IssuanceError(f"it is the identity of `{found}`, not of `{spiffe_id}`")
@@ -201,7 +202,7 @@ def _published(directory: Path, roots: tuple[x509.Certificate, ...], ledger: Led
     found = SpiffeBundle(roots, keys, refresh_hint=REFRESH_HINT_SECONDS)
     try:
         with open_ledger(directory, ledger) as opened:
-            sequence = opened.publish_bundle(found.digest, now=datetime.now(UTC), by=operator())
+            sequence = opened.publish_bundle(found.digest, now=clock.now(), by=operator())
     except GarrisonError as error:
         # As in a folder that is mounted read-only: a bundle without a number is one too (section 4.1.1).
         warn(f"the bundle has no number: {error}")

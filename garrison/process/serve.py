@@ -50,6 +50,7 @@ from ca.ledger import LedgerUnavailableError
 from ca.local_identities import LocalIdentities
 from ca.memory import CaMemory
 from ca.passphrase import PassphraseSource
+from ca.refusals import RefusalLog
 from ca.rotation import Policy
 from garrison.distribution.bundle import BundleFile
 from garrison.distribution.cache import DiskCache
@@ -251,9 +252,11 @@ class Server:
         handlers, services = [self.health.handler, *self._rlqs.handlers()], [HEALTH, RLQS]
         if self._memory is not None:
             identities = self._local_identities(self._memory, control)
-            handlers += self._identity_handlers(identities)
+            # By whichever door somebody was refused, it is in one log.
+            refusals = RefusalLog(self._memory.ledger)
+            handlers += self._identity_handlers(identities, refusals)
             services += [SDS, ADS, WORKLOAD]
-            self._ca = CaServices(self._settings, self._memory, control.process_of, identities)
+            self._ca = CaServices(self._settings, self._memory, control.process_of, identities, refusals)
             services += CA_SERVICES
         admin = self._admin()
         reloaders = [*self._reloaders(), *self._certificates(request, control)]
@@ -390,6 +393,7 @@ class Server:
             number=memory.bundle_sequence,
             token_issuer=settings.oidc.issuer,
             crl_pem=memory.crl_pem,
+            clock_problem=lambda: memory.clock_problem,
         )
         if self._federation is not None:
             self._federation.serve(identities)
@@ -406,10 +410,14 @@ class Server:
             log.info("oidc_listening", address=str(self._oidc.address))
         return identities
 
-    def _identity_handlers(self, identities: LocalIdentities) -> list[grpc.GenericRpcHandler]:
+    def _identity_handlers(
+        self, identities: LocalIdentities, refusals: RefusalLog
+    ) -> list[grpc.GenericRpcHandler]:
         files = FileSecrets(self._settings.ca.sds_file_folders)
-        self._sds = SecretDiscovery(identities, files=files, sends_crl=self._settings.ca.crl_in_sds)
-        self._workload = WorkloadApi(identities)
+        self._sds = SecretDiscovery(
+            identities, files=files, sends_crl=self._settings.ca.crl_in_sds, refusals=refusals
+        )
+        self._workload = WorkloadApi(identities, refusals=refusals)
         return [*self._sds.handlers(), *self._workload.handlers()]
 
     def _use_federated(self, federated: FederatedBundles) -> None:

@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import structlog
 from support.ledgers import NOW
 
 from ca.attestors.base import Attested, Reason, Refused, selectors
@@ -15,7 +16,7 @@ from ca.budget import Budget
 from ca.entitlement import Grant, choose, lifetime
 from ca.issuer import DEFAULT_TTL
 from ca.ledger import Ledger, LedgerUnavailableError
-from ca.refusals import RECORDS_AT_ONCE, RefusalLog
+from ca.refusals import RECORDS_AT_ONCE, REPEAT_SECONDS, RefusalLog
 from ca.registration import Registration, SelectorKind
 from ca.store.sqlite import SqliteLedger
 from garrison.errors import RequestError
@@ -143,6 +144,77 @@ def test_refusals_are_recorded_up_to_a_rate(tmp_path: Path) -> None:
     assert (records[0].actor, "left_out" in records[0].fields()) == ("10.0.0.1:1", False)
     log.add(refused, now=NOW, by="late", method="CreateCertificate")
     ledger.close()
+
+
+def test_a_local_process_that_tries_again_is_recorded_once_a_minute(tmp_path: Path) -> None:
+    """All are counted; its next record says how often it tried meanwhile. Others have records of their own."""
+    ledger, clock = SqliteLedger.of(tmp_path), [0]
+    log = RefusalLog(ledger, monotonic_ns=lambda: clock[0])
+
+    def refuse(who: str, pid: int, method: str = "StreamSecrets") -> None:
+        refused = Refused(Reason.NOT_REGISTERED, f"no registration matches this caller ({who})")
+        about = {"pid": pid, "uid": 7}
+        log.add_local(
+            refused, now=NOW, by=f"{who}, pid {pid}", method=method, event="sds denied", about=about
+        )
+
+    with structlog.testing.capture_logs() as logs:
+        for number in range(5):
+            refuse("uid 7", number)
+        refuse("uid 8", 9)
+        refuse("uid 7", 9, "FetchX509SVID")
+        clock[0] += REPEAT_SECONDS * SECOND
+        refuse("uid 7", 10)
+        clock[0] += REPEAT_SECONDS * SECOND
+        refuse("uid 7", 11)
+    log.close()
+    records = [one for one in ledger.audit() if one.event == AuditEvent.ISSUANCE_DENIED]
+    assert [(one.actor, one.fields().get("repeated")) for one in records] == [
+        ("uid 7, pid 0", None),
+        ("uid 8, pid 9", None),
+        ("uid 7, pid 9", None),
+        ("uid 7, pid 10", 4),
+        ("uid 7, pid 11", None),
+    ]
+    assert [(one["event"], one["pid"]) for one in logs] == [
+        ("sds denied", pid) for pid in (0, 1, 2, 3, 4, 9, 9, 10, 11)
+    ]
+    assert log.counts == Counter({Reason.NOT_REGISTERED: 9})
+    ledger.close()
+
+
+def test_local_refusals_share_the_rate_of_all_others(tmp_path: Path) -> None:
+    """Whoever makes up names has no more records than the rate allows, and the rest is counted."""
+    ledger, clock = SqliteLedger.of(tmp_path), [0]
+    log = RefusalLog(ledger, monotonic_ns=lambda: clock[0])
+
+    def refuse(number: int) -> None:
+        refused = Refused(Reason.NOT_ENTITLED, f"may not have `{number}`")
+        log.add_local(refused, now=NOW, by="uid 7", method="FetchSecrets", event="sds denied", about={})
+
+    with structlog.testing.capture_logs() as logs:
+        for number in range(RECORDS_AT_ONCE + 7):
+            refuse(number)
+    assert len(logs) == RECORDS_AT_ONCE
+    clock[0] += SECOND
+    log.add(Refused(Reason.EXPIRED, "x"), now=NOW, by="10.0.0.1:1", method="CreateCertificate")
+    log.close()
+    records = list(ledger.audit())
+    assert len(records) == RECORDS_AT_ONCE + 1
+    assert (records[-1].fields()["reason"], records[-1].fields()["left_out"]) == ("expired", 7)
+    ledger.close()
+
+
+def test_an_agent_only_logs_refusals() -> None:
+    """It has no ledger."""
+    log = RefusalLog(None)
+    with structlog.testing.capture_logs() as logs:
+        refused = Refused(Reason.NOT_REGISTERED, "x")
+        log.add_local(
+            refused, now=NOW, by="x", method="FetchX509SVID", event="workload denied", about={"uid": 7}
+        )
+    log.close()
+    assert [(one["event"], one["uid"]) for one in logs] == [("workload denied", 7)]
 
 
 def test_a_refusal_stays_one_when_it_cannot_be_recorded() -> None:

@@ -15,10 +15,13 @@ from support.ledgers import API, WEB, certificate, entry
 
 from ca.authority import Authority
 from ca.crl import RENEW_AFTER, key_identifier
+from ca.keys import new_private_key
 from ca.ledger import RevocationReason
 from ca.memory import CaMemory
+from ca.recording import Requester
 from ca.registration import Registration
 from ca.store.sqlite import SqliteLedger
+from garrison.errors import IssuanceError
 from garrison.identity import SpiffeId
 
 CONFIGURED = Registration.parse(str(WEB), ["unix:uid:1"])
@@ -162,6 +165,43 @@ def test_a_ledger_that_fails_for_a_while_is_followed_again(
                 own.failing = False
                 await following.told()
                 assert len(following.registrations[-1]) == 2
+        following.memory.close()
+
+    asyncio.run(main())
+
+
+def test_a_clock_that_is_behind_ends_issuing_until_it_is_right(
+    ledger: SqliteLedger, tmp_path: Path, authority: Authority, now: datetime
+) -> None:
+    """Others' newest record says so: nothing is signed, the stored CRL goes on to be served; all said once."""
+
+    async def main() -> None:
+        own = SqliteLedger.of(tmp_path)
+        following = Following(own, authority, now)
+        stored = following.memory.crls
+        async with following.running():
+            ledger.add_entry(entry("1", API, at=now + timedelta(hours=1)))
+            with structlog.testing.capture_logs() as logs:
+                await following.told()
+                key = new_private_key().public_key()
+                with pytest.raises(IssuanceError, match="the clock of this machine"):
+                    await following.memory.issuer.issue(
+                        WEB, key, requester=Requester("x", "unix"), now=now, ttl=timedelta(hours=1)
+                    )
+                following.now = now - timedelta(hours=8)
+                ledger.add_entry(entry("2", WEB, at=now + timedelta(hours=1)))
+                await following.told()
+            assert [one["event"] for one in logs].count("issuing ended") == 1
+            assert "ledger not followed" not in [one["event"] for one in logs]
+            assert following.memory.crls == stored
+            assert "nothing is issued: the clock of this machine" in following.memory.describe()
+            following.now = now + timedelta(hours=1)
+            ledger.add_entry(entry("3", WEB, "unix:uid:3", at=now + timedelta(hours=1)))
+            await following.told()
+            assert following.memory.clock_problem == ""
+            await following.memory.issuer.issue(
+                WEB, key, requester=Requester("x", "unix"), now=following.now, ttl=timedelta(hours=1)
+            )
         following.memory.close()
 
     asyncio.run(main())
