@@ -11,7 +11,7 @@ import structlog
 from cryptography import x509
 
 from ca.api.identities import Caller, Changes, describe
-from ca.attestation import entitled, selectors_of
+from ca.attestation import Registrations, selectors_of
 from ca.bundle import REFRESH_HINT_SECONDS, SpiffeBundle
 from ca.crl import parse_crls
 from ca.jwt_key_store import JwtKeyStore
@@ -37,7 +37,7 @@ class LocalIdentities:
 
     def __init__(
         self,
-        registrations: Sequence[Registration],
+        registrations: Registrations,
         issuer: RecordingIssuer,
         *,
         peer_credentials: Callable[[str], PeerCredentials | None],
@@ -50,7 +50,7 @@ class LocalIdentities:
     ) -> None:
         self.changes = Changes()
         self.refused_renewals = 0
-        self._registrations = tuple(registrations)
+        self._registrations = registrations
         self._issuer = issuer
         self._peer_credentials = peer_credentials
         self._jwt_keys = jwt_keys
@@ -73,7 +73,7 @@ class LocalIdentities:
 
     def entitled(self, credentials: PeerCredentials) -> tuple[Registration, ...]:
         """Return the registrations whose selectors the process meets; see `Identities`."""
-        return entitled(self._registrations, selectors_of(credentials))
+        return self._registrations.entitled(selectors_of(credentials))
 
     async def svid(self, caller: Caller, registration: Registration) -> HeldSvid:
         """Return the SVID that is held, a new one when that is due; see `Identities`."""
@@ -141,10 +141,10 @@ class LocalIdentities:
         )
         return token, now + registration.jwt_ttl
 
-    def use_registrations(self, registrations: Sequence[Registration]) -> None:
+    def use_registrations(self, registrations: Registrations) -> None:
         """Give out these from now on; who may have nothing any more loses its stream."""
-        self._registrations = tuple(registrations)
-        self._held.retain(self._registrations)
+        self._registrations = registrations
+        self._held.retain(registrations)
         self.changes.tell()
 
     def use_federated(self, bundles: Mapping[TrustDomain, SpiffeBundle]) -> None:

@@ -21,7 +21,7 @@ from ca.agent.schedule import MIN_INTERVAL, MIN_PAUSE, Attempts, pause_after, re
 from ca.agent.server import MAX_PAUSE, NodesServer, ServerAwayError, ServerRefusedError
 from ca.agent.state import AgentState, NodeSvid
 from ca.api.identities import Caller, Changes
-from ca.attestation import entitled, selectors_of
+from ca.attestation import Registrations, selectors_of
 from ca.bundle import SpiffeBundle, parse_spiffe_bundle
 from ca.jwt_svid import validate_jwt_svid
 from ca.keys import PrivateKey, new_private_key
@@ -87,6 +87,7 @@ class RemoteIdentities:
         self._chance = chance
         # None: not known, which is something else than nobody.
         self._entries: dict[Registration, str] | None = None
+        self._registrations = Registrations()
         self._entries_version = ""
         self._bundles: dict[TrustDomain, SpiffeBundle] = {}
         self._bundle_version = ""
@@ -131,7 +132,7 @@ class RemoteIdentities:
         parent = self._node.svid.svid.spiffe_id if self._node.svid is not None else None
         if parent is None:
             return ()
-        return entitled(self._entries, selectors_of(credentials), parent)
+        return self._registrations.entitled(selectors_of(credentials), parent)
 
     def crls(self) -> tuple[x509.CertificateRevocationList, ...]:
         """Return the CRLs as the server sent them last; see `Identities`."""
@@ -310,7 +311,7 @@ class RemoteIdentities:
                 found[_registration(one, node.svid.spiffe_id)] = one.entry_id
             except (ValueError, OverflowError) as error:
                 _log.error("entry not understood", entry_id=one.entry_id, reason=str(error))
-        self._entries = found
+        self._entries, self._registrations = found, Registrations(found)
         self._entries_version = answer.version
         for kept in (self._held, self._attempts):
             for gone in kept.keys() - found.keys():
@@ -458,7 +459,7 @@ class RemoteIdentities:
         )
         self._cast_out = True
         if self._entries != {}:
-            self._entries = {}
+            self._entries, self._registrations = {}, Registrations()
             self._entries_version = ""
             self._held.clear()
             self._tokens.clear()

@@ -19,6 +19,7 @@ from support.sds_envoy import CLIENT, ENVOY, call, client_context, eventually, r
 
 from ca.api.sds import SERVICE, SecretDiscovery
 from ca.api.sds_files import FileSecrets
+from ca.attestation import Registrations
 from ca.authority import Authority, Hierarchy
 from ca.bundle import SpiffeBundle
 from ca.crl import crl_pem, renew_crl
@@ -47,7 +48,7 @@ async def running_sds(
     ledger = SqliteLedger.of(directory)
     recorder = Recorder(ledger)
     identities = LocalIdentities(
-        registrations,
+        Registrations(registrations),
         RecordingIssuer(lambda: authority, recorder),
         peer_credentials=listener.credentials,
         jwt_keys=JwtKeyStore(directory),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import structlog
 from cryptography import x509
 from support.ledgers import API, WEB, certificate, entry
 
+from ca.attestation import Registrations
 from ca.authority import Authority
 from ca.crl import RENEW_AFTER, key_identifier
 from ca.ledger import RevocationReason
@@ -31,13 +32,13 @@ class Following:
     def __init__(self, ledger: SqliteLedger, authority: Authority, now: datetime) -> None:
         self.now = now
         self.memory = CaMemory(ledger, authority, [CONFIGURED], now=lambda: self.now)
-        self.registrations: list[Sequence[Registration]] = []
+        self.registrations: list[tuple[Registration, ...]] = []
         self.pushes = 0
         self._told = asyncio.Event()
 
-    def use(self, registrations: Sequence[Registration]) -> None:
+    def use(self, registrations: Registrations) -> None:
         """Take in registrations."""
-        self.registrations.append(registrations)
+        self.registrations.append(tuple(registrations))
         self._told.set()
 
     def push(self) -> None:
@@ -82,7 +83,7 @@ def test_registrations_and_revocations_of_others_are_followed(
     async def main() -> None:
         own = SqliteLedger.of(tmp_path)
         following = Following(own, authority, now)
-        assert following.memory.registrations == (CONFIGURED,)
+        assert tuple(following.memory.registrations) == (CONFIGURED,)
         assert len(following.memory.crls) == 1
         async with following.running():
             added = entry("1", API)
@@ -157,7 +158,7 @@ def test_a_ledger_that_fails_for_a_while_is_followed_again(
                 async with asyncio.timeout(LIMIT_SECONDS):
                     while "ledger not followed" not in [one["event"] for one in logs]:  # noqa: ASYNC110
                         await asyncio.sleep(0.01)
-                assert following.memory.registrations == (CONFIGURED,)
+                assert tuple(following.memory.registrations) == (CONFIGURED,)
                 ledger.add_entry(entry("1", API))
                 own.failing = False
                 await following.told()
