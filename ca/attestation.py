@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import chain
 
 from ca.registration import Registration, Selector, SelectorKind
 from garrison.identity import SpiffeId
@@ -37,12 +38,18 @@ class Registrations(Collection[Registration]):
         self._all = tuple(registrations)
         self._known = frozenset(self._all)
         self._direct: dict[SpiffeId, Registration] = {}
+        # Numbers stand for selectors: to compare those takes several times as long.
+        numbers: dict[Selector, int] = {}
+        needed: list[tuple[int, ...]] = []
         of_agents: dict[SpiffeId | None, list[int]] = {}
         for position, one in enumerate(self._all):
+            needed.append(tuple([numbers.setdefault(selector, len(numbers)) for selector in one.selectors]))
             of_agents.setdefault(one.parent_id, []).append(position)
             if one.parent_id is None:
                 self._direct.setdefault(one.spiffe_id, one)
-        self._candidates = {agent: self._by_rarest(positions) for agent, positions in of_agents.items()}
+        self._numbers = numbers
+        self._by_rarest = {agent: _by_rarest(positions, needed) for agent, positions in of_agents.items()}
+        self._needed = needed
 
     def entitled(
         self, proven: frozenset[Selector], agent: SpiffeId | None = None
@@ -55,12 +62,13 @@ class Registrations(Collection[Registration]):
         The first is the caller's default identity. Of several registrations of one SPIFFE ID the first
         counts.
         """
-        candidates = self._candidates.get(agent, {})
+        candidates = self._by_rarest.get(agent, {})
+        numbers = {self._numbers[selector] for selector in proven if selector in self._numbers}
         positions = [
             position
-            for selector in proven
-            for position, others in candidates.get(selector, ())
-            if others <= proven
+            for number in numbers
+            for position in candidates.get(number, ())
+            if numbers.issuperset(self._needed[position])
         ]
         found: dict[SpiffeId, Registration] = {}
         for position in sorted(positions):
@@ -80,17 +88,13 @@ class Registrations(Collection[Registration]):
     def __len__(self) -> int:
         return len(self._all)
 
-    def _by_rarest(self, positions: Sequence[int]) -> dict[Selector, list[tuple[int, frozenset[Selector]]]]:
-        """Return each of `positions` under its rarest selector, with the others that must be met too."""
-        counts = Counter(selector for position in positions for selector in self._all[position].selectors)
-        found: dict[Selector, list[tuple[int, frozenset[Selector]]]] = {}
-        # What many have in common besides is kept once.
-        same: dict[frozenset[Selector], frozenset[Selector]] = {}
-        for position in positions:
-            selectors = self._all[position].selectors
-            # A set without elements is a subset of everything: no selector means nobody.
-            if selectors:
-                rarest = min(selectors, key=counts.__getitem__)
-                others = frozenset(selectors) - {rarest}
-                found.setdefault(rarest, []).append((position, same.setdefault(others, others)))
-        return found
+
+def _by_rarest(positions: Sequence[int], needed: Sequence[Sequence[int]]) -> dict[int, list[int]]:
+    """Return each of `positions` under the one of its selectors that the fewest of them have."""
+    counts = Counter(chain.from_iterable(needed[position] for position in positions))
+    found: dict[int, list[int]] = {}
+    for position in positions:
+        # A set without elements is a subset of everything: no selector means nobody.
+        if needed[position]:
+            found.setdefault(min(needed[position], key=counts.__getitem__), []).append(position)
+    return found
