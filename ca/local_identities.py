@@ -8,12 +8,10 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import structlog
-from cryptography import x509
 
 from ca.api.identities import Caller, Changes, describe
 from ca.attestation import Registrations, selectors_of
 from ca.bundle import REFRESH_HINT_SECONDS, SpiffeBundle
-from ca.crl import parse_crls
 from ca.jwt_key_store import JwtKeyStore
 from ca.jwt_svid import issue_jwt_svid
 from ca.recording import RecordingIssuer, Requester
@@ -31,7 +29,7 @@ class LocalIdentities:
 
     One key and SVID per registration, made here, in memory only. `peer_credentials` maps a gRPC peer to the
     process behind it (`PeerCredentialListener.credentials`). `issuer` issues and records; `number` gives the
-    sequence number of the bundle with some digest at some moment, and `crl_pem` the CRLs, none by default.
+    sequence number of the bundle with some digest at some moment, and `crls` the CRLs (DER), none by default.
     Clock and randomness can be replaced.
     """
 
@@ -44,7 +42,7 @@ class LocalIdentities:
         jwt_keys: JwtKeyStore,
         number: Callable[[str, datetime], int],
         token_issuer: str | None = None,
-        crl_pem: Callable[[], bytes] = bytes,
+        crls: Callable[[], Sequence[bytes]] = tuple,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -59,7 +57,7 @@ class LocalIdentities:
         self._now = now
         self._federated: dict[TrustDomain, SpiffeBundle] = {}
         self._complaint = ""
-        self._crl_pem = crl_pem
+        self._crls = crls
         self._held = SvidCache(random=jitter, refused=self._refused)
 
     @property
@@ -81,9 +79,9 @@ class LocalIdentities:
         issue = self._issuer.for_registration(requester)
         return await self._held.get(registration, self._now(), issue)
 
-    def crls(self) -> tuple[x509.CertificateRevocationList, ...]:
+    def crls(self) -> tuple[bytes, ...]:
         """Return the CRLs that are published; see `Identities`."""
-        return parse_crls(self._crl_pem())
+        return tuple(self._crls())
 
     def bundles(self, caller: Caller) -> Mapping[TrustDomain, SpiffeBundle]:
         """Return our bundle, then those that a registration of `caller` names; see `Identities`."""

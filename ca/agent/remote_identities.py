@@ -91,7 +91,7 @@ class RemoteIdentities:
         self._entries_version = ""
         self._bundles: dict[TrustDomain, SpiffeBundle] = {}
         self._bundle_version = ""
-        self._crls: tuple[x509.CertificateRevocationList, ...] = ()
+        self._crls: tuple[bytes, ...] = ()
         self._trust_domain: TrustDomain | None = None
         self._held: dict[Registration, HeldSvid] = {}
         self._attempts: dict[Registration, Attempts] = {}
@@ -134,7 +134,7 @@ class RemoteIdentities:
             return ()
         return self._registrations.entitled(selectors_of(credentials), parent)
 
-    def crls(self) -> tuple[x509.CertificateRevocationList, ...]:
+    def crls(self) -> tuple[bytes, ...]:
         """Return the CRLs as the server sent them last; see `Identities`."""
         return self._crls
 
@@ -293,10 +293,11 @@ class RemoteIdentities:
         if domain not in found or not found[domain].x509_authorities:
             raise IssuanceError(f"the server sent no roots of `{domain}`")
         try:
-            crls = tuple(x509.load_der_x509_crl(one) for one in answer.crls)
+            for one in answer.crls:
+                x509.load_der_x509_crl(one)
         except ValueError as error:
             raise IssuanceError("the server sent a malformed CRL") from error
-        self._bundles, self._crls = found, crls
+        self._bundles, self._crls = found, tuple(answer.crls)
         self._bundle_version = answer.version
         self._use_roots(found[domain].x509_authorities)
         try:

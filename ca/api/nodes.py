@@ -8,6 +8,7 @@ certificate revoked.
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -151,10 +152,12 @@ class Nodes:
             bundles, sequence = await asyncio.to_thread(self._bundles, wanted)
         except DependencyError as error:
             raise StatusError(StatusCode.UNAVAILABLE, "the CA's ledger does not answer") from error
-        answer = pb.FetchBundleResponse(sequence=sequence, bundles=bundles, crls=self._crls())
-        version = _version(answer)
+        answer, crls = pb.FetchBundleResponse(sequence=sequence, bundles=bundles), self._crls()
+        version = _version(answer, *map(_digest, crls))
         if request.version == version:
             answer = pb.FetchBundleResponse(sequence=sequence, unchanged=True)
+        else:
+            answer.crls.extend(crls)
         answer.version = version
         return answer.SerializeToString()
 
@@ -246,8 +249,15 @@ class Nodes:
             raise StatusError(StatusCode.UNAVAILABLE, "the CA's ledger does not answer") from error
 
 
-def _version(answer: Message) -> str:
-    return hashlib.sha256(answer.SerializeToString(deterministic=True)).hexdigest()[:32]
+def _version(answer: Message, *digests: bytes) -> str:
+    whole = b"".join((answer.SerializeToString(deterministic=True), *digests))
+    return hashlib.sha256(whole).hexdigest()[:32]
+
+
+# A list may be long, is the same for a while, and every node asks again and again.
+@functools.lru_cache(maxsize=4)
+def _digest(crl: bytes) -> bytes:
+    return hashlib.sha256(crl).digest()
 
 
 def _svid(issued: IssuedSvid) -> Any:

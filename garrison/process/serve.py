@@ -387,7 +387,7 @@ class Server:
             ),
             number=memory.bundle_sequence,
             token_issuer=settings.oidc.issuer,
-            crl_pem=memory.crl_pem,
+            crls=lambda: [one.der for one in memory.crls],
         )
         if self._federation is not None:
             self._federation.serve(identities)

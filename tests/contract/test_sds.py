@@ -587,7 +587,7 @@ def test_a_bundle_is_sent_again_when_it_is_told(tmp_path: Path) -> None:
         first = await stream.read()
         crl = build_crl(HIERARCHY.issuer, [], number=1, revocations=0, now=lab.clock.now).der
         pem = x509.load_der_x509_crl(crl).public_bytes(Encoding.PEM)
-        lab.identities._crl_pem = lambda: pem
+        lab.identities._crls = lambda: [crl]
         lab.identities.tell_bundle()
         second = await stream.read()
         assert first.version_info != second.version_info

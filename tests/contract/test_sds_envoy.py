@@ -22,7 +22,7 @@ from ca.api.sds_files import FileSecrets
 from ca.attestation import Registrations
 from ca.authority import Authority, Hierarchy
 from ca.bundle import SpiffeBundle
-from ca.crl import crl_pem, renew_crl
+from ca.crl import renew_crl
 from ca.inspection import check_leaf
 from ca.jwt_key_store import JwtKeyStore
 from ca.keys import new_private_key, private_key_pem
@@ -53,7 +53,7 @@ async def running_sds(
         peer_credentials=listener.credentials,
         jwt_keys=JwtKeyStore(directory),
         number=lambda digest, now: ledger.publish_bundle(digest, now=now, by="test"),
-        crl_pem=lambda: crl_pem(ledger.crls()),
+        crls=lambda: [one.der for one in ledger.crls()],
     )
     sds = SecretDiscovery(identities, files=FileSecrets([directory / "files"]))
     server = grpc.aio.server()

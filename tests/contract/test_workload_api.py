@@ -393,7 +393,7 @@ def test_a_crl_comes_with_the_roots(tmp_path: Path) -> None:
             .next_update(START + timedelta(days=1))
             .sign(issuer.key, hashes.SHA256())
         )
-        lab.identities._crl_pem = lambda: crl.public_bytes(Encoding.PEM)
+        lab.identities._crls = lambda: [crl.public_bytes(Encoding.DER)]
         lab.identities.tell_bundle()
         for stream in streams:
             assert list((await stream.read()).crl) == [crl.public_bytes(Encoding.DER)]
