@@ -38,6 +38,7 @@ from ca.registration import Registration
 from ca.store import details
 from ca.store.contents import Contents
 from ca.store.database import Database
+from ca.store.rereading import Rereading
 from ca.store.schema import STEPS
 from garrison.identity import SpiffeId, TrustDomain
 
@@ -57,6 +58,10 @@ _CERTIFICATE = (
 _CRL = "issuer, number, revocations, der, this_update, next_update"
 _TOKEN = "hash, spiffe_id, created_at, expires_at, created_by, used_at, used_by"
 _INSERT_ENTRY = "INSERT INTO entries VALUES (NULL,?,?,?,?,?,?,?,?,?,?)"
+_ENTRY = (
+    "entry_id, spiffe_id, parent_id, selectors, svid_ttl, dns_names, federates_with, hint, created_at,"
+    " created_by"
+)
 _INSERT_TOKEN = f"INSERT INTO tokens ({_TOKEN}) VALUES (?,?,?,?,?,?,?)"
 _INSERT_KEY = "INSERT INTO signing_keys VALUES (NULL,?,?,?,?,?,?,?)"
 _INSERT_RECORD = "INSERT INTO audit VALUES (?,?,?,?,?,?,?)"
@@ -82,6 +87,7 @@ class SqliteLedger:
 
         """
         self._database = Database(path, STEPS)
+        self._entries = Rereading(_entry)
 
     @classmethod
     def of(cls, directory: Path) -> SqliteLedger:
@@ -275,8 +281,8 @@ class SqliteLedger:
     def entries(self) -> tuple[Entry, ...]:
         """See `Ledger`."""
         with self._database.reading() as connection:
-            rows = connection.execute("SELECT * FROM entries ORDER BY position").fetchall()
-        return tuple(_entry(row[1:]) for row in rows)
+            rows = connection.execute(f"SELECT {_ENTRY} FROM entries ORDER BY position").fetchall()
+        return self._entries.values(rows)
 
     def delete_entry(self, entry_id: str, *, now: datetime, by: str) -> Entry:
         """See `Ledger`."""

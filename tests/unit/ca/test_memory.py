@@ -113,6 +113,41 @@ def test_registrations_and_revocations_of_others_are_followed(
     asyncio.run(main())
 
 
+def test_registrations_are_the_same_until_they_change_and_those_of_nodes_are_found_by_node(
+    ledger: SqliteLedger, tmp_path: Path, authority: Authority, now: datetime
+) -> None:
+    """The index is kept while only others' entries come and go; what has no parent is no node's to give."""
+    nodes = [SpiffeId.parse(f"spiffe://cluster.local/node/{name}") for name in "ab"]
+
+    async def main() -> None:
+        memory = Following(SqliteLedger.of(tmp_path), authority, now).memory
+        before = memory.registrations
+        ledger.add_entry(
+            entry("other", SpiffeId.parse("spiffe://other/web"), parent_id="spiffe://other/node")
+        )
+        await memory.refresh()
+        assert memory.registrations is before
+        assert memory.node_entries == {}
+        ledger.add_entry(entry("direct", API))
+        given = [
+            entry(name, API, f"unix:uid:{name}", parent_id=str(nodes[place]))
+            for name, place in (("3", 0), ("2", 1), ("1", 0))
+        ]
+        for one in given:
+            ledger.add_entry(one)
+        await memory.refresh()
+        assert len(memory.registrations) == 5
+        assert memory.registrations.direct(API) is not None
+        assert {node: list(mine.values()) for node, mine in memory.node_entries.items()} == {
+            nodes[0]: [given[0], given[2]],
+            nodes[1]: [given[1]],
+        }
+        assert list(memory.node_entries[nodes[0]]) == ["3", "1"]
+        memory.close()
+
+    asyncio.run(main())
+
+
 def test_an_expired_ca_still_follows_registrations_and_complains_once(
     ledger: SqliteLedger, tmp_path: Path, authority: Authority
 ) -> None:
