@@ -1,4 +1,4 @@
-"""The CA: issuing with and without a record, starts with many records, a CRL of many entries."""
+"""The CA: issuing with and without a record, and what many records, revocations and registrations cost."""
 
 from __future__ import annotations
 
@@ -22,15 +22,18 @@ from benchmarks.run import BenchmarkError, Run
 from benchmarks.servers import start_server
 from benchmarks.stores import Valkey
 from ca.api.istio_csr import SERVICE as ISTIO
+from ca.attestation import Registrations
+from ca.attestors.base import Attested, selectors
 from ca.authority import Authority, Hierarchy
 from ca.crl import CRL_LIFE, key_identifier, renew_crl
 from ca.csr import parse_csr
+from ca.entitlement import Grant, choose
 from ca.keys import new_private_key
 from ca.ledger import CertificateKind, IssuedCertificate, Revocation, RevocationReason
 from ca.memory import CaMemory
 from ca.protos.istio_ca_pb2 import IstioCertificateRequest, IstioCertificateResponse
 from ca.recording import Recorder, RecordingIssuer, Requester
-from ca.registration import Registration
+from ca.registration import Registration, SelectorKind
 from ca.store.redis import RedisLedger
 from ca.store.redis_server import RedisPlace
 from ca.store.sqlite import SqliteLedger
@@ -41,6 +44,12 @@ _RECORDS = 100_000
 _IDENTITIES = 1000
 _BATCH = 1000
 _CALLERS = 64
+# Service accounts, ten to each namespace.
+_FEW, _MANY = 10, 100_000
+_PER_NAMESPACE = 10
+_CHOICES = 1000
+_STEP = 7919
+_ISSUER = "https://kubernetes.default.svc"
 _TTL = timedelta(hours=1)
 # Each round alternates between the two ways this often: other processes' load then falls on both.
 _TURNS = 8
@@ -60,15 +69,20 @@ def ca(run: Run) -> Section:
     restarts = _restarts(run, "sqlite")
     shared = _restarts(run, "valkey")
     kept = recorded.over(plain)
+    builds, few, many = _choosing(run)
+    slower = many.over(few)
     return Section(
         "The CA",
         "One process. A signing request in PEM is parsed and verified, its key gets the SVID of a "
         "registration, which leaves as PEM: without a record, and with one on disk before it leaves, "
         f"{_CALLERS} callers at a time, {_TURNS} turns each in every round. Then a ledger with "
         f"{_RECORDS:,} certificates, all revoked: opening it until it can issue, and a new CRL of all of "
-        "them, read, built, signed, checked and stored. And `garrison serve` as a whole, with "
-        f"{_RECORDS:,} certificates of {_IDENTITIES:,} identities in its ledger: from the start of the "
-        "process until a local caller has a new certificate, with all that Python and the libraries need.",
+        f"them, read, built, signed, checked and stored. Then {_MANY:,} registrations, each of a service "
+        f"account, {_PER_NAMESPACE} to a namespace: the index of them, and a choice for each of "
+        f"{_CHOICES * _TURNS:,} callers, no two alike, against as many choices among {_FEW}. And `garrison "
+        f"serve` as a whole, with {_RECORDS:,} certificates of {_IDENTITIES:,} identities in its ledger: "
+        "from the start of the process until a local caller has a new certificate, with all that Python and "
+        "the libraries need.",
         (
             Row("issued without a record", plain, "per CPU-second"),
             Row("issued with a record", recorded, "per CPU-second"),
@@ -80,6 +94,10 @@ def ca(run: Run) -> Section:
             Row("of that, the server's own", restarts.cpu, "CPU-seconds"),
             Row("the same with the ledger in Valkey", shared.wall, "s"),
             Row("of that, the server's own", shared.cpu, "CPU-seconds"),
+            Row(f"index of {_MANY:,} registrations", builds, "CPU-seconds"),
+            Row(f"choosing among {_FEW} registrations", few, "us CPU"),
+            Row(f"choosing among {_MANY:,} registrations", many, "us CPU"),
+            Row(f"choosing among {_MANY:,} over {_FEW}", slower, "times"),
         ),
         (
             Requirement("with a record over without", kept, 0.75, at_least=True),
@@ -87,6 +105,7 @@ def ca(run: Run) -> Section:
             Requirement(f"CRL of {_RECORDS:,} entries, in CPU-seconds", lists, 1, at_least=False),
             Requirement("server to its first certificate, in seconds", restarts.wall, 2, at_least=False),
             Requirement("the same with Valkey, in seconds", shared.wall, 2, at_least=False),
+            Requirement(f"choosing among {_MANY:,} registrations over {_FEW}", slower, 5, at_least=False),
         ),
     )
 
@@ -281,3 +300,53 @@ def _restart(run: Run, folder: Path, settings: dict[str, Any]) -> tuple[float, f
     finally:
         run.children.stop(server.child)
     return wall, cpu
+
+
+def _choosing(run: Run) -> tuple[Sample, Sample, Sample]:
+    """Return CPU-seconds to build an index of many, and microseconds of a choice among few and many."""
+    builds: list[float] = []
+    spent: dict[int, list[float]] = {_FEW: [], _MANY: []}
+    registered = [_registration(number) for number in range(_MANY)]
+    few = Registrations(registered[:_FEW])
+    for number in range(run.rounds):
+        run.say(f"choosing, round {number + 1} of {run.rounds}")
+        begin = process_time()
+        many = Registrations(registered)
+        builds.append(process_time() - begin)
+        totals = {_FEW: 0.0, _MANY: 0.0}
+        for turn in range(_TURNS):
+            for count, registrations in ((_FEW, few), (_MANY, many)):
+                # Far apart and never the same: one that was chosen just now is in the processor's caches.
+                places = [(turn * _CHOICES + one) * _STEP % count for one in range(_CHOICES)]
+                callers = [_caller(one) for one in places]
+                begin = process_time()
+                found = [choose(caller, registrations) for caller in callers]
+                totals[count] += process_time() - begin
+                if found != [Grant.of(registered[one]) for one in places]:
+                    raise BenchmarkError("a caller did not get what is registered for it")
+        for count, seconds in totals.items():
+            spent[count].append(seconds * 1e6 / (_CHOICES * _TURNS))
+    return Sample.of(builds), Sample.of(spent[_FEW]), Sample.of(spent[_MANY])
+
+
+def _account(number: int) -> tuple[str, str]:
+    return f"ns-{number // _PER_NAMESPACE}", f"sa-{number % _PER_NAMESPACE}"
+
+
+def _registration(number: int) -> Registration:
+    namespace, name = _account(number)
+    spiffe_id = f"spiffe://cluster.local/ns/{namespace}/sa/{name}"
+    return Registration.parse(spiffe_id, [f"jwt:iss:{_ISSUER}", f"k8s:ns:{namespace}", f"k8s:sa:{name}"])
+
+
+def _caller(number: int) -> Attested:
+    namespace, name = _account(number)
+    proven = [
+        (SelectorKind.JWT_ISSUER, _ISSUER),
+        (SelectorKind.JWT_SUBJECT, f"system:serviceaccount:{namespace}:{name}"),
+        (SelectorKind.K8S_NAMESPACE, namespace),
+        (SelectorKind.K8S_SERVICE_ACCOUNT, name),
+        (SelectorKind.K8S_POD_NAME, f"{name}-{number}"),
+        (SelectorKind.K8S_POD_UID, f"{number:08x}"),
+    ]
+    return Attested(selectors(proven), name, "jwt")

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import structlog
 from cryptography import x509
 
+from ca.attestation import Registrations
 from ca.audit import clock_problem
 from ca.authorities import Authorities, View
 from ca.authority import Authority
@@ -26,6 +27,7 @@ from ca.recording import Recorder, RecordingIssuer
 from ca.registration import Registration
 from ca.rotation import Schedule, Standing, active_of, published, schedule
 from garrison.errors import GarrisonError
+from garrison.identity import SpiffeId
 
 LOOK_SECONDS = 1.0
 # How often the schedule is asked: a step more than this late is no worse, and costs nobody anything.
@@ -80,8 +82,8 @@ class CaMemory:
         self.rotations: Counter[str] = Counter()
         self.rotation_problem = ""
         self.issuer = RecordingIssuer(lambda: self._authority, self._recorder, self._why_not)
-        self.registrations = self._configured
-        self.entries: tuple[Entry, ...] = ()
+        self.registrations = Registrations(self._configured)
+        self.node_entries: Mapping[SpiffeId, Mapping[str, Entry]] = {}
         self.crls: tuple[StoredCrl, ...] = ()
         if authorities is not None:
             self._look_at_clock()
@@ -94,7 +96,7 @@ class CaMemory:
 
     async def run(
         self,
-        use_registrations: Callable[[Sequence[Registration]], None],
+        use_registrations: Callable[[Registrations], None],
         push_bundle: Callable[[], None],
         reissue: Callable[[], None] = lambda: None,
     ) -> None:
@@ -112,7 +114,7 @@ class CaMemory:
             except Exception:  # noqa: BLE001 - a bug here must not end the following
                 _log.exception("ledger not followed")
             # Compared with what was told last: `refresh` may have looked in between.
-            if self.registrations != registrations:
+            if self.registrations is not registrations:
                 registrations = self.registrations
                 _log.info("registrations changed", registrations=len(self.registrations))
                 use_registrations(self.registrations)
@@ -131,11 +133,6 @@ class CaMemory:
     def ledger(self) -> Ledger:
         """The ledger itself; asking it may wait for a disk."""
         return self._ledger
-
-    @property
-    def entries_version(self) -> int:
-        """The version of `entries` (`Ledger.entries_version`)."""
-        return self._entries_version
 
     @property
     def intermediates(self) -> tuple[x509.Certificate, ...]:
@@ -280,9 +277,12 @@ class CaMemory:
             if foreign:
                 spiffe_id = str(foreign[0].registration.spiffe_id)
                 _log.warning("registrations of another trust domain", spiffe_id=spiffe_id)
-            ours = tuple(one for one in found if one.registration.spiffe_id.trust_domain == domain)
-            self.registrations = (*self._configured, *(one.registration for one in ours))
-            self.entries = ours
+            ours = [one for one in found if one.registration.spiffe_id.trust_domain == domain]
+            registrations = (*self._configured, *(one.registration for one in ours))
+            # The same stay the same: then nobody is told.
+            if registrations != tuple(self.registrations):
+                self.registrations = Registrations(registrations)
+            self.node_entries = _by_node(ours)
             self._entries_version = version
         if self._authorities is not None:
             trusted = not self.clock_problem
@@ -357,3 +357,11 @@ class CaMemory:
         if str(error) != self._complaint:
             self._complaint = str(error)
             _log.error("ledger not followed", reason=str(error))
+
+
+def _by_node(entries: Sequence[Entry]) -> Mapping[SpiffeId, Mapping[str, Entry]]:
+    found: dict[SpiffeId, dict[str, Entry]] = {}
+    for one in entries:
+        if one.registration.parent_id is not None:
+            found.setdefault(one.registration.parent_id, {})[one.entry_id] = one
+    return found

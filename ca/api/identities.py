@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol
 
-from cryptography import x509
-
 from ca.attestors.base import Reason, Refused
 from ca.bundle import SpiffeBundle
 from ca.registration import Registration
@@ -67,8 +65,11 @@ class Identities(Protocol):
     def entitled(self, credentials: PeerCredentials) -> tuple[Registration, ...]:
         """Return what that process may have, in order; none for a stranger."""
 
-    def crls(self) -> tuple[x509.CertificateRevocationList, ...]:
-        """Return what says which SVIDs of our trust domain were revoked; nothing where none is published."""
+    def crls(self) -> tuple[bytes, ...]:
+        """Return the CRLs of our trust domain (DER), the same objects until others are published.
+
+        Whoever looks at all of one does so once: there may be many entries, and many callers.
+        """
 
     async def svid(self, caller: Caller, registration: Registration) -> HeldSvid:
         """Return the SVID of `registration`, the same to all who ask until its `renew_at`.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
@@ -27,7 +27,7 @@ from ca.api.evidence import (
     named_identity,
     read_evidence,
 )
-from ca.attestation import selectors_of
+from ca.attestation import Registrations, selectors_of
 from ca.attestors.base import Attested, Reason, Refused
 from ca.attestors.join_token import attest_join_token
 from ca.attestors.jwt import JwtAttestor
@@ -42,7 +42,6 @@ from ca.issuer import MAX_TTL
 from ca.ledger import Entry, Ledger, LedgerUnavailableError
 from ca.recording import NotRecordedError, RecordingIssuer, Requester
 from ca.refusals import RefusalLog
-from ca.registration import Registration
 from garrison.errors import DependencyError, IssuanceError, RequestError
 from garrison.identity import SpiffeId
 from garrison.token_review import NotAuthenticated, ReviewedUser
@@ -83,16 +82,12 @@ class Registry(Protocol):
     """What is registered, as it was read from the ledger last; `ca.memory.CaMemory` is one."""
 
     @property
-    def registrations(self) -> Sequence[Registration]:
+    def registrations(self) -> Registrations:
         """All of them, those of the settings first."""
 
     @property
-    def entries(self) -> Sequence[Entry]:
-        """Those of the ledger."""
-
-    @property
-    def entries_version(self) -> int:
-        """A number that rises when `entries` change."""
+    def node_entries(self) -> Mapping[SpiffeId, Mapping[str, Entry]]:
+        """Those of the ledger that nodes give out: the node -> the entry's id -> the entry, in order."""
 
     @property
     def ledger(self) -> Ledger:
@@ -213,10 +208,10 @@ class Issuing:
                 attested = await self._attest(shown, call, now=now, by=by)
             except _RefusedError as error:
                 raise self.refuse(error.refused, now=now, by=by, method=method) from None
-            direct = (one.spiffe_id for one in self._registry.registrations if one.parent_id is None)
-            if attested.identity is not None and attested.identity in direct:
-                return attested.identity
-            reason = f"`{attested.identity}` is not registered any more"
+            identity = attested.identity
+            if identity is not None and self._registry.registrations.direct(identity) is not None:
+                return identity
+            reason = f"`{identity}` is not registered any more"
             refused = Refused(Reason.NOT_REGISTERED, reason)
         raise self.refuse(refused, now=now, by=by, method=method)
 

@@ -203,7 +203,7 @@ class WorkloadApi:
         """Section 5.2.1."""
         bundles = dict(self._identities.bundles(caller))
         own = format_der(bundles.pop(self._identities.trust_domain).x509_authorities)
-        response = X509SVIDResponse(crl=self._crls(), federated_bundles=_x509(bundles))
+        response = X509SVIDResponse(crl=self._identities.crls(), federated_bundles=_x509(bundles))
         held = [await self._identities.svid(caller, registration) for registration in caller.registrations]
         for one, hint in zip(held, _hints(caller.registrations), strict=True):
             response.svids.append(_x509_svid(one, own, hint))
@@ -212,7 +212,7 @@ class WorkloadApi:
     async def _x509_bundles(self, caller: Caller) -> tuple[Any, None]:
         """Section 5.2.2."""
         bundles = _x509(self._identities.bundles(caller))
-        return X509BundlesResponse(crl=self._crls(), bundles=bundles), None
+        return X509BundlesResponse(crl=self._identities.crls(), bundles=bundles), None
 
     async def _jwt_svids(self, caller: Caller, request: Any) -> Any:
         """Section 6.2.1."""
@@ -247,9 +247,6 @@ class WorkloadApi:
         except (ValueError, OverflowError, RecursionError) as error:
             raise RequestError("the token has claims that cannot be told") from error
         return response
-
-    def _crls(self) -> list[bytes]:
-        return [crl.public_bytes(Encoding.DER) for crl in self._identities.crls()]
 
     def _note_denial(self, method: str, peer: str, error: EntitlementError) -> None:
         self.counters.denials += 1

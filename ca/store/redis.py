@@ -85,6 +85,7 @@ from ca.store.redis_values import (
     write_key,
     write_token,
 )
+from ca.store.rereading import Rereading
 from garrison.identity import SpiffeId, TrustDomain
 
 _Value = TypeVar("_Value")
@@ -142,6 +143,7 @@ class RedisLedger:
         self._tokens = key("tokens", "hash")
         self._keys = key("keys", "hash")
         self._federated = key("federated", "hash")
+        self._read_entries = Rereading(read_entry)
 
     def load(self, contents: Contents) -> None:
         """Take over `contents` into a ledger that was opened `empty`; `activate` lets others use it.
@@ -449,7 +451,7 @@ class RedisLedger:
 
     def entries(self) -> tuple[Entry, ...]:
         """See `Ledger`."""
-        return _in_order(map(read_entry, self._values(self._entries)))
+        return _in_order(self._read_entries.values(self._values(self._entries)))
 
     def delete_entry(self, entry_id: str, *, now: datetime, by: str) -> Entry:
         """See `Ledger`."""

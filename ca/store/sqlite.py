@@ -32,6 +32,7 @@ from ca.ledger import (
 from ca.store import details
 from ca.store.contents import Contents
 from ca.store.database import Database
+from ca.store.rereading import Rereading
 from ca.store.schema import STEPS
 from ca.store.sqlite_rows import (
     hex_bytes,
@@ -66,6 +67,10 @@ _CERTIFICATE = (
 _CRL = "issuer, number, revocations, der, this_update, next_update"
 _TOKEN = "hash, spiffe_id, created_at, expires_at, created_by, used_at, used_by"
 _INSERT_ENTRY = "INSERT INTO entries VALUES (NULL,?,?,?,?,?,?,?,?,?,?,?)"
+_ENTRY = (
+    "entry_id, spiffe_id, parent_id, selectors, svid_ttl, dns_names, federates_with, hint, created_at,"
+    " created_by, jwt_ttl"
+)
 _INSERT_TOKEN = f"INSERT INTO tokens ({_TOKEN}) VALUES (?,?,?,?,?,?,?)"
 _INSERT_KEY = "INSERT INTO signing_keys VALUES (NULL,?,?,?,?,?,?,?)"
 _INSERT_RECORD = "INSERT INTO audit VALUES (?,?,?,?,?,?,?)"
@@ -90,6 +95,7 @@ class SqliteLedger:
 
         """
         self._database = Database(path, STEPS)
+        self._entries = Rereading(read_entry)
 
     @classmethod
     def of(cls, directory: Path) -> SqliteLedger:
@@ -297,8 +303,8 @@ class SqliteLedger:
     def entries(self) -> tuple[Entry, ...]:
         """See `Ledger`."""
         with self._database.reading() as connection:
-            rows = connection.execute("SELECT * FROM entries ORDER BY position").fetchall()
-        return tuple(read_entry(row[1:]) for row in rows)
+            rows = connection.execute(f"SELECT {_ENTRY} FROM entries ORDER BY position").fetchall()
+        return self._entries.values(rows)
 
     def delete_entry(self, entry_id: str, *, now: datetime, by: str) -> Entry:
         """See `Ledger`."""

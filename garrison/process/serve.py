@@ -392,7 +392,7 @@ class Server:
             ),
             number=memory.bundle_sequence,
             token_issuer=settings.oidc.issuer,
-            crl_pem=memory.crl_pem,
+            crls=lambda: [one.der for one in memory.crls],
             clock_problem=lambda: memory.clock_problem,
         )
         if self._federation is not None:

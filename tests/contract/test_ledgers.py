@@ -277,6 +277,18 @@ class LedgerContract:
         assert other.entries() == (full,)
         refused(LedgerCode.UNKNOWN, lambda: ledger.delete_entry("b", now=NOW, by="root"))
 
+    def test_a_registration_that_is_replaced_is_read_as_it_is_now(
+        self, ledger: Ledger, open_ledger: Callable[[], Ledger]
+    ) -> None:
+        """Also under the id that the one before it had, by who has read that one."""
+        other = open_ledger()
+        for number in (1, 2, 1):
+            replaced = entry("a", WEB, f"unix:uid:{number}")
+            ledger.add_entry(replaced)
+            assert other.entries() == (replaced,)
+            ledger.delete_entry("a", now=NOW, by="root")
+            assert other.entries() == ()
+
     def test_a_registration_is_there_once(self, ledger: Ledger) -> None:
         """The same selectors in another order are the same; another parent, identity or set is not."""
         ledger.add_entry(entry("1", WEB, "unix:uid:1", "unix:gid:2"))

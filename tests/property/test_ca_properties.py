@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from ca.api.sds_secrets import NamedSecret
 from ca.api.sds_subscription import StateOfTheWorld
-from ca.attestation import entitled, selectors_of
+from ca.attestation import Registrations, selectors_of
 from ca.authority import Hierarchy, Lifetimes, X509Svid
 from ca.bundle import (
     SpiffeBundle,
@@ -238,7 +238,7 @@ def test_entitlement_is_the_plain_reading(registrations: list[Registration], pee
         for registration in registrations
         if all(_meets(peer, selector) for selector in registration.selectors)
     }
-    found = entitled(registrations, selectors_of(peer))
+    found = Registrations(registrations).entitled(selectors_of(peer))
     assert {registration.spiffe_id for registration in found} == expected
     assert len(found) == len(expected)
 
@@ -252,9 +252,46 @@ def test_one_more_selector_never_entitles_more(
         Registration(registration.spiffe_id, (*registration.selectors, extra))
         for registration in registrations
     ]
-    before = {registration.spiffe_id for registration in entitled(registrations, selectors_of(peer))}
-    after = {registration.spiffe_id for registration in entitled(narrowed, selectors_of(peer))}
+    proven = selectors_of(peer)
+    before = {registration.spiffe_id for registration in Registrations(registrations).entitled(proven)}
+    after = {registration.spiffe_id for registration in Registrations(narrowed).entitled(proven)}
     assert after <= before
+
+
+AGENTS = st.sampled_from([None, *(SpiffeId.parse(f"spiffe://td/{name}") for name in ("agent", "a"))])
+
+
+@given(
+    st.lists(
+        st.builds(
+            Registration,
+            spiffe_id=st.sampled_from([SpiffeId.parse(f"spiffe://td/{name}") for name in "abc"]),
+            selectors=st.lists(SELECTORS, min_size=1, max_size=4).map(tuple),
+            parent_id=AGENTS,
+            hint=st.sampled_from(["", "x"]),
+        ),
+        max_size=12,
+    ),
+    st.frozensets(SELECTORS),
+    AGENTS,
+)
+def test_what_is_found_is_what_a_walk_over_all_would_find(
+    registrations: list[Registration], proven: frozenset[Selector], agent: SpiffeId | None
+) -> None:
+    """The same registrations in the same order, whoever has proved whatever, and those that come directly."""
+    expected: dict[SpiffeId, Registration] = {}
+    direct: dict[SpiffeId, Registration] = {}
+    for one in registrations:
+        if one.parent_id == agent and all(selector in proven for selector in one.selectors):
+            expected.setdefault(one.spiffe_id, one)
+        if one.parent_id is None:
+            direct.setdefault(one.spiffe_id, one)
+    found = Registrations(registrations)
+    assert found.entitled(proven, agent) == tuple(expected.values())
+    assert {one.spiffe_id: found.direct(one.spiffe_id) for one in registrations} == {
+        one.spiffe_id: direct.get(one.spiffe_id) for one in registrations
+    }
+    assert tuple(found) == tuple(registrations)
 
 
 @settings(max_examples=30, deadline=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import structlog
 from support.ledgers import NOW
 
+from ca.attestation import Registrations
 from ca.attestors.base import Attested, Reason, Refused, selectors
 from ca.audit import AuditEvent
 from ca.budget import Budget
@@ -36,6 +38,13 @@ def attested(identity: SpiffeId | None = None, by: str = "jwt") -> Attested:
     return Attested(selectors([(SelectorKind.JWT_SUBJECT, "a")]), "a", by, identity)
 
 
+def given(
+    caller: Attested, registrations: Iterable[Registration], named: SpiffeId | None = None
+) -> Grant | Refused:
+    """Return what `caller` gets while there are these registrations."""
+    return choose(caller, Registrations(registrations), named)
+
+
 def reason(found: Grant | Refused) -> Reason:
     """Return why there is no grant."""
     assert isinstance(found, Refused), found
@@ -44,41 +53,41 @@ def reason(found: Grant | Refused) -> Reason:
 
 def test_the_only_identity_is_given() -> None:
     """With what is registered: life and DNS names."""
-    assert choose(attested(), [BY_USER]) == Grant(WEB, timedelta(minutes=5), ("web.example",))
-    assert choose(attested(), [BY_USER], WEB) == Grant.of(BY_USER)
+    assert given(attested(), [BY_USER]) == Grant(WEB, timedelta(minutes=5), ("web.example",))
+    assert given(attested(), [BY_USER], WEB) == Grant.of(BY_USER)
 
 
 def test_nothing_is_given_without_a_registration() -> None:
     """Not without any, not by one whose selectors are not met, and not by an agent's."""
-    assert reason(choose(attested(), [])) is Reason.NOT_REGISTERED
+    assert reason(given(attested(), [])) is Reason.NOT_REGISTERED
     other = Registration.parse(str(WEB), ["jwt:sub:a", "jwt:iss:x"])
-    assert reason(choose(attested(), [other])) is Reason.NOT_REGISTERED
-    assert reason(choose(attested(), [OF_AGENT])) is Reason.NOT_REGISTERED
-    assert reason(choose(attested(), [OF_AGENT], WEB)) is Reason.NOT_ENTITLED
+    assert reason(given(attested(), [other])) is Reason.NOT_REGISTERED
+    assert reason(given(attested(), [OF_AGENT])) is Reason.NOT_REGISTERED
+    assert reason(given(attested(), [OF_AGENT], WEB)) is Reason.NOT_ENTITLED
 
 
 def test_several_identities_are_a_question() -> None:
     """Answered by a name, which must be one of them."""
     both = [BY_USER, BY_USER_TOO]
-    assert reason(choose(attested(), both)) is Reason.AMBIGUOUS
-    assert choose(attested(), both, API) == Grant.of(BY_USER_TOO)
-    assert reason(choose(attested(), both, SpiffeId.parse("spiffe://cluster.local/x"))) is Reason.NOT_ENTITLED
+    assert reason(given(attested(), both)) is Reason.AMBIGUOUS
+    assert given(attested(), both, API) == Grant.of(BY_USER_TOO)
+    assert reason(given(attested(), both, SpiffeId.parse("spiffe://cluster.local/x"))) is Reason.NOT_ENTITLED
 
 
 def test_what_the_evidence_names_comes_first() -> None:
     """A join token's identity needs no registration; that of an SVID must be registered still."""
     joined = attested(API, "join_token")
-    assert choose(joined, []) == Grant(API, DEFAULT_TTL)
-    assert choose(joined, [BY_USER]) == Grant(API, DEFAULT_TTL)
-    assert choose(joined, [BY_USER], WEB) == Grant.of(BY_USER)
-    assert choose(joined, [BY_USER_TOO]) == Grant.of(BY_USER_TOO)
+    assert given(joined, []) == Grant(API, DEFAULT_TTL)
+    assert given(joined, [BY_USER]) == Grant(API, DEFAULT_TTL)
+    assert given(joined, [BY_USER], WEB) == Grant.of(BY_USER)
+    assert given(joined, [BY_USER_TOO]) == Grant.of(BY_USER_TOO)
     shown = attested(WEB, "x509_svid")
-    assert choose(shown, [BY_USER, BY_USER_TOO]) == Grant.of(BY_USER)
+    assert given(shown, [BY_USER, BY_USER_TOO]) == Grant.of(BY_USER)
     nobody = Attested(frozenset(), "x", "x509_svid", WEB)
-    assert choose(nobody, [BY_USER]) == Grant.of(BY_USER)
-    assert reason(choose(nobody, [])) is Reason.NOT_REGISTERED
-    assert reason(choose(nobody, [OF_AGENT])) is Reason.NOT_REGISTERED
-    assert reason(choose(nobody, [BY_USER_TOO])) is Reason.NOT_REGISTERED
+    assert given(nobody, [BY_USER]) == Grant.of(BY_USER)
+    assert reason(given(nobody, [])) is Reason.NOT_REGISTERED
+    assert reason(given(nobody, [OF_AGENT])) is Reason.NOT_REGISTERED
+    assert reason(given(nobody, [BY_USER_TOO])) is Reason.NOT_REGISTERED
 
 
 @pytest.mark.parametrize(
