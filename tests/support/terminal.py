@@ -16,8 +16,15 @@ from pathlib import Path
 PATIENCE_SECONDS = 60.0
 INTERRUPT = "\x03"
 END_OF_INPUT = "\x04"
-# Opening it makes it the terminal of the session, so that ^C is a signal and /dev/tty leads here.
-_COMMAND = "import os; os.close(os.open(os.ttyname(0), os.O_RDWR)); from ca.cli import main; main()"
+# Opening it makes it the terminal of the session, so that ^C is a signal and /dev/tty leads here. Tests that
+# run in the background ignore that signal, and so would what they start.
+_COMMAND = """
+import os, signal
+os.close(os.open(os.ttyname(0), os.O_RDWR))
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from ca.cli import main
+main()
+"""
 
 
 class Terminal:
