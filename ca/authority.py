@@ -23,6 +23,7 @@ from functools import cache
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
 from ca.bundle import format_certificates, parse_certificates
 from ca.directory import NewFile, finish, install, locked
@@ -356,6 +357,15 @@ def _check_roots(path: Path, roots: Sequence[x509.Certificate], trust_domain: Tr
             raise _problem(
                 path, "wrong_trust_domain", f"it holds a root of `{named}`, not of `{trust_domain}`"
             )
+
+
+def is_issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    """Tell whether `certificate` names `issuer` and is signed with its key; nothing else is looked at."""
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+        return False
+    return True
 
 
 def verifies(authority: Authority, root: x509.Certificate) -> bool:

@@ -17,10 +17,19 @@ from pathlib import Path
 
 from cryptography import x509
 
-from ca.authority import CA_CERT, CA_KEY, CERT_CHAIN, REQUEST, ROOT_CERT, ROOT_KEY, Authority, CaCertificates
+from ca.authority import (
+    CA_CERT,
+    CA_KEY,
+    CERT_CHAIN,
+    REQUEST,
+    ROOT_CERT,
+    ROOT_KEY,
+    Authority,
+    CaCertificates,
+    is_issued_by,
+)
 from ca.crl import key_identifier_of
 from ca.issuer import Issuer
-from ca.verification import is_issued_by
 from garrison.documents import Diagnostic, Position
 from garrison.errors import ConfigError, IssuanceError
 

@@ -9,12 +9,11 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from ca.authority import Authority, CaCertificates, verifies
+from ca.authority import Authority, CaCertificates, is_issued_by, verifies
 from ca.inspection import check_signing
 from ca.issuer import Issuer, check_validity
 from ca.keys import CaKey, signature_hash
 from ca.template import INTERMEDIATE_PATH_LENGTH, ca_template
-from ca.verification import is_issued_by
 from garrison.errors import IssuanceError
 from garrison.identity import TrustDomain
 

@@ -165,12 +165,3 @@ def _is_ed25519(certificate: x509.Certificate) -> bool:
         return isinstance(certificate.public_key(), ed25519.Ed25519PublicKey)
     except (ValueError, UnsupportedAlgorithm):
         return False
-
-
-def is_issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
-    """Tell whether `certificate` names `issuer` and is signed with its key; nothing else is looked at."""
-    try:
-        certificate.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
-        return False
-    return True

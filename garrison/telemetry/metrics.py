@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -12,7 +12,6 @@ from prometheus_client.registry import Collector
 from garrison.telemetry import names
 
 Counts = Mapping[tuple[str, ...], int]
-Values = Mapping[tuple[str, ...], float]
 
 
 class ServerCollector(Collector):
@@ -80,8 +79,10 @@ class ServerCollector(Collector):
             names.RATE_LIMIT_RESETS_LABELS,
             self._resets(),
         )
-        snapshots: Values = dict.fromkeys(self._snapshots().items(), 1)
-        yield _gauge(names.SNAPSHOT, names.SNAPSHOT_HELP, names.SNAPSHOT_LABELS, snapshots)
+        snapshots = GaugeMetricFamily(names.SNAPSHOT, names.SNAPSHOT_HELP, labels=names.SNAPSHOT_LABELS)
+        for kind, version in self._snapshots().items():
+            snapshots.add_metric((kind, version), 1)
+        yield snapshots
         yield GaugeMetricFamily(names.READY, names.READY_HELP, value=float(self._ready()))
 
 
@@ -144,17 +145,18 @@ class KeyCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         """Yield every metric family."""
         found = self._figures()
-        failures: Counter[tuple[str, ...]] = Counter()
-        for one in found:
-            failures[one.name,] = max(failures[one.name,], one.failures)
-        yield _gauge(
-            names.KEYS_AVAILABLE, names.KEYS_AVAILABLE_HELP, names.KEYS_AVAILABLE_LABELS, _available(found)
+        available = GaugeMetricFamily(
+            names.KEYS_AVAILABLE, names.KEYS_AVAILABLE_HELP, labels=names.KEYS_AVAILABLE_LABELS
         )
-        yield _gauge(names.KEYS_AGE, names.KEYS_AGE_HELP, names.KEYS_AGE_LABELS, _ages(found))
-        yield _gauge(names.KEYS_FAILURES, names.KEYS_FAILURES_HELP, names.KEYS_FAILURES_LABELS, failures)
-        yield _counter(
-            names.KEYS_FETCHES, names.KEYS_FETCHES_HELP, names.KEYS_FETCHES_LABELS, _fetches(found)
+        age = GaugeMetricFamily(names.KEYS_AGE, names.KEYS_AGE_HELP, labels=names.KEYS_AGE_LABELS)
+        failures = GaugeMetricFamily(
+            names.KEYS_FAILURES, names.KEYS_FAILURES_HELP, labels=names.KEYS_FAILURES_LABELS
         )
+        fetches = _read_sources(found, available, age)
+        for name, of_name in _by_name(found).items():
+            failures.add_metric((name,), max(one.failures for one in of_name))
+        yield from (available, age, failures)
+        yield _counter(names.KEYS_FETCHES, names.KEYS_FETCHES_HELP, names.KEYS_FETCHES_LABELS, fetches)
 
 
 class FederationCollector(Collector):
@@ -165,24 +167,23 @@ class FederationCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """Yield every metric family."""
-        found = self._figures()
-        yield _gauge(
+        available = GaugeMetricFamily(
             names.FEDERATED_BUNDLE_AVAILABLE,
             names.FEDERATED_BUNDLE_AVAILABLE_HELP,
-            names.FEDERATED_BUNDLE_AVAILABLE_LABELS,
-            _available(found),
+            labels=names.FEDERATED_BUNDLE_AVAILABLE_LABELS,
         )
-        yield _gauge(
+        age = GaugeMetricFamily(
             names.FEDERATED_BUNDLE_AGE,
             names.FEDERATED_BUNDLE_AGE_HELP,
-            names.FEDERATED_BUNDLE_AGE_LABELS,
-            _ages(found),
+            labels=names.FEDERATED_BUNDLE_AGE_LABELS,
         )
+        fetches = _read_sources(self._figures(), available, age)
+        yield from (available, age)
         yield _counter(
             names.FEDERATED_BUNDLE_FETCHES,
             names.FEDERATED_BUNDLE_FETCHES_HELP,
             names.FEDERATED_BUNDLE_FETCHES_LABELS,
-            _fetches(found),
+            fetches,
         )
 
 
@@ -203,13 +204,13 @@ class StoreCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """Yield every metric family."""
-        counted = self._breakers()
-        yield _gauge(
-            names.RATE_LIMIT_BREAKERS,
-            names.RATE_LIMIT_BREAKERS_HELP,
-            names.RATE_LIMIT_BREAKERS_LABELS,
-            {(state,): counted.get(state, 0) for state in ("closed", "open", "half_open")},
+        breakers = GaugeMetricFamily(
+            names.RATE_LIMIT_BREAKERS, names.RATE_LIMIT_BREAKERS_HELP, labels=names.RATE_LIMIT_BREAKERS_LABELS
         )
+        counted = self._breakers()
+        for state in ("closed", "open", "half_open"):
+            breakers.add_metric((state,), counted.get(state, 0))
+        yield breakers
         yield _counter(
             names.RATE_LIMIT_STORE_FAILURES,
             names.RATE_LIMIT_STORE_FAILURES_HELP,
@@ -250,16 +251,15 @@ class DistributionCollector(Collector):
             names.DISTRIBUTION_BUNDLES_LABELS,
             {(result,): count for result, count in self._bundles().items()},
         )
-        bundle: dict[tuple[str, ...], float] = {}
-        if found := self._in_force():
-            version, sequence = found
-            bundle[version,] = sequence
-        yield _gauge(
+        bundle = GaugeMetricFamily(
             names.DISTRIBUTION_BUNDLE,
             names.DISTRIBUTION_BUNDLE_HELP,
-            names.DISTRIBUTION_BUNDLE_LABELS,
-            bundle,
+            labels=names.DISTRIBUTION_BUNDLE_LABELS,
         )
+        if found := self._in_force():
+            version, sequence = found
+            bundle.add_metric((version,), sequence)
+        yield bundle
 
 
 class AuthenticatorCollector(Collector):
@@ -284,18 +284,22 @@ class AuthenticatorCollector(Collector):
             names.AUTHENTICATOR_ANSWERS_LABELS,
             self._answers(),
         )
-        yield _gauge(
+        breakers = GaugeMetricFamily(
             names.AUTHENTICATOR_BREAKER,
             names.AUTHENTICATOR_BREAKER_HELP,
-            names.AUTHENTICATOR_BREAKER_LABELS,
-            {(name,): float(is_open) for name, is_open in self._breakers().items()},
+            labels=names.AUTHENTICATOR_BREAKER_LABELS,
         )
-        yield _gauge(
+        for name, is_open in self._breakers().items():
+            breakers.add_metric((name,), float(is_open))
+        yield breakers
+        remembered = GaugeMetricFamily(
             names.AUTHENTICATOR_REMEMBERED,
             names.AUTHENTICATOR_REMEMBERED_HELP,
-            names.AUTHENTICATOR_REMEMBERED_LABELS,
-            {(name,): count for name, count in self._remembered().items()},
+            labels=names.AUTHENTICATOR_REMEMBERED_LABELS,
         )
+        for name, count in self._remembered().items():
+            remembered.add_metric((name,), count)
+        yield remembered
 
 
 class AuthorityCollector(Collector):
@@ -313,10 +317,18 @@ class AuthorityCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """Yield every metric family."""
-        left: Values = {(certificate,): seconds for certificate, seconds in self._seconds_left().items()}
-        yield _gauge(names.CA_SECONDS_LEFT, names.CA_SECONDS_LEFT_HELP, names.CA_SECONDS_LEFT_LABELS, left)
-        states: Values = {(state,): count for state, count in self._counts().items()}
-        yield _gauge(names.CA_AUTHORITIES, names.CA_AUTHORITIES_HELP, names.CA_AUTHORITIES_LABELS, states)
+        left = GaugeMetricFamily(
+            names.CA_SECONDS_LEFT, names.CA_SECONDS_LEFT_HELP, labels=names.CA_SECONDS_LEFT_LABELS
+        )
+        for certificate, seconds in self._seconds_left().items():
+            left.add_metric((certificate,), seconds)
+        yield left
+        states = GaugeMetricFamily(
+            names.CA_AUTHORITIES, names.CA_AUTHORITIES_HELP, labels=names.CA_AUTHORITIES_LABELS
+        )
+        for state, count in self._counts().items():
+            states.add_metric((state,), count)
+        yield states
         rotations: Counts = {(step,): count for step, count in dict(self._rotations).items()}
         yield _counter(names.CA_ROTATIONS, names.CA_ROTATIONS_HELP, names.CA_ROTATIONS_LABELS, rotations)
 
@@ -372,8 +384,12 @@ class WorkerCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """Yield every metric family."""
-        ready: Values = {(str(number),): float(is_ready) for number, is_ready in self._ready().items()}
-        yield _gauge(names.WORKER_READY, names.WORKER_READY_HELP, names.WORKER_READY_LABELS, ready)
+        ready = GaugeMetricFamily(
+            names.WORKER_READY, names.WORKER_READY_HELP, labels=names.WORKER_READY_LABELS
+        )
+        for number, is_ready in self._ready().items():
+            ready.add_metric((str(number),), float(is_ready))
+        yield ready
         for name, help_, labels, read in (
             (
                 names.WORKER_RESTARTS,
@@ -396,34 +412,26 @@ def _counter(name: str, help_: str, labels: Sequence[str], counts: Counts) -> Me
     return family
 
 
-def _gauge(name: str, help_: str, labels: Sequence[str], values: Values) -> Metric:
-    family = GaugeMetricFamily(name, help_, labels=labels)
-    for of_labels, value in values.items():
-        family.add_metric(of_labels, value)
-    return family
+Figures = TypeVar("Figures", bound=SourceFigures)
 
 
-# Of sources with one name the worst figures count.
-
-
-def _available(found: Iterable[SourceFigures]) -> Values:
-    available: dict[tuple[str, ...], float] = {}
+def _by_name(found: Iterable[Figures]) -> Mapping[str, Sequence[Figures]]:
+    by_name: dict[str, list[Figures]] = defaultdict(list)
     for one in found:
-        available[one.name,] = min(available.get((one.name,), 1.0), float(one.available))
-    return available
+        by_name[one.name].append(one)
+    return by_name
 
 
-def _ages(found: Iterable[SourceFigures]) -> Values:
-    ages: dict[tuple[str, ...], float] = {}
-    for one in found:
-        if one.age_seconds is not None:
-            ages[one.name,] = max(ages.get((one.name,), one.age_seconds), one.age_seconds)
-    return ages
-
-
-def _fetches(found: Iterable[SourceFigures]) -> Counts:
-    counts: Counter[tuple[str, ...]] = Counter()
-    for one in found:
-        counts[one.name, "ok"] += one.fetched
-        counts[one.name, "failed"] += one.failed
-    return counts
+def _read_sources(
+    figures: Iterable[SourceFigures], available: GaugeMetricFamily, age: GaugeMetricFamily
+) -> Counts:
+    """Fill two families with the worst figures of each name, and return the fetches of all by result."""
+    fetches: dict[tuple[str, ...], int] = {}
+    for name, found in _by_name(figures).items():
+        available.add_metric((name,), float(all(one.available for one in found)))
+        ages = [one.age_seconds for one in found if one.age_seconds is not None]
+        if ages:
+            age.add_metric((name,), max(ages))
+        fetches[name, "ok"] = sum(one.fetched for one in found)
+        fetches[name, "failed"] = sum(one.failed for one in found)
+    return fetches
