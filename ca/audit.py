@@ -209,7 +209,7 @@ def _problem(record: AuditRecord, head: AuditHead) -> str:
 
 def _time(moment: datetime) -> str:
     # Of one length, so that text compares as time does.
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return f"{moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
 
 
 def _line(sequence: int, details: str, *texts: str) -> str:

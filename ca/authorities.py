@@ -332,7 +332,7 @@ class Authorities:
         # An Istio root names no trust domain, as `Issuer.build` would want it to.
         root = Issuer(active.root, root_key, trust_domain)
         life = max(_life(active.chain[0]), MIN_CA_LIFETIME)
-        certificate = root.sign(template, now=now, lifetime=life, serial=new_serial())
+        certificate = root.sign(template, now=now, lifetime=life, serial=new_serial()).certificate
         return Authority(Issuer.build(certificate, key), (certificate,), (active.root,))
 
     def _add(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 from datetime import datetime
 
 INTEGER, BIT_STRING, OCTET_STRING, ENUMERATED = 0x02, 0x03, 0x04, 0x0A
 UTC_TIME, GENERALIZED_TIME, SEQUENCE = 0x17, 0x18, 0x30
 TRUE = b"\x01\x01\xff"
+# Characters in a line (RFC 7468, section 2).
+_PEM_LINE = 64
 # The first that no UTCTime can say (RFC 5280, 4.1.2.5).
 _FIRST_GENERALIZED_YEAR = 2050
 
@@ -65,3 +68,10 @@ def content(data: bytes) -> bytes:
     """Return what is in the first element of well-formed `data`."""
     whole, head = first(data)
     return whole[head:]
+
+
+def pem(label: str, data: bytes) -> bytes:
+    """Return `data` as a PEM block (RFC 7468), ending in a newline."""
+    text = base64.b64encode(data).decode()
+    lines = (text[at : at + _PEM_LINE] for at in range(0, len(text), _PEM_LINE))
+    return "\n".join((f"-----BEGIN {label}-----", *lines, f"-----END {label}-----", "")).encode()

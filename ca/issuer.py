@@ -30,6 +30,14 @@ _VERSION_3 = der.element(der.explicit_tag(0), der.integer(2))
 
 
 @dataclass(frozen=True, slots=True)
+class Signed:
+    """A certificate that was signed and inspected: its DER, and what was read from it."""
+
+    der: bytes
+    certificate: x509.Certificate
+
+
+@dataclass(frozen=True, slots=True)
 class Issuer:
     """A signing certificate of a trust domain, with its key.
 
@@ -72,7 +80,7 @@ class Issuer:
         ttl: timedelta,
         serial: int,
         dns_names: Sequence[str] = (),
-    ) -> x509.Certificate:
+    ) -> Signed:
         """Return a leaf X509-SVID for `spiffe_id`, which the caller must be entitled to.
 
         It ends `ttl` after `now`, or with the issuer's certificate if that is sooner.
@@ -87,14 +95,12 @@ class Issuer:
         if not MIN_TTL <= ttl <= MAX_TTL:
             raise IssuanceError(f"a TTL is {MIN_TTL} to {MAX_TTL}, not {ttl}")
         template = leaf_template(spiffe_id, public_key, dns_names)
-        certificate = self.sign(template, now=now, lifetime=ttl, serial=serial)
-        if check_leaf(certificate) != spiffe_id:
+        leaf = self.sign(template, now=now, lifetime=ttl, serial=serial)
+        if check_leaf(leaf.certificate) != spiffe_id:
             raise IssuanceError("the signed certificate has another SPIFFE ID than was asked for")
-        return certificate
+        return leaf
 
-    def sign(
-        self, template: Template, *, now: datetime, lifetime: timedelta, serial: int
-    ) -> x509.Certificate:
+    def sign(self, template: Template, *, now: datetime, lifetime: timedelta, serial: int) -> Signed:
         """Return what `template` describes, signed and inspected; clamped to the issuer's own validity.
 
         Raises:
@@ -120,9 +126,7 @@ class Issuer:
         _check_period(self._not_before, self._not_after, now)
 
 
-def self_sign(
-    template: Template, key: CaKey, *, now: datetime, lifetime: timedelta, serial: int
-) -> x509.Certificate:
+def self_sign(template: Template, key: CaKey, *, now: datetime, lifetime: timedelta, serial: int) -> Signed:
     """Return a root: `template` signed with its own key.
 
     Raises:
@@ -161,12 +165,11 @@ def _seconds(moment: datetime) -> datetime:
     return moment.replace(microsecond=0)
 
 
-def _sign(template: Template, key: CaKey, stamp: Stamp) -> x509.Certificate:
+def _sign(template: Template, key: CaKey, stamp: Stamp) -> Signed:
     if not 0 < stamp.serial < 2**SERIAL_BITS:
         raise IssuanceError(f"a serial number is positive and has at most {SERIAL_BITS} bits")
-    return check_signed(
-        signed(_to_be_signed(template, stamp, algorithm_identifier(key)), key), template, stamp
-    )
+    made = signed(_to_be_signed(template, stamp, algorithm_identifier(key)), key)
+    return Signed(made, check_signed(made, template, stamp))
 
 
 def _to_be_signed(template: Template, stamp: Stamp, algorithm: bytes) -> bytes:

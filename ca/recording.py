@@ -208,6 +208,7 @@ class RecordingIssuer:
                 now=now,
                 requester=requester.name,
                 attested_by=requester.attested_by,
+                der=svid.leaf_der,
             )
         )
         return svid

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from cryptography import x509
 from google.protobuf.message import DecodeError
 
+from ca import der
 from ca.api.evidence import describe
 from ca.api.issuing import Issuing
 from ca.attestors.base import Reason, Refused
@@ -48,20 +49,21 @@ class IstioCertificates:
         )
         roots = self._issuing.registry.issuer.authority.roots
         # The elements of a message's list stand one after the other, so answers share their end.
-        return _chain([issued.svid.leaf]) + self._after_leaf(issued.svid.certificates[1:], roots)
+        leaf = _element(der.pem("CERTIFICATE", issued.svid.leaf_der))
+        return leaf + self._after_leaf(issued.svid.certificates[1:], roots)
 
     def _after_leaf(self, links: tuple[x509.Certificate, ...], roots: tuple[x509.Certificate, ...]) -> bytes:
         """Return the intermediates, and all roots: clients take the last element as the trust bundle."""
         if self._ending_of != (links, roots):
-            self._ending = b"".join(_chain([one]) for one in links) + _chain(roots)
+            parts = [*((one,) for one in links), roots]
+            self._ending = b"".join(_element(format_certificates(part)) for part in parts)
             self._ending_of = links, roots
         return self._ending
 
 
-def _chain(certificates: Sequence[x509.Certificate]) -> bytes:
-    """Return an answer with one element."""
-    pem = format_certificates(certificates).decode()
-    return IstioCertificateResponse(cert_chain=[pem]).SerializeToString()
+def _element(pem: bytes) -> bytes:
+    """Return an answer whose list has one element."""
+    return IstioCertificateResponse(cert_chain=[pem.decode()]).SerializeToString()
 
 
 def parse(message: bytes) -> IstioCertificateRequest | Refused:

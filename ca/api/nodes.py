@@ -263,7 +263,10 @@ def _digest(crl: bytes) -> bytes:
 def _svid(issued: IssuedSvid) -> Any:
     return pb.X509Svid(
         spiffe_id=str(issued.spiffe_id),
-        certificates=[one.public_bytes(Encoding.DER) for one in issued.certificates],
+        certificates=[
+            issued.leaf_der,
+            *(one.public_bytes(Encoding.DER) for one in issued.certificates[1:]),
+        ],
         expires_at=int(issued.not_after.timestamp()),
     )
 

@@ -12,8 +12,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from envoy.extensions.transport_sockets.tls.v3.secret_pb2 import Secret
 
+from ca import der
 from ca.bundle import format_certificates
-from ca.crl import pem_of
 from ca.inspection import check_key_pair
 from ca.keys import CaKey, check_public_key, private_key_pem
 from garrison.errors import IssuanceError
@@ -61,7 +61,7 @@ def _roots(name: str, roots: Sequence[x509.Certificate], crls: Sequence[bytes]) 
     message = Secret(name=name)
     message.validation_context.trusted_ca.inline_bytes = format_certificates(roots)
     if crls:
-        message.validation_context.crl.inline_bytes = b"".join(map(pem_of, crls))
+        message.validation_context.crl.inline_bytes = b"".join(der.pem("X509 CRL", one) for one in crls)
         # Without it Envoy wants a CRL of the root too, whose key is kept elsewhere, and refuses everybody.
         message.validation_context.only_verify_leaf_cert_crl = True
     return NamedSecret(name, _digest([*map(_der, roots), *crls]), message)

@@ -141,7 +141,8 @@ class Side:
         """Return a TLS client that shows a certificate of `spiffe_id`, whoever's it is to give."""
         key = new_private_key()
         template = leaf_template(spiffe_id, key.public_key(), ())
-        leaf = issuer.sign(template, now=datetime.now(UTC), lifetime=timedelta(hours=1), serial=new_serial())
+        now = datetime.now(UTC)
+        leaf = issuer.sign(template, now=now, lifetime=timedelta(hours=1), serial=new_serial()).certificate
         file = self.folder / "client.pem"
         file.write_bytes(format_certificates([leaf, issuer.certificate]) + private_key_pem(key))
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

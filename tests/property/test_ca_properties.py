@@ -96,7 +96,7 @@ def test_what_is_signed_is_byte_for_byte_what_the_library_would_write(
 ) -> None:
     """Whatever the keys, names, numbers and times are: UTCTime and GeneralizedTime, short and long lengths."""
     issuer, now = LONG_LIVED[kind], NOW + age
-    made = issuer.issue(spiffe_id, key, now=now, ttl=ttl, serial=serial, dns_names=dns_names)
+    made = issuer.issue(spiffe_id, key, now=now, ttl=ttl, serial=serial, dns_names=dns_names).certificate
     template = leaf_template(spiffe_id, key, dns_names)
     builder = (
         x509.CertificateBuilder()
@@ -136,7 +136,7 @@ def test_an_svid_says_what_was_asked(
     now = NOW + age
     leaf = HIERARCHY.issuer.issue(
         spiffe_id, KEY.public_key(), now=now, ttl=ttl, serial=serial, dns_names=dns_names
-    )
+    ).certificate
     assert check_leaf(leaf) == spiffe_id
     assert leaf.serial_number == serial
     names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value

@@ -31,7 +31,7 @@ HOUR = timedelta(hours=1)
 def issue(issuer: Issuer, now: datetime, spiffe_id: SpiffeId = WEB, **changed: object) -> x509.Certificate:
     """Issue a leaf with everything ordinary but what is `changed`."""
     arguments = {"ttl": HOUR, "serial": 7, **changed}
-    return issuer.issue(spiffe_id, KEY.public_key(), now=now, **arguments)  # type: ignore[arg-type]
+    return issuer.issue(spiffe_id, KEY.public_key(), now=now, **arguments).certificate  # type: ignore[arg-type]
 
 
 def test_leaf_follows_the_profile(hierarchy: Hierarchy, now: datetime) -> None:
