@@ -51,7 +51,7 @@ bench: $(VENV)/dev.stamp ## measure; TARGET=host:port measures another ext_authz
 bench-ratelimit: $(VENV)/dev.stamp ## measure rate limits alone, from memory and from Valkey
 	@$(BIN)/python -m benchmarks --only ratelimit
 
-bench-ca: $(VENV)/dev.stamp ## measure the CA alone: issuing, starting with many records, a long CRL
+bench-ca: $(VENV)/dev.stamp ## measure the CA alone: issuing, (re)starting with many records, a long CRL
 	@$(BIN)/python -m benchmarks --only ca
 
 clean: ## remove what make created

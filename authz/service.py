@@ -6,6 +6,7 @@ error, not a denial, and lets the call through where the operator set `failure_m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -52,6 +53,8 @@ _NO_SNAPSHOT = Outcome(
 _DENY = Verdict.DENY
 # Operators name few destinations; more than this many distinct ones are worked out anew for each call.
 _MAX_KNOWN = 10_000
+# Seconds since the epoch, as floats, are no finer than a quarter of this.
+_RESOLUTION = 1e-6
 
 log = structlog.get_logger()
 
@@ -142,9 +145,9 @@ class Authorization:
         self._askers = askers
         self._log_denied = decision_log is not DecisionLog.NONE
         self._log_allowed = decision_log is DecisionLog.ALL
-        # A flood of denials must not take the CPU: a line costs more than a decision.
-        self._lines_per_second = decision_log_lines
-        self._second, self._lines = 0, 0
+        # A flood of denials must not take the CPU: a line costs more than a decision. Nor must its lines come
+        # all at the beginning of each second, where they would hold up whoever calls then.
+        self._lines = _Allowance(decision_log_lines)
         self.unlogged = 0
         self._counts: Counts = {}
         self._snapshot: Snapshot | None = None
@@ -380,11 +383,7 @@ class Authorization:
         return self._last_resort
 
     def _log(self, decision: Decision, attributes: Attributes | None) -> None:
-        now = int(self._clock())
-        if now != self._second:
-            self._second, self._lines = now, 0
-        self._lines += 1
-        if self._lines > self._lines_per_second:
+        if not self._lines.take(self._clock()):
             self.unlogged += 1
             return
         log.info(
@@ -398,6 +397,26 @@ class Authorization:
             unlogged=self.unlogged,
             **(described(attributes) if attributes is not None else {}),
         )
+
+
+class _Allowance:
+    """So many in a second, evenly (GCRA); a fifth of them may come at once."""
+
+    def __init__(self, per_second: int) -> None:
+        self._step = 1 / per_second if per_second else 0.0
+        self._ahead = max(per_second // 5 - 1, 0) * self._step + _RESOLUTION
+        self._until = -math.inf
+
+    def take(self, now: float) -> bool:
+        """Take one at `now` (seconds; a clock that may be set), or tell that there is none."""
+        if not self._step:
+            return False
+        if self._until > now + self._ahead + self._step:  # the clock was set back
+            self._until = now
+        if self._until > now + self._ahead:
+            return False
+        self._until = max(self._until, now) + self._step
+        return True
 
 
 def _next(

@@ -18,8 +18,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ca.authorities import FOLDER, ISSUERS
 from ca.authority import CA_CERT, CA_KEY, CERT_CHAIN, REQUEST, ROOT_CERT, ROOT_KEY
+from ca.authority_files import FOLDER, ISSUERS
 from ca.directory import NewFile
 from ca.jwt_key_store import JWT_KEYS
 

@@ -8,6 +8,10 @@ Time is UTC with microseconds (`2030-01-02T03:04:05.000006Z`), details have sort
 lower-case hex. The hash of a record is that of its line without a newline; the first one's previous hash is
 64 zeros, and sequences count up from 1. So any language can check a log that was printed.
 
+Times never go back: a record of a clock that is a little late has the time of the one before it. A clock that
+is late by more than `CLOCK_TOLERANCE` may only take away and tell (`ClockError`): whoever issues by it does
+not know what has ended.
+
 The chain shows changes, not a missing end: who can write to the store can cut the log or make a whole new
 one. Write down a head (`AuditHead`) elsewhere from time to time; `verify_chain` finds it again or says so.
 """
@@ -17,12 +21,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
+from garrison.errors import IssuanceError
+
 FIRST_PREVIOUS = "0" * 64
+# How far the clocks of those who write to one log may be apart.
+CLOCK_TOLERANCE = timedelta(minutes=5)
 
 # What details hold: text, numbers and lists of text.
 Details = Mapping[str, str | int | tuple[str, ...] | None]
@@ -35,6 +43,7 @@ class AuditEvent(StrEnum):
 
     CERTIFICATE_ISSUED = "certificate_issued"
     CERTIFICATE_REVOKED = "certificate_revoked"
+    CERTIFICATES_FORGOTTEN = "certificates_forgotten"
     ISSUANCE_DENIED = "issuance_denied"
     ENTRY_CREATED = "entry_created"
     ENTRY_DELETED = "entry_deleted"
@@ -48,14 +57,52 @@ class AuditEvent(StrEnum):
     FEDERATION_SET = "federation_set"
     FEDERATION_DELETED = "federation_deleted"
     CRL_PUBLISHED = "crl_published"
+    CLOCK_ACCEPTED = "clock_accepted"
+
+
+# What takes away, or only tells, waits for no clock.
+_WHATEVER_THE_TIME = frozenset(
+    {
+        AuditEvent.CERTIFICATE_REVOKED,
+        AuditEvent.ISSUANCE_DENIED,
+        AuditEvent.ENTRY_DELETED,
+        AuditEvent.TOKEN_REFUSED,
+        AuditEvent.TOKEN_DELETED,
+        AuditEvent.FEDERATION_DELETED,
+    }
+)
+
+
+class ClockError(IssuanceError):
+    """By the log, the clock is wrong: nothing is issued, and nothing is changed but to take away."""
 
 
 @dataclass(frozen=True, slots=True)
 class AuditHead:
-    """The last record of a log: what to write down elsewhere; sequence 0 is that of an empty log."""
+    """The last record of a log: what to write down elsewhere; sequence 0 is that of an empty log.
+
+    `time` is that of the record, "" where nobody knows; it is no part of what is written down.
+    """
 
     sequence: int = 0
     hash: str = FIRST_PREVIOUS
+    time: str = field(default="", compare=False)
+
+
+def clock_problem(head: AuditHead, now: datetime) -> str:
+    """Return what is wrong with a clock that says `now` by the log that ends in `head`, "" if nothing is."""
+    if not head.time or _time(now) >= head.time:
+        return ""
+    try:
+        newest = datetime.fromisoformat(head.time)
+        if newest - now <= CLOCK_TOLERANCE:
+            return ""
+    except (ValueError, TypeError):
+        return "the newest record of the ledger has a time that is none: somebody has tampered with it"
+    return (
+        f"the clock of this machine says {now:%FT%TZ}, and the newest record of the ledger is of "
+        f"{newest:%FT%TZ}: nothing is issued until the clock is right (if it is: `ca clock --accept`)"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +121,17 @@ class AuditRecord:
     def after(
         cls, head: AuditHead, event: AuditEvent, *, actor: str, details: Details, now: datetime
     ) -> AuditRecord:
-        """Return the record that follows `head`."""
-        time = now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        """Return the record that follows `head`.
+
+        Raises:
+            ClockError: `now` is long before the time of `head`, and `event` gives something.
+
+        """
+        time = _time(now)
+        if time < head.time and event is not AuditEvent.CLOCK_ACCEPTED:
+            if event not in _WHATEVER_THE_TIME and (problem := clock_problem(head, now)):
+                raise ClockError(problem)
+            time = head.time
         text = _encode(details)
         sequence = head.sequence + 1
         line = _line(sequence, text, head.hash, time, event, actor)
@@ -84,7 +140,7 @@ class AuditRecord:
     @property
     def head(self) -> AuditHead:
         """This record as the end of a log."""
-        return AuditHead(self.sequence, self.hash)
+        return AuditHead(self.sequence, self.hash, self.time)
 
     @property
     def line(self) -> str:
@@ -149,6 +205,11 @@ def _problem(record: AuditRecord, head: AuditHead) -> str:
     if record.hash != _digest(record.line):
         return "its content does not have its hash"
     return ""
+
+
+def _time(moment: datetime) -> str:
+    # Of one length, so that text compares as time does.
+    return f"{moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
 
 
 def _line(sequence: int, details: str, *texts: str) -> str:

@@ -23,6 +23,7 @@ from functools import cache
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
 from ca.bundle import format_certificates, parse_certificates
 from ca.directory import NewFile, finish, install, locked
@@ -61,10 +62,11 @@ MAX_CA_LIFETIME = timedelta(days=36500)
 
 @dataclass(frozen=True, slots=True)
 class X509Svid:
-    """An issued X509-SVID: the leaf and what must be sent with it, without the root."""
+    """An issued X509-SVID: the leaf (also in DER) and what must be sent with it, without the root."""
 
     spiffe_id: SpiffeId
     certificates: tuple[x509.Certificate, ...]
+    leaf_der: bytes
 
     @property
     def leaf(self) -> x509.Certificate:
@@ -126,7 +128,7 @@ class Authority:
         leaf = self.issuer.issue(
             spiffe_id, public_key, now=now, ttl=ttl, serial=self.new_serial(), dns_names=dns_names
         )
-        return X509Svid(spiffe_id, (leaf, *self.chain))
+        return X509Svid(spiffe_id, (leaf.certificate, *self.chain), leaf.der)
 
     @classmethod
     def load(cls, directory: Path, passphrase: Callable[[Path], bytes] = no_passphrase) -> Authority:
@@ -255,17 +257,19 @@ class Hierarchy:
         template = ca_template(
             trust_domain, root_key.public_key(), name="Garrison root CA", path_length=ROOT_PATH_LENGTH
         )
-        root = self_sign(template, root_key, now=now, lifetime=lifetimes.root, serial=new_serial())
+        root = self_sign(
+            template, root_key, now=now, lifetime=lifetimes.root, serial=new_serial()
+        ).certificate
         template = ca_template(
             trust_domain,
             key.public_key(),
             name="Garrison intermediate CA",
             path_length=INTERMEDIATE_PATH_LENGTH,
         )
-        certificate = Issuer.build(root, root_key).sign(
+        intermediate = Issuer.build(root, root_key).sign(
             template, now=now, lifetime=lifetimes.intermediate, serial=new_serial()
         )
-        return cls(root, root_key, Issuer.build(certificate, key))
+        return cls(root, root_key, Issuer.build(intermediate.certificate, key))
 
     def authority(self) -> Authority:
         """Return the CA for use in this process."""
@@ -342,7 +346,7 @@ def root_of_nobody() -> x509.Certificate:
     key = new_private_key()
     now = datetime.now(UTC)
     template = ca_template(TrustDomain("invalid"), key.public_key(), name="Nobody", path_length=0)
-    return self_sign(template, key, now=now, lifetime=ROOT_LIFETIME, serial=new_serial())
+    return self_sign(template, key, now=now, lifetime=ROOT_LIFETIME, serial=new_serial()).certificate
 
 
 def _check_roots(path: Path, roots: Sequence[x509.Certificate], trust_domain: TrustDomain) -> None:
@@ -356,6 +360,15 @@ def _check_roots(path: Path, roots: Sequence[x509.Certificate], trust_domain: Tr
             raise _problem(
                 path, "wrong_trust_domain", f"it holds a root of `{named}`, not of `{trust_domain}`"
             )
+
+
+def is_issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    """Tell whether `certificate` names `issuer` and is signed with its key; nothing else is looked at."""
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+        return False
+    return True
 
 
 def verifies(authority: Authority, root: x509.Certificate) -> bool:

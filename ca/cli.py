@@ -12,6 +12,7 @@ from ca.commands.audit import audit
 from ca.commands.authority import authority
 from ca.commands.base import EXIT_CODES, Commands
 from ca.commands.certificates import crl, list_certificates, revoke
+from ca.commands.clock import clock_command
 from ca.commands.entries import entry
 from ca.commands.federation import federation
 from ca.commands.health import lint, status
@@ -51,6 +52,7 @@ for _command in (
     entry,
     federation,
     audit,
+    clock_command,
     agent,
     ledger_commands,
     jwt,

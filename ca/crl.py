@@ -10,12 +10,9 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
-from cryptography.hazmat.primitives.serialization import Encoding
 
-from ca.issuer import BACKDATE, Issuer, check_validity
+from ca import der
+from ca.issuer import BACKDATE, Issuer
 from ca.keys import CaKey, signature_hash
 from ca.ledger import (
     Ledger,
@@ -25,6 +22,7 @@ from ca.ledger import (
     RevokedSerial,
     StoredCrl,
 )
+from ca.signing import signed, verify
 from garrison.errors import IssuanceError
 
 CRL_LIFE = timedelta(hours=24)
@@ -54,7 +52,7 @@ def build_crl(
         IssuanceError: the issuer may not sign lists, or is expired.
 
     """
-    check_validity(issuer.certificate, now)
+    issuer.check_validity(now)
     usage = issuer.certificate.extensions.get_extension_for_class(x509.KeyUsage).value
     if not usage.crl_sign:
         raise IssuanceError("the CA certificate may not sign CRLs (no cRLSign in its key usage)")
@@ -72,10 +70,13 @@ def build_crl(
         .add_extension(x509.CRLNumber(number), critical=False)
         .sign(issuer.key, signature_hash(issuer.key))
     )
-    signed = _with_entries(empty, issuer.key, [_entry(one) for one in revoked])
-    if len(x509.load_der_x509_crl(signed)) != len(revoked):
+    listed = _with_entries(empty, issuer.key, [_entry(one) for one in revoked])
+    found = x509.load_der_x509_crl(listed)
+    if len(found) != len(revoked):
         raise IssuanceError("the signed CRL does not hold what it should")
-    return StoredCrl(key_identifier(issuer), number, revocations, signed, start, end)
+    if not verify(found.signature, found.tbs_certlist_bytes, issuer.key.public_key()):
+        raise IssuanceError("the signed CRL does not verify under its issuer")
+    return StoredCrl(key_identifier(issuer), number, revocations, listed, start, end)
 
 
 def is_due(crl: StoredCrl | None, revocations: int, now: datetime) -> bool:
@@ -116,28 +117,18 @@ def renew_crl(ledger: Ledger, issuer: Issuer, *, now: datetime, by: str) -> Stor
 
 def crl_pem(crls: Iterable[StoredCrl]) -> bytes:
     """Return `crls` as PEM blocks."""
-    return b"".join(x509.load_der_x509_crl(crl.der).public_bytes(Encoding.PEM) for crl in crls)
+    return b"".join(der.pem("X509 CRL", crl.der) for crl in crls)
 
 
 # The library takes 7 us an entry, too long for a list of 100,000: so it makes a list without entries,
 # and they are put into what is signed (RFC 5280, 5.1: between nextUpdate and crlExtensions).
-_INTEGER, _ENUMERATED, _SEQUENCE, _EXTENSIONS_TAG = 0x02, 0x0A, 0x30, 0xA0
-_UTC_TIME, _GENERALIZED_TIME, _BIT_STRING, _OCTET_STRING = 0x17, 0x18, 0x03, 0x04
 # The object identifier of CRLReason, 2.5.29.21 (5.3.1), with tag and length.
 _CRL_REASON = bytes.fromhex("0603551d15")
 
 
-def _der(tag: int, content: bytes) -> bytes:
-    size = len(content)
-    if size < 0x80:
-        return bytes((tag, size)) + content
-    length = size.to_bytes((size.bit_length() + 7) // 8)
-    return bytes((tag, 0x80 | len(length))) + length + content
-
-
 def _reason(code: int) -> bytes:
-    extension = _CRL_REASON + _der(_OCTET_STRING, _der(_ENUMERATED, bytes((code,))))
-    return _der(_SEQUENCE, _der(_SEQUENCE, extension))
+    value = der.element(der.OCTET_STRING, der.element(der.ENUMERATED, bytes((code,))))
+    return der.element(der.SEQUENCE, der.element(der.SEQUENCE, _CRL_REASON + value))
 
 
 # `unspecified` is told by the absence of a reason (5.3.1).
@@ -154,72 +145,16 @@ _REASONS = {
 
 def _entry(revoked: RevokedSerial) -> bytes:
     """Return an element of revokedCertificates."""
-    serial = revoked.serial
-    at = revoked.at
-    # UTCTime through 2049 (5.1.2.6).
-    if at.year < 2050:
-        time = _der(_UTC_TIME, at.strftime("%y%m%d%H%M%SZ").encode())
-    else:
-        time = _der(_GENERALIZED_TIME, at.strftime("%Y%m%d%H%M%SZ").encode())
-    number = _der(_INTEGER, serial.to_bytes(serial.bit_length() // 8 + 1))
-    return _der(_SEQUENCE, number + time + _REASONS[revoked.reason])
+    return der.element(
+        der.SEQUENCE, der.integer(revoked.serial) + der.time(revoked.at) + _REASONS[revoked.reason]
+    )
 
 
 def _with_entries(empty: x509.CertificateRevocationList, key: CaKey, entries: Sequence[bytes]) -> bytes:
-    """Return the list `empty` with `entries`, signed anew and the signature verified."""
-    algorithm, rest = _element(_content(empty.public_bytes(Encoding.DER))[len(empty.tbs_certlist_bytes) :])
-    del rest
-    fields, at = _content(empty.tbs_certlist_bytes), 0
-    while fields[at] != _EXTENSIONS_TAG:
-        at += len(_element(fields[at:])[0])
-    list_of_entries = _der(_SEQUENCE, b"".join(entries)) if entries else b""
-    to_be_signed = _der(_SEQUENCE, fields[:at] + list_of_entries + fields[at:])
-    signature = _sign(key, to_be_signed)
-    return _der(_SEQUENCE, to_be_signed + algorithm + _der(_BIT_STRING, b"\0" + signature))
-
-
-def _content(element: bytes) -> bytes:
-    whole, head = _element(element)
-    return whole[head:]
-
-
-def _element(data: bytes) -> tuple[bytes, int]:
-    """Return the first element of `data` with its head, and how long the head is."""
-    size, head = data[1], 2
-    if size >= 0x80:
-        head += size & 0x7F
-        size = int.from_bytes(data[2:head])
-    return data[: head + size], head
-
-
-def _sign(key: CaKey, data: bytes) -> bytes:
-    """Return a signature of `data` as `signature_hash` says, that was verified.
-
-    Raises:
-        IssuanceError: it does not verify.
-
-    """
-    try:
-        match key:
-            case ec.EllipticCurvePrivateKey():
-                ecdsa = ec.ECDSA(_hash(key))
-                signature = key.sign(data, ecdsa)
-                key.public_key().verify(signature, data, ecdsa)
-            case rsa.RSAPrivateKey():
-                signature = key.sign(data, padding.PKCS1v15(), _hash(key))
-                key.public_key().verify(signature, data, padding.PKCS1v15(), _hash(key))
-            case ed25519.Ed25519PrivateKey():
-                signature = key.sign(data)
-                key.public_key().verify(signature, data)
-    except InvalidSignature as error:
-        raise IssuanceError("the signed CRL does not verify under its issuer") from error
-    return signature
-
-
-def _hash(key: CaKey) -> hashes.SHA256 | hashes.SHA384:
-    found = signature_hash(key)
-    assert found is not None  # noqa: S101 - only Ed25519 brings its own
-    return found
+    """Return the list `empty` with `entries`, signed anew."""
+    *fields, extensions = der.elements(der.content(empty.tbs_certlist_bytes))
+    list_of_entries = der.element(der.SEQUENCE, b"".join(entries)) if entries else b""
+    return signed(der.element(der.SEQUENCE, b"".join((*fields, list_of_entries, extensions))), key)
 
 
 def _authority_key(certificate: x509.Certificate) -> x509.SubjectKeyIdentifier:
@@ -227,9 +162,3 @@ def _authority_key(certificate: x509.Certificate) -> x509.SubjectKeyIdentifier:
         return certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
     except x509.ExtensionNotFound:
         return x509.SubjectKeyIdentifier.from_public_key(certificate.public_key())
-
-
-def parse_crls(pem: bytes) -> tuple[x509.CertificateRevocationList, ...]:
-    """Return the CRLs in `pem`, as `crl_pem` writes them."""
-    end = b"-----END X509 CRL-----"
-    return tuple(x509.load_pem_x509_crl(part + end) for part in pem.split(end)[:-1])

@@ -89,8 +89,7 @@ def _is_signed_by(request: x509.CertificateSigningRequest, public_key: PublicKey
 
 
 def _uris(request: x509.CertificateSigningRequest) -> tuple[str, ...]:
-    try:
-        names = request.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
-        return ()
-    return tuple(names.get_values_for_type(x509.UniformResourceIdentifier))
+    for extension in request.extensions:
+        if isinstance(extension.value, x509.SubjectAlternativeName):
+            return tuple(extension.value.get_values_for_type(x509.UniformResourceIdentifier))
+    return ()

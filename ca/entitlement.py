@@ -6,11 +6,10 @@ An SVID is renewed while its identity is registered here; one that an agent atte
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 
-from ca.attestation import entitled
+from ca.attestation import Registrations
 from ca.attestors import join_token
 from ca.attestors.base import Attested, Reason, Refused
 from ca.issuer import DEFAULT_TTL
@@ -36,15 +35,14 @@ class Grant:
 
 
 def choose(
-    attested: Attested, registrations: Iterable[Registration], named: SpiffeId | None = None
+    attested: Attested, registrations: Registrations, named: SpiffeId | None = None
 ) -> Grant | Refused:
     """Return the one identity that the caller gets: the one it named, its own, or the only one.
 
     Only registrations without a parent count: the others are for their agents to give.
     """
-    direct = [one for one in registrations if one.parent_id is None]
-    grants = {one.spiffe_id: Grant.of(one) for one in entitled(direct, attested.selectors)}
-    own = _own(attested, direct)
+    grants = {one.spiffe_id: Grant.of(one) for one in registrations.entitled(attested.selectors)}
+    own = _own(attested, registrations)
     if own is not None:
         grants[own.spiffe_id] = own
     if named is not None:
@@ -93,12 +91,12 @@ def check_lifetime(requested_seconds: int, maximum: timedelta) -> None:
         )
 
 
-def _own(attested: Attested, direct: Iterable[Registration]) -> Grant | None:
+def _own(attested: Attested, registrations: Registrations) -> Grant | None:
     if attested.identity is None:
         return None
-    for registration in direct:
-        if registration.spiffe_id == attested.identity:
-            return Grant.of(registration)
+    registration = registrations.direct(attested.identity)
+    if registration is not None:
+        return Grant.of(registration)
     # A join token is its own registration, once.
     is_joining = attested.attested_by == join_token.ATTESTED_BY
     return Grant(attested.identity, DEFAULT_TTL) if is_joining else None

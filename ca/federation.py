@@ -18,6 +18,7 @@ from ca.keys import check_ca_public_key, public_key_pem
 from ca.ledger import EndpointProfile, FederatedBundle
 from garrison.errors import DependencyError, IssuanceError
 from garrison.identity import SpiffeId, TrustDomain
+from garrison.pauses import give_or_take
 from garrison.urls import check_url
 
 # An endpoint that hints at less would have us at its door all day, one that hints at more would keep roots
@@ -148,7 +149,7 @@ def poll_interval(known: FederatedBundle, configured: timedelta | None, chance: 
     if hint is None:
         hint = timedelta(seconds=REFRESH_HINT_SECONDS)
     interval = configured if configured is not None else min(max(hint, MIN_POLL), MAX_POLL)
-    return interval * (1 + JITTER * (2 * chance - 1))
+    return give_or_take(interval, JITTER, chance)
 
 
 def is_stale(known: FederatedBundle, now: datetime, max_stale: timedelta) -> bool:

@@ -6,18 +6,22 @@ template; `check_signed` holds it against the template. A slip in one is caught 
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Mapping
+from typing import TypeVar, cast
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from ca import der
 from ca.keys import CaKey
+from ca.signing import verify
 from ca.template import Stamp, Template
 from garrison.errors import IssuanceError
 from garrison.identity import SpiffeId, TrustDomain
 
 _Kind = TypeVar("_Kind", bound=x509.ExtensionType)
+_Extensions = Mapping[type[x509.ExtensionType], x509.Extension[x509.ExtensionType]]
+_BOTH_ENDS = frozenset({ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH})
 
 
 def check_leaf(certificate: x509.Certificate) -> SpiffeId:
@@ -27,22 +31,22 @@ def check_leaf(certificate: x509.Certificate) -> SpiffeId:
         IssuanceError: a rule of the standard is broken; the message says which.
 
     """
-    usage = _key_usage(certificate)
-    spiffe_id = _only_uri(certificate)
+    extensions = _extensions(certificate)
+    usage = _key_usage(extensions)
+    spiffe_id = _only_uri(extensions)
     if spiffe_id is None:
         raise IssuanceError("the certificate has no SPIFFE ID")
     if not spiffe_id.segments:
         raise IssuanceError("a leaf's SPIFFE ID needs a path")
-    if _basic_constraints(certificate).ca:
+    if _basic_constraints(extensions).ca:
         raise IssuanceError("a leaf must not be a CA")
     if not usage.digital_signature or usage.key_cert_sign or usage.crl_sign:
         raise IssuanceError("a leaf's key usage must be digitalSignature, without keyCertSign and cRLSign")
-    extended = _extension(certificate, x509.ExtendedKeyUsage)
-    both = {ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH}
-    if extended is not None and not both <= set(extended.value):
+    extended = _extension(extensions, x509.ExtendedKeyUsage)
+    if extended is not None and not set(extended.value) >= _BOTH_ENDS:
         raise IssuanceError("a leaf's extended key usage must hold both serverAuth and clientAuth")
-    names = _extension(certificate, x509.SubjectAlternativeName)
-    if not certificate.subject.rdns and names is not None and not names.critical:
+    names = _extension(extensions, x509.SubjectAlternativeName)
+    if names is not None and not names.critical and not certificate.subject.rdns:
         raise IssuanceError("the alternative name must be critical when the subject is empty")
     return spiffe_id
 
@@ -54,11 +58,12 @@ def check_signing(certificate: x509.Certificate) -> TrustDomain | None:
         IssuanceError: the certificate may not sign, or its ID has a path.
 
     """
-    if not _basic_constraints(certificate).ca:
+    extensions = _extensions(certificate)
+    if not _basic_constraints(extensions).ca:
         raise IssuanceError("the certificate is not a CA")
-    if not _key_usage(certificate).key_cert_sign:
+    if not _key_usage(extensions).key_cert_sign:
         raise IssuanceError("the certificate's key usage has no keyCertSign")
-    spiffe_id = _only_uri(certificate)
+    spiffe_id = _only_uri(extensions)
     if spiffe_id is None:
         return None
     if spiffe_id.segments:
@@ -66,22 +71,23 @@ def check_signing(certificate: x509.Certificate) -> TrustDomain | None:
     return spiffe_id.trust_domain
 
 
-def check_signed(
-    certificate: x509.Certificate, template: Template, stamp: Stamp, issuer: x509.Certificate | None
-) -> x509.Certificate:
-    """Return `certificate` if it says what `template` and `stamp` say, and `issuer` (None: itself) signed it.
+def check_signed(signed: bytes, template: Template, stamp: Stamp) -> x509.Certificate:
+    """Return the certificate `signed` (DER) if it is as `template` and `stamp` say, and `stamp.by` signed it.
 
     Raises:
-        IssuanceError: it differs; nothing may be done with such a certificate.
+        IssuanceError: it is not; nothing may be done with such a certificate.
 
     """
-    found = {extension.oid: (extension.value, extension.critical) for extension in certificate.extensions}
-    wanted = {value.oid: (value, critical) for value, critical in template.extensions}
-    wanted[x509.AuthorityKeyIdentifier.oid] = (stamp.authority_key, False)
-    if found != wanted:
+    certificate = x509.load_der_x509_certificate(signed)
+    to_be_signed, _ = der.first(der.content(signed))
+    # Compared as bytes: the library takes names, keys and extensions apart anew for each certificate, which
+    # costs as much as all the rest.
+    _, _, _, issuer, _, subject, key, extensions = der.elements(der.content(to_be_signed))
+    if (subject, key, issuer) != (template.subject_der, template.key_der, stamp.by.name_der):
+        raise IssuanceError("the signed certificate has another subject, key or issuer than was asked for")
+    wanted = [one.der for one in (stamp.by.authority_key, *template.extensions)]
+    if der.elements(der.content(der.content(extensions))) != wanted:
         raise IssuanceError("the signed certificate has other extensions than were asked for")
-    if certificate.subject != template.subject or certificate.public_key() != template.public_key:
-        raise IssuanceError("the signed certificate has another subject or key than was asked for")
     found_stamp = (
         certificate.not_valid_before_utc,
         certificate.not_valid_after_utc,
@@ -89,10 +95,8 @@ def check_signed(
     )
     if found_stamp != (stamp.not_before, stamp.not_after, stamp.serial):
         raise IssuanceError("the signed certificate has another validity or serial number than was asked for")
-    try:
-        certificate.verify_directly_issued_by(issuer or certificate)
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm) as error:
-        raise IssuanceError("the signed certificate does not verify under its issuer") from error
+    if not verify(certificate.signature, to_be_signed, stamp.by.key):
+        raise IssuanceError("the signed certificate does not verify under its issuer")
     return certificate
 
 
@@ -107,31 +111,33 @@ def check_key_pair(certificate: x509.Certificate, key: CaKey) -> None:
         raise IssuanceError("the certificate and the private key do not belong together")
 
 
-def _extension(certificate: x509.Certificate, kind: type[_Kind]) -> x509.Extension[_Kind] | None:
+def _extensions(certificate: x509.Certificate) -> _Extensions:
     try:
-        return certificate.extensions.get_extension_for_class(kind)
-    except x509.ExtensionNotFound:
-        return None
+        return {type(one.value): one for one in certificate.extensions}
     except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
         raise IssuanceError("the certificate's extensions are malformed") from error
 
 
-def _basic_constraints(certificate: x509.Certificate) -> x509.BasicConstraints:
-    extension = _extension(certificate, x509.BasicConstraints)
+def _extension(extensions: _Extensions, kind: type[_Kind]) -> x509.Extension[_Kind] | None:
+    return cast("x509.Extension[_Kind] | None", extensions.get(kind))
+
+
+def _basic_constraints(extensions: _Extensions) -> x509.BasicConstraints:
+    extension = _extension(extensions, x509.BasicConstraints)
     if extension is None:
         raise IssuanceError("the certificate has no basic constraints")
     return extension.value
 
 
-def _key_usage(certificate: x509.Certificate) -> x509.KeyUsage:
-    extension = _extension(certificate, x509.KeyUsage)
+def _key_usage(extensions: _Extensions) -> x509.KeyUsage:
+    extension = _extension(extensions, x509.KeyUsage)
     if extension is None or not extension.critical:
         raise IssuanceError("the certificate has no critical key usage")
     return extension.value
 
 
-def _only_uri(certificate: x509.Certificate) -> SpiffeId | None:
-    names = _extension(certificate, x509.SubjectAlternativeName)
+def _only_uri(extensions: _Extensions) -> SpiffeId | None:
+    names = _extension(extensions, x509.SubjectAlternativeName)
     uris = names.value.get_values_for_type(x509.UniformResourceIdentifier) if names else []
     if len(uris) > 1:
         raise IssuanceError("the certificate has more than one URI")

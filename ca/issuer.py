@@ -6,15 +6,16 @@ An issuer reads no clock and draws no number: `now` and `serial` are arguments.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 
+from ca import der
 from ca.inspection import check_key_pair, check_leaf, check_signed, check_signing
-from ca.keys import SERIAL_BITS, CaKey, CaPublicKey, PublicKey, signature_hash
-from ca.template import Stamp, Template, leaf_template
+from ca.keys import SERIAL_BITS, CaKey, PublicKey
+from ca.signing import algorithm_identifier, signed
+from ca.template import Signatory, Stamp, Template, key_der_of, leaf_template
 from garrison.errors import IssuanceError
 from garrison.identity import SpiffeId, TrustDomain
 
@@ -24,6 +25,16 @@ MAX_TTL = timedelta(hours=24)
 MIN_TTL = timedelta(seconds=1)
 # A certificate is used at once, by machines whose clocks may be behind ours; istiod grants the same.
 BACKDATE = timedelta(minutes=2)
+
+_VERSION_3 = der.element(der.explicit_tag(0), der.integer(2))
+
+
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """A certificate that was signed and inspected: its DER, and what was read from it."""
+
+    der: bytes
+    certificate: x509.Certificate
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +47,15 @@ class Issuer:
     certificate: x509.Certificate
     key: CaKey
     trust_domain: TrustDomain
+    # Read from the certificate once.
+    _signatory: Signatory = field(init=False, repr=False, compare=False)
+    _not_before: datetime = field(init=False, repr=False, compare=False)
+    _not_after: datetime = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_signatory", Signatory.of(self.certificate))
+        object.__setattr__(self, "_not_before", self.certificate.not_valid_before_utc)
+        object.__setattr__(self, "_not_after", self.certificate.not_valid_after_utc)
 
     @classmethod
     def build(cls, certificate: x509.Certificate, key: CaKey) -> Issuer:
@@ -60,7 +80,7 @@ class Issuer:
         ttl: timedelta,
         serial: int,
         dns_names: Sequence[str] = (),
-    ) -> x509.Certificate:
+    ) -> Signed:
         """Return a leaf X509-SVID for `spiffe_id`, which the caller must be entitled to.
 
         It ends `ttl` after `now`, or with the issuer's certificate if that is sooner.
@@ -75,46 +95,53 @@ class Issuer:
         if not MIN_TTL <= ttl <= MAX_TTL:
             raise IssuanceError(f"a TTL is {MIN_TTL} to {MAX_TTL}, not {ttl}")
         template = leaf_template(spiffe_id, public_key, dns_names)
-        certificate = self.sign(template, now=now, lifetime=ttl, serial=serial)
-        if check_leaf(certificate) != spiffe_id:
+        leaf = self.sign(template, now=now, lifetime=ttl, serial=serial)
+        if check_leaf(leaf.certificate) != spiffe_id:
             raise IssuanceError("the signed certificate has another SPIFFE ID than was asked for")
-        return certificate
+        return leaf
 
-    def sign(
-        self, template: Template, *, now: datetime, lifetime: timedelta, serial: int
-    ) -> x509.Certificate:
+    def sign(self, template: Template, *, now: datetime, lifetime: timedelta, serial: int) -> Signed:
         """Return what `template` describes, signed and inspected; clamped to the issuer's own validity.
 
         Raises:
             IssuanceError: the issuer is expired or not valid yet, or the result is not as described.
 
         """
-        check_validity(self.certificate, now)
+        self.check_validity(now)
         stamp = Stamp(
-            not_before=_seconds(max(now - BACKDATE, self.certificate.not_valid_before_utc)),
-            not_after=_seconds(min(now + lifetime, self.certificate.not_valid_after_utc)),
+            not_before=_seconds(max(now - BACKDATE, self._not_before)),
+            not_after=_seconds(min(now + lifetime, self._not_after)),
             serial=serial,
-            authority_key=_authority_key_identifier(self.certificate, self.key.public_key()),
+            by=self._signatory,
         )
-        return _sign(template, self.key, self.certificate, stamp)
+        return _sign(template, self.key, stamp)
+
+    def check_validity(self, now: datetime) -> None:
+        """Refuse to sign at `now` if the signing certificate is not valid then.
+
+        Raises:
+            IssuanceError: it is expired or not valid yet.
+
+        """
+        _check_period(self._not_before, self._not_after, now)
 
 
-def self_sign(
-    template: Template, key: CaKey, *, now: datetime, lifetime: timedelta, serial: int
-) -> x509.Certificate:
+def self_sign(template: Template, key: CaKey, *, now: datetime, lifetime: timedelta, serial: int) -> Signed:
     """Return a root: `template` signed with its own key.
 
     Raises:
         IssuanceError: `key` is not the template's, or the result is not as described.
 
     """
+    if key_der_of(key.public_key()) != template.key_der:
+        raise IssuanceError("a root is signed with its own key, and this is another")
     stamp = Stamp(
         not_before=_seconds(now - BACKDATE),
         not_after=_seconds(now + lifetime),
         serial=serial,
-        authority_key=_authority_key_identifier(None, key.public_key()),
+        by=Signatory.itself(template, key.public_key()),
     )
-    return _sign(template, key, None, stamp)
+    return _sign(template, key, stamp)
 
 
 def check_validity(certificate: x509.Certificate, now: datetime) -> None:
@@ -124,45 +151,38 @@ def check_validity(certificate: x509.Certificate, now: datetime) -> None:
         IssuanceError: it is expired or not valid yet.
 
     """
-    if now >= certificate.not_valid_after_utc:
-        raise IssuanceError(f"the CA certificate expired at {certificate.not_valid_after_utc:%FT%TZ}")
-    if now < certificate.not_valid_before_utc:
-        raise IssuanceError(
-            f"the CA certificate is not valid before {certificate.not_valid_before_utc:%FT%TZ}"
-        )
+    _check_period(certificate.not_valid_before_utc, certificate.not_valid_after_utc, now)
+
+
+def _check_period(not_before: datetime, not_after: datetime, now: datetime) -> None:
+    if now >= not_after:
+        raise IssuanceError(f"the CA certificate expired at {not_after:%FT%TZ}")
+    if now < not_before:
+        raise IssuanceError(f"the CA certificate is not valid before {not_before:%FT%TZ}")
 
 
 def _seconds(moment: datetime) -> datetime:
     return moment.replace(microsecond=0)
 
 
-def _sign(template: Template, key: CaKey, issuer: x509.Certificate | None, stamp: Stamp) -> x509.Certificate:
+def _sign(template: Template, key: CaKey, stamp: Stamp) -> Signed:
     if not 0 < stamp.serial < 2**SERIAL_BITS:
         raise IssuanceError(f"a serial number is positive and has at most {SERIAL_BITS} bits")
-    extensions = ((stamp.authority_key, False), *template.extensions)
-    # The builder's own methods copy all that is there, each time.
-    builder = x509.CertificateBuilder(
-        issuer_name=template.subject if issuer is None else issuer.subject,
-        subject_name=template.subject,
-        public_key=template.public_key,
-        serial_number=stamp.serial,
-        not_valid_before=stamp.not_before.replace(tzinfo=None),
-        not_valid_after=stamp.not_after.replace(tzinfo=None),
-        extensions=[x509.Extension(value.oid, critical, value) for value, critical in extensions],
+    made = signed(_to_be_signed(template, stamp, algorithm_identifier(key)), key)
+    return Signed(made, check_signed(made, template, stamp))
+
+
+def _to_be_signed(template: Template, stamp: Stamp, algorithm: bytes) -> bytes:
+    """Return a TBSCertificate (RFC 5280, 4.1), as the library's builder would in several times the time."""
+    extensions = b"".join(one.der for one in (stamp.by.authority_key, *template.extensions))
+    return der.element(
+        der.SEQUENCE,
+        _VERSION_3
+        + der.integer(stamp.serial)
+        + algorithm
+        + stamp.by.name_der
+        + der.element(der.SEQUENCE, der.time(stamp.not_before) + der.time(stamp.not_after))
+        + template.subject_der
+        + template.key_der
+        + der.element(der.explicit_tag(3), der.element(der.SEQUENCE, extensions)),
     )
-    signed = builder.sign(key, signature_hash(key)).public_bytes(Encoding.DER)
-    return check_signed(x509.load_der_x509_certificate(signed), template, stamp, issuer)
-
-
-def _authority_key_identifier(
-    issuer: x509.Certificate | None, key: CaPublicKey
-) -> x509.AuthorityKeyIdentifier:
-    # RFC 5280, 4.2.1.1: the value of the issuer's subject key identifier, however that was made.
-    if issuer is not None:
-        try:
-            identifier = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-        except x509.ExtensionNotFound:
-            pass
-        else:
-            return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)
-    return x509.AuthorityKeyIdentifier.from_issuer_public_key(key)

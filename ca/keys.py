@@ -66,7 +66,9 @@ def new_ca_key(kind: KeyType) -> CaKey:
 
 def new_serial() -> int:
     """Return a random serial number in 1 to 2**128 - 1: positive (RFC 5280, 4.1.2.2) and unguessable."""
-    return 1 + secrets.randbelow(2**SERIAL_BITS - 1)
+    while True:
+        if number := int.from_bytes(secrets.token_bytes(SERIAL_BITS // 8)):
+            return number
 
 
 def check_public_key(key: object) -> PublicKey:
@@ -109,11 +111,14 @@ def describe_key(key: object) -> str:
     return type(key).__name__.removesuffix("PublicKey").lstrip("_")
 
 
-def signature_hash(key: CaKey) -> hashes.SHA256 | hashes.SHA384 | None:
+def signature_hash(key: CaKey | CaPublicKey) -> hashes.SHA256 | hashes.SHA384 | None:
     """Return the hash to sign with: as strong as the key (RFC 5758, 3.2); Ed25519 brings its own."""
-    if isinstance(key, ed25519.Ed25519PrivateKey):
+    if isinstance(key, ed25519.Ed25519PrivateKey | ed25519.Ed25519PublicKey):
         return None
-    if isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name == "secp384r1":
+    if (
+        isinstance(key, ec.EllipticCurvePrivateKey | ec.EllipticCurvePublicKey)
+        and key.curve.name == "secp384r1"
+    ):
         return hashes.SHA384()
     return hashes.SHA256()
 

@@ -2,9 +2,10 @@
 
 Whatever changes a ledger takes `now` and `by` (who does it, as text) and writes the audit record of the
 change in the same transaction: there is no change without a record, and no record without its change. A
-refusal is a `LedgerRefusalError` whose `code` says why; a store that does not answer is a
-`LedgerUnavailableError`. Then nothing has changed, or, where a connection to another machine broke, nobody
-can tell: what was to be recorded must not leave, and a token opens nothing.
+refusal is a `LedgerRefusalError` whose `code` says why, or a `ca.audit.ClockError` where `now` is long before
+the newest record; a store that does not answer is a `LedgerUnavailableError`. Then nothing has changed, or,
+where a connection to another machine broke, nobody can tell: what was to be recorded must not leave, and a
+token opens nothing.
 """
 
 from __future__ import annotations
@@ -110,8 +111,9 @@ class IssuedCertificate:
         requester: str,
         attested_by: str,
         kind: CertificateKind = CertificateKind.X509_SVID,
+        der: bytes = b"",
     ) -> IssuedCertificate:
-        """Return what there is to record of `certificate`."""
+        """Return what there is to record of `certificate`, whose DER may be at hand."""
         return cls(
             serial=certificate.serial_number,
             issuer=issuer_of(certificate),
@@ -122,7 +124,7 @@ class IssuedCertificate:
             issued_at=now,
             requester=requester,
             attested_by=attested_by,
-            fingerprint=fingerprint_of(certificate),
+            fingerprint=hashlib.sha256(der).hexdigest() if der else fingerprint_of(certificate),
         )
 
     @property
@@ -351,6 +353,17 @@ class Ledger(Protocol):
 
     def revoked(self, issuer: str, *, unexpired_at: datetime) -> Sequence[RevokedSerial]:
         """Return the revoked certificates of an issuer that end after `unexpired_at`."""
+
+    def forget_expired(self, before: datetime, *, most: int, now: datetime, by: str) -> int:
+        """Remove the records of certificates that ended before `before`, the oldest `most`; return how many.
+
+        What was revoked is kept: it must be known as such for ever. The audit log has one record that says
+        how many, and keeps all that were made when they were issued.
+
+        Raises:
+            ValueError: `before` is not before `now`, or `most` is not 1 to `MAX_PAGE`.
+
+        """
 
     def last_expiry(self, issuer: str) -> datetime | None:
         """Return when the last of the certificates of an issuer ends; None if none is recorded."""

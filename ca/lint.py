@@ -17,8 +17,8 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512
 
-from ca.authorities import key_files
 from ca.authority import ROOT_KEY, CaCertificates, load_encryption
+from ca.authority_files import key_files
 from ca.inspection import check_leaf, check_signing
 from ca.issuer import MAX_TTL
 from ca.key_encryption import PLAIN

@@ -11,9 +11,8 @@ import structlog
 from cryptography import x509
 
 from ca.api.identities import Caller, Changes, describe
-from ca.attestation import entitled, selectors_of
+from ca.attestation import Registrations, selectors_of
 from ca.bundle import REFRESH_HINT_SECONDS, SpiffeBundle
-from ca.crl import parse_crls
 from ca.jwt_key_store import JwtKeyStore
 from ca.jwt_svid import issue_jwt_svid
 from ca.recording import RecordingIssuer, Requester
@@ -31,27 +30,29 @@ class LocalIdentities:
 
     One key and SVID per registration, made here, in memory only. `peer_credentials` maps a gRPC peer to the
     process behind it (`PeerCredentialListener.credentials`). `issuer` issues and records; `number` gives the
-    sequence number of the bundle with some digest at some moment, `crl_pem` the CRLs and `intermediates` what
-    issues under our roots, none by default. Clock and randomness can be replaced.
+    sequence number of the bundle with some digest at some moment, `crls` the CRLs (DER) and `intermediates`
+    what issues under our roots, none by default, and `clock_problem` why no token can be made at this time.
+    Clock and randomness can be replaced.
     """
 
     def __init__(
         self,
-        registrations: Sequence[Registration],
+        registrations: Registrations,
         issuer: RecordingIssuer,
         *,
         peer_credentials: Callable[[str], PeerCredentials | None],
         jwt_keys: JwtKeyStore,
         number: Callable[[str, datetime], int],
         token_issuer: str | None = None,
-        crl_pem: Callable[[], bytes] = bytes,
+        crls: Callable[[], Sequence[bytes]] = tuple,
+        clock_problem: Callable[[], str] = str,
         intermediates: Callable[[], tuple[x509.Certificate, ...]] = tuple,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.changes = Changes()
         self.refused_renewals = 0
-        self._registrations = tuple(registrations)
+        self._registrations = registrations
         self._issuer = issuer
         self._peer_credentials = peer_credentials
         self._jwt_keys = jwt_keys
@@ -60,7 +61,8 @@ class LocalIdentities:
         self._now = now
         self._federated: dict[TrustDomain, SpiffeBundle] = {}
         self._complaint = ""
-        self._crl_pem = crl_pem
+        self._crls = crls
+        self._clock_problem = clock_problem
         self._intermediates = intermediates
         self._held = SvidCache(random=jitter, refused=self._refused)
 
@@ -75,7 +77,7 @@ class LocalIdentities:
 
     def entitled(self, credentials: PeerCredentials) -> tuple[Registration, ...]:
         """Return the registrations whose selectors the process meets; see `Identities`."""
-        return entitled(self._registrations, selectors_of(credentials))
+        return self._registrations.entitled(selectors_of(credentials))
 
     async def svid(self, caller: Caller, registration: Registration) -> HeldSvid:
         """Return the SVID that is held, a new one when that is due; see `Identities`."""
@@ -83,9 +85,9 @@ class LocalIdentities:
         issue = self._issuer.for_registration(requester)
         return await self._held.get(registration, self._now(), issue)
 
-    def crls(self) -> tuple[x509.CertificateRevocationList, ...]:
+    def crls(self) -> tuple[bytes, ...]:
         """Return the CRLs that are published; see `Identities`."""
-        return parse_crls(self._crl_pem())
+        return tuple(self._crls())
 
     def bundles(self, caller: Caller) -> Mapping[TrustDomain, SpiffeBundle]:
         """Return our bundle, then those that a registration of `caller` names; see `Identities`."""
@@ -133,6 +135,9 @@ class LocalIdentities:
 
         """
         now = self._now()
+        if problem := self._clock_problem():
+            raise IssuanceError(problem)
+        self._issuer.authority.issuer.check_validity(now)
         try:
             key = self._jwt_keys.ring(now).signing(now)
         except ConfigError as error:
@@ -147,10 +152,10 @@ class LocalIdentities:
         )
         return token, now + registration.jwt_ttl
 
-    def use_registrations(self, registrations: Sequence[Registration]) -> None:
+    def use_registrations(self, registrations: Registrations) -> None:
         """Give out these from now on; who may have nothing any more loses its stream."""
-        self._registrations = tuple(registrations)
-        self._held.retain(self._registrations)
+        self._registrations = registrations
+        self._held.retain(registrations)
         self.changes.tell()
 
     def use_federated(self, bundles: Mapping[TrustDomain, SpiffeBundle]) -> None:

@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import structlog
 from cryptography import x509
 
+from ca.attestation import Registrations
+from ca.audit import clock_problem
 from ca.authorities import Authorities, View
 from ca.authority import Authority
 from ca.crl import crl_pem, is_due, key_identifier, renew_crl
@@ -26,6 +28,7 @@ from ca.recording import Recorder, RecordingIssuer
 from ca.registration import Registration
 from ca.rotation import Schedule, Standing, active_of, published, schedule
 from garrison.errors import GarrisonError
+from garrison.identity import SpiffeId
 
 LOOK_SECONDS = 1.0
 # How often the schedule is asked: a step more than this late is no worse, and costs nobody anything.
@@ -72,19 +75,21 @@ class CaMemory:
         self._rotate_at = datetime.min.replace(tzinfo=UTC)
         self._view: View | None = None
         self._tainted: frozenset[str] = frozenset()
-        self._refusal = ""
+        self._refusal = self.clock_problem = ""
         self._entries_version = -1
         self._complaint = ""
         self._published = ("", 0)
         self._looking = threading.Lock()
         self.rotations: Counter[str] = Counter()
         self.rotation_problem = ""
-        self.issuer = RecordingIssuer(lambda: self._authority, self._recorder, lambda: self._refusal)
-        self.registrations = self._configured
-        self.entries: tuple[Entry, ...] = ()
+        self.issuer = RecordingIssuer(lambda: self._authority, self._recorder, self._why_not)
+        self.registrations = Registrations(self._configured)
+        self.node_entries: Mapping[SpiffeId, Mapping[str, Entry]] = {}
         self.crls: tuple[StoredCrl, ...] = ()
         if authorities is not None:
-            authorities.reconcile(now=now(), by=_SERVER)
+            self._look_at_clock()
+            if not self.clock_problem:
+                authorities.reconcile(now=now(), by=_SERVER)
             self._view = authorities.view()
             self._authority, self._refusal = self._view.authority, self._view.refusal
             self._tainted = self._view.tainted
@@ -92,7 +97,7 @@ class CaMemory:
 
     async def run(
         self,
-        use_registrations: Callable[[Sequence[Registration]], None],
+        use_registrations: Callable[[Registrations], None],
         push_bundle: Callable[[], None],
         reissue: Callable[[], None] = lambda: None,
     ) -> None:
@@ -110,7 +115,7 @@ class CaMemory:
             except Exception:  # noqa: BLE001 - a bug here must not end the following
                 _log.exception("ledger not followed")
             # Compared with what was told last: `refresh` may have looked in between.
-            if self.registrations != registrations:
+            if self.registrations is not registrations:
                 registrations = self.registrations
                 _log.info("registrations changed", registrations=len(self.registrations))
                 use_registrations(self.registrations)
@@ -129,11 +134,6 @@ class CaMemory:
     def ledger(self) -> Ledger:
         """The ledger itself; asking it may wait for a disk."""
         return self._ledger
-
-    @property
-    def entries_version(self) -> int:
-        """The version of `entries` (`Ledger.entries_version`)."""
-        return self._entries_version
 
     @property
     def intermediates(self) -> tuple[x509.Certificate, ...]:
@@ -174,12 +174,14 @@ class CaMemory:
 
     def describe(self) -> str:
         """Return in one line how the CA is."""
-        if self._refusal:
-            return f"nothing is issued: {self._refusal}"
+        if reason := self._why_not():
+            return f"nothing is issued: {reason}"
         active, plan = self.active, self.plan()
         if active is None or plan is None:
             return f"signs until {self._authority.not_after:%FT%TZ}"
         now = self._now()
+        if now < active.starts:
+            return f"nothing is issued: authority {active.key_id} is not valid before {active.starts:%FT%TZ}"
         if now >= min(active.ends, active.root_ends):
             return f"nothing is issued: authority {active.key_id} has ended"
         text = (
@@ -260,7 +262,20 @@ class CaMemory:
         with self._looking:
             self._look_alone()
 
+    def _why_not(self) -> str:
+        """Return why nothing is issued, "" if something is."""
+        return self.clock_problem or self._refusal
+
+    def _look_at_clock(self) -> None:
+        """Find out whether the clock can be right, by what others have recorded."""
+        problem = clock_problem(self._ledger.audit_head(), self._now())
+        if bool(problem) != bool(self.clock_problem):
+            _log.warning("issuing ended" if problem else "issuing resumed", reason=problem)
+        self.clock_problem = problem
+
     def _look_alone(self) -> None:
+        was_wrong = bool(self.clock_problem)
+        self._look_at_clock()
         version = self._ledger.entries_version()
         if version != self._entries_version:
             domain = self._authority.trust_domain
@@ -269,15 +284,19 @@ class CaMemory:
             if foreign:
                 spiffe_id = str(foreign[0].registration.spiffe_id)
                 _log.warning("registrations of another trust domain", spiffe_id=spiffe_id)
-            ours = tuple(one for one in found if one.registration.spiffe_id.trust_domain == domain)
-            self.registrations = (*self._configured, *(one.registration for one in ours))
-            self.entries = ours
+            ours = [one for one in found if one.registration.spiffe_id.trust_domain == domain]
+            registrations = (*self._configured, *(one.registration for one in ours))
+            # The same stay the same: then nobody is told.
+            if registrations != tuple(self.registrations):
+                self.registrations = Registrations(registrations)
+            self.node_entries = _by_node(ours)
             self._entries_version = version
         if self._authorities is not None:
-            if self._rotate and self._now() >= self._rotate_at:
+            trusted = not self.clock_problem
+            if self._rotate and trusted and self._now() >= self._rotate_at:
                 self._rotate_due(self._authorities)
             before, self._view = self._view, self._authorities.view()
-            if self._rotate and self._view is not before:
+            if trusted and (was_wrong or (self._rotate and self._view is not before)):
                 # Whoever changed something may have died before the files were right.
                 self._authorities.reconcile(now=self._now(), by=_SERVER)
                 self._view = self._authorities.view()
@@ -305,6 +324,9 @@ class CaMemory:
         now, revocations = self._now(), self._ledger.revocations()
         held = {one.issuer: one for one in self.crls}
         names = None if self._view is None else {one.key_id for one in published(self._view.standings)}
+        if self.clock_problem:
+            self.crls = self._published_crls(names)
+            return
         overdue = [
             issuer for issuer in self._issuers() if is_due(held.get(key_identifier(issuer)), revocations, now)
         ]
@@ -319,7 +341,10 @@ class CaMemory:
                 complained = True
         if not complained:
             self._complaint = ""
-        self.crls = tuple(one for one in self._ledger.crls() if names is None or one.issuer in names)
+        self.crls = self._published_crls(names)
+
+    def _published_crls(self, names: Collection[str] | None) -> tuple[StoredCrl, ...]:
+        return tuple(one for one in self._ledger.crls() if names is None or one.issuer in names)
 
     def _issuers(self) -> tuple[Issuer, ...]:
         if self._view is None:
@@ -339,3 +364,11 @@ class CaMemory:
         if str(error) != self._complaint:
             self._complaint = str(error)
             _log.error("ledger not followed", reason=str(error))
+
+
+def _by_node(entries: Sequence[Entry]) -> Mapping[SpiffeId, Mapping[str, Entry]]:
+    found: dict[SpiffeId, dict[str, Entry]] = {}
+    for one in entries:
+        if one.registration.parent_id is not None:
+            found.setdefault(one.registration.parent_id, {})[one.entry_id] = one
+    return found

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from ca.authority import Authority, CaCertificates, verifies
+from ca.authority import Authority, CaCertificates, is_issued_by, verifies
 from ca.inspection import check_signing
 from ca.issuer import Issuer, check_validity
 from ca.keys import CaKey, signature_hash
@@ -34,8 +34,8 @@ def build_request(trust_domain: TrustDomain, key: CaKey) -> bytes:
         path_length=INTERMEDIATE_PATH_LENGTH,
     )
     builder = x509.CertificateSigningRequestBuilder().subject_name(template.subject)
-    for value, critical in template.extensions:
-        builder = builder.add_extension(value, critical=critical)
+    for one in template.extensions:
+        builder = builder.add_extension(one.value, critical=one.critical)
     return builder.sign(key, signature_hash(key)).public_bytes(Encoding.PEM)
 
 
@@ -86,8 +86,8 @@ def check_answer(
         wanted = f"its alternative name must be the URI `{trust_domain.spiffe_id}`"
         raise IssuanceError(f"the certificate names {f'`{named}`' if named else 'no trust domain'}: {wanted}")
     chain = [certificate]
-    while not _issued(chain[-1], chain[-1]):
-        issuers = [one for one in certificates if one not in chain and _issued(chain[-1], one)]
+    while not is_issued_by(chain[-1], chain[-1]):
+        issuers = [one for one in certificates if one not in chain and is_issued_by(chain[-1], one)]
         if not issuers:
             raise IssuanceError(
                 f"the certificate of `{chain[-1].issuer.rfc4514_string()}` is missing: "
@@ -116,11 +116,3 @@ def _is_of(certificate: x509.Certificate, key: CaKey) -> bool:
         return certificate.public_key() == key.public_key()
     except (ValueError, UnsupportedAlgorithm):
         return False
-
-
-def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
-    try:
-        certificate.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
-        return False
-    return True

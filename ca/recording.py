@@ -2,7 +2,8 @@
 
 A flush to disk takes about as long as signing several certificates. So what is issued while the disk is busy
 waits, and the next flush is for all of it (group commit), in a thread of its own: no event loop ever waits
-for a disk.
+for a disk. The thread starts when the loop has nothing more to issue for the moment: side by side, they would
+take the interpreter from each other several times for each certificate, which costs more than the record.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ from garrison.identity import SpiffeId
 
 # More would hold up other processes for longer than it saves.
 MAX_BATCH = 256
-# How long is waited for more after a flush for several: one costs the processor as much as recording ten, and
-# waking up for each certificate costs more than its record. Who comes alone waits for nobody.
+# How long is waited for more after a flush for several: one costs the processor as much as recording ten. Who
+# comes alone waits for nobody.
 LINGER_SECONDS = 0.01
+# How long the first of a batch waits at most while others come.
+PATIENCE_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +50,10 @@ class Recorder:
         self._wakeup = threading.Condition()
         self._waiting: list[tuple[IssuedCertificate, asyncio.Future[None]]] = []
         self._awake = self._closed = False
-        self._closing = threading.Event()
-        # Whether the thread looks by itself soon.
-        self._lingering = False
         self._thread: threading.Thread | None = None
+        # Of the loop: whether it looks after what waits, and between which times the thread is woken.
+        self._is_watched = False
+        self._not_before = self._at_latest = 0.0
 
     async def record(self, certificate: IssuedCertificate) -> None:
         """Return when `certificate` is recorded.
@@ -68,9 +71,10 @@ class Recorder:
             if self._closed:
                 raise NotRecordedError("the CA is stopping, so nothing is issued any more")
             self._waiting.append((certificate, future))
-            if len(self._waiting) == 1 and not self._lingering:
-                # After this turn of the loop: whatever else is issued in it shares the flush.
-                loop.call_soon(self._wake)
+        if not self._is_watched:
+            self._is_watched = True
+            self._at_latest = loop.time() + PATIENCE_SECONDS
+            loop.call_soon(self._watch, loop, 0)
         await future
 
     def close(self) -> None:
@@ -79,28 +83,31 @@ class Recorder:
             self._start()
             self._closed = True
             self._wakeup.notify()
-        self._closing.set()
         if self._thread is not None:
             self._thread.join()
+
+    def _watch(self, loop: asyncio.AbstractEventLoop, before: int) -> None:
+        """Wake the thread after a turn of the loop that brought nothing more, or when there is enough."""
+        count, now = len(self._waiting), loop.time()
+        if before < count < MAX_BATCH and now < self._at_latest:
+            loop.call_soon(self._watch, loop, count)
+        elif count < MAX_BATCH and now < self._not_before:
+            loop.call_at(self._not_before, self._watch, loop, count)
+        else:
+            self._is_watched = False
+            with self._wakeup:
+                self._start()
+                self._awake = True
+                self._wakeup.notify()
 
     def _start(self) -> None:
         if self._thread is None and not self._closed and self._waiting:
             self._thread = threading.Thread(target=self._work, name="ca-recorder", daemon=True)
             self._thread.start()
 
-    def _wake(self) -> None:
-        with self._wakeup:
-            self._start()
-            self._awake = True
-            self._wakeup.notify()
-
     def _work(self) -> None:
         while True:
-            if self._lingering:
-                self._closing.wait(LINGER_SECONDS)
             with self._wakeup:
-                if self._lingering:
-                    self._lingering, self._awake = False, bool(self._waiting)
                 while not self._awake and not self._closed:
                     self._wakeup.wait()
                 batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
@@ -109,12 +116,11 @@ class Recorder:
                 if self._closed:
                     return
                 continue
-            self._lingering = len(batch) > 1
             errors = self._write([certificate for certificate, _ in batch])
             answers = [(future, error) for (_, future), error in zip(batch, errors, strict=True)]
             loop = answers[0][0].get_loop()
             if not loop.is_closed():
-                loop.call_soon_threadsafe(_answer, answers)
+                loop.call_soon_threadsafe(self._answer, loop, answers)
 
     def _write(self, certificates: Sequence[IssuedCertificate]) -> list[Exception | None]:
         try:
@@ -127,6 +133,21 @@ class Recorder:
         except Exception as error:  # noqa: BLE001 - whatever it is, the callers must not wait for ever
             return [error] * len(certificates)
         return [None] * len(certificates)
+
+    def _answer(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        answers: Sequence[tuple[asyncio.Future[None], Exception | None]],
+    ) -> None:
+        if len(answers) > 1:
+            self._not_before = loop.time() + LINGER_SECONDS
+        for future, error in answers:
+            if future.done():
+                continue  # the caller went away
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
 
 
 def record(ledger: Ledger, certificates: Sequence[IssuedCertificate]) -> None:
@@ -141,16 +162,6 @@ def record(ledger: Ledger, certificates: Sequence[IssuedCertificate]) -> None:
         ledger.record_issued(certificates)
     except LedgerUnavailableError as error:
         raise NotRecordedError(f"it cannot be recorded, so nothing is issued: {error}") from error
-
-
-def _answer(answers: Sequence[tuple[asyncio.Future[None], Exception | None]]) -> None:
-    for future, error in answers:
-        if future.done():
-            continue  # the caller went away
-        if error is None:
-            future.set_result(None)
-        else:
-            future.set_exception(error)
 
 
 class RecordingIssuer:
@@ -197,6 +208,7 @@ class RecordingIssuer:
                 now=now,
                 requester=requester.name,
                 attested_by=requester.attested_by,
+                der=svid.leaf_der,
             )
         )
         return svid

@@ -90,6 +90,8 @@ _VALUES: Mapping[SelectorKind, tuple[Callable[[str], object], str]] = {
     SelectorKind.X509_ID: (_is_workload, "the SPIFFE ID of a workload"),
     SelectorKind.JOIN_TOKEN: (_TOKEN_ID.fullmatch, "the 16 hexadecimal digits that name a token"),
 }
+# Each has one colon, so that the second one ends it.
+_KINDS = {str(kind): kind for kind in SelectorKind}
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -112,16 +114,16 @@ class Selector:
         """
         if len(text) > MAX_SELECTOR_LENGTH:
             raise ValueError(f"a selector has at most {MAX_SELECTOR_LENGTH} characters")
-        for kind in SelectorKind:
-            value = text.removeprefix(f"{kind}:")
-            if value == text:
-                continue
-            can_be_met, expected = _VALUES[kind]
-            if not can_be_met(value):
-                raise ValueError(f"selector `{text}` needs {expected}")
-            return cls(kind, value)
-        known = ", ".join(f"`{kind}:`" for kind in SelectorKind)
-        raise ValueError(f"selector `{text}` does not start with one of {known}")
+        what, _, rest = text.partition(":")
+        detail, colon, value = rest.partition(":")
+        kind = _KINDS.get(f"{what}:{detail}") if colon else None
+        if kind is None:
+            known = ", ".join(f"`{kind}:`" for kind in SelectorKind)
+            raise ValueError(f"selector `{text}` does not start with one of {known}")
+        can_be_met, expected = _VALUES[kind]
+        if not can_be_met(value):
+            raise ValueError(f"selector `{text}` needs {expected}")
+        return cls(kind, value)
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.value}"
@@ -186,6 +188,7 @@ class Registration:
         *,
         parent_id: str | None = None,
         federates_with: Sequence[str] = (),
+        jwt_ttl: timedelta = DEFAULT_JWT_TTL,
         hint: str = "",
     ) -> Registration:
         """Return a registration from the texts of a config file.
@@ -202,7 +205,8 @@ class Registration:
             tuple(dns_names),
             SpiffeId.parse(parent_id) if parent_id is not None else None,
             tuple(TrustDomain.parse(name) for name in federates_with),
-            hint=hint,
+            jwt_ttl,
+            hint,
         )
 
 

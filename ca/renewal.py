@@ -1,9 +1,19 @@
-"""When an SVID is to be renewed: pure arithmetic on its life, a moment and chance."""
+"""When an SVID is to be renewed: pure arithmetic on its life, a moment and chance.
+
+`ca renew` does as step does, and later than servers and agents do with what they hold in memory.
+"""
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
 
+from garrison.pauses import at_least_half, give_or_take
+
+# What is held in memory is renewed when half of its life is over, so that half of it is left for failures.
+_HALF = 0.5
+_SPREAD = 0.1
+# However little life is left, nothing is renewed more often than this.
+MIN_INTERVAL = timedelta(seconds=5)
 # step renews at two thirds of the life, less up to a twentieth: machines that started together do not come
 # back together.
 RENEW_AT = 2 / 3
@@ -12,6 +22,15 @@ JITTER = 1 / 20
 _RETRY_SHARE = 1 / 10
 MIN_RETRY = timedelta(seconds=5)
 MAX_RETRY = timedelta(minutes=5)
+
+
+def half_life(now: datetime, not_after: datetime, chance: float) -> datetime:
+    """Return when what was got at `now`, and is held in memory, is to be renewed; `chance` is in [0, 1).
+
+    From `now`, not from its start: a start that was set back must not make it due too early.
+    """
+    left = max(not_after - now, timedelta(0))
+    return now + max(MIN_INTERVAL, give_or_take(left * _HALF, _SPREAD, chance))
 
 
 def renewal_time(now: datetime, not_after: datetime, expires_in: timedelta | None, chance: float) -> datetime:
@@ -35,4 +54,4 @@ def is_due(now: datetime, starts: datetime, not_after: datetime, expires_in: tim
 def retry_time(now: datetime, not_after: datetime, chance: float) -> datetime:
     """Return when to try again after a failure: sooner as the end comes closer, never in a tight loop."""
     pause = min(max((not_after - now) * _RETRY_SHARE, MIN_RETRY), MAX_RETRY)
-    return now + pause * (1 + chance) / 2
+    return now + at_least_half(pause, chance)

@@ -34,6 +34,8 @@ _OVERLAP_SHARE = Fraction(1, 6)
 # How long it takes until all have followed a change of states: a server looks every second, `ca renew` every
 # minute. Whoever had loaded an authority when it became old may have signed once more.
 SETTLE = timedelta(minutes=1)
+# Retiring cannot be undone: it waits for so long after the last leaf at most, in case our clock is ahead.
+CLOCK_MARGIN = timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,11 @@ class Policy:
     def settle(self) -> timedelta:
         """How long a change takes until all have followed it."""
         return min(self.overlap, SETTLE)
+
+    @property
+    def clock_margin(self) -> timedelta:
+        """How long it waits to retire after the last leaf; less for a mesh that follows fast."""
+        return min(3 * self.overlap, CLOCK_MARGIN)
 
 
 class Act(StrEnum):
@@ -293,7 +300,7 @@ def _has_served(one: Standing, now: datetime, policy: Policy) -> bool:
     if one.state is KeyState.PREPARED:
         return now >= one.ends
     end = needed_until(one, policy)
-    return end is not None and now >= end
+    return end is not None and now >= end + policy.clock_margin
 
 
 def _is_published_long_enough(one: Standing, active: Standing | None, now: datetime, policy: Policy) -> bool:

@@ -8,20 +8,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from ca.authority import X509Svid
 from ca.inspection import check_key_pair
 from ca.keys import PrivateKey, PublicKey, new_private_key
 from ca.registration import Registration
+from ca.renewal import MIN_INTERVAL, half_life
 from garrison.errors import IssuanceError
-
-# Renewal is due when half of the life is over, so that half of it is left for failures, give or take a
-# tenth: callers that started together must not come back together.
-RENEW_AT = 0.5
-JITTER = 0.1
-# However little of its own life the CA has left, it is not asked more often than this.
-MIN_INTERVAL = timedelta(seconds=5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,5 +89,4 @@ class SvidCache:
         svid = await issue(registration, key.public_key(), now)
         # Envoy refuses everything for a context that once got a mismatched pair, good updates too.
         check_key_pair(svid.leaf, key)
-        share = RENEW_AT * (1 + JITTER * (2 * self._random() - 1))
-        return HeldSvid(svid, key, now + max(MIN_INTERVAL, (svid.not_after - now) * share))
+        return HeldSvid(svid, key, half_life(now, svid.not_after, self._random()))

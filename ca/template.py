@@ -5,14 +5,18 @@ The profile is that of the X509-SVID standard (SPIFFE); section numbers below ar
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from ca import der
 from ca.keys import CaPublicKey, PublicKey, check_ca_public_key, check_public_key
 from garrison.errors import IssuanceError
 from garrison.identity import SpiffeId, TrustDomain
@@ -21,6 +25,11 @@ ROOT_PATH_LENGTH = 1
 INTERMEDIATE_PATH_LENGTH = 0
 # X.520 bounds an organization name.
 _MAX_ORGANIZATION = 64
+# Names that are kept ready: a workload comes again twice in an hour.
+_READY_NAMES = 4096
+# `id-ce` (RFC 5280, 4.2.1): its object identifiers have three bytes.
+_CERTIFICATE_EXTENSIONS = "2.5.29"
+_CERTIFICATE_EXTENSIONS_DER = bytes.fromhex("0603551d")
 
 # RFC 1123, 2.1. Lower case only, no wildcard: a name is one host.
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
@@ -29,12 +38,67 @@ _MAX_DNS_NAME = 253
 
 
 @dataclass(frozen=True, slots=True)
+class Extension:
+    """An extension: its value, whether who does not know it must refuse the certificate, and both in DER."""
+
+    value: x509.ExtensionType
+    critical: bool
+    der: bytes
+
+    @classmethod
+    def of(cls, value: x509.ExtensionType, *, critical: bool) -> Extension:
+        """Return the extension with this value, which must be one of RFC 5280's own (2.5.29.…)."""
+        arc, _, number = value.oid.dotted_string.rpartition(".")
+        if arc != _CERTIFICATE_EXTENSIONS:
+            raise ValueError(f"extension {value.oid.dotted_string} is not one of RFC 5280")
+        content = der.element(der.OCTET_STRING, value.public_bytes())
+        if critical:
+            content = der.TRUE + content
+        identifier = _CERTIFICATE_EXTENSIONS_DER + bytes((int(number),))
+        return cls(value, critical, der.element(der.SEQUENCE, identifier + content))
+
+
+@dataclass(frozen=True, slots=True)
 class Template:
-    """Subject, key and extensions of a certificate to be signed; `extensions` pairs value and critical."""
+    """Subject, key (SubjectPublicKeyInfo) and extensions of a certificate to be signed."""
 
     subject: x509.Name
-    public_key: CaPublicKey
-    extensions: tuple[tuple[x509.ExtensionType, bool], ...]
+    subject_der: bytes
+    key_der: bytes
+    extensions: tuple[Extension, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Signatory:
+    """Who signs, as certificates say it: name (DER) and key identifier; and the key they verify with."""
+
+    name_der: bytes
+    authority_key: Extension
+    key: CaPublicKey
+
+    @classmethod
+    def of(cls, certificate: x509.Certificate) -> Signatory:
+        """Return whom a signing certificate names.
+
+        Raises:
+            IssuanceError: its key is of a kind that no CA has.
+
+        """
+        key = check_ca_public_key(certificate.public_key())
+        # RFC 5280, 4.2.1.1: the value of the issuer's subject key identifier, however that was made.
+        try:
+            found = certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+        except x509.ExtensionNotFound:
+            identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(key)
+        else:
+            identifier = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(found)
+        return cls(certificate.subject.public_bytes(), Extension.of(identifier, critical=False), key)
+
+    @classmethod
+    def itself(cls, template: Template, key: CaPublicKey) -> Signatory:
+        """Return whom a root names: `template` signed with its own `key`."""
+        identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(key)
+        return cls(template.subject_der, Extension.of(identifier, critical=False), key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +108,7 @@ class Stamp:
     not_before: datetime
     not_after: datetime
     serial: int
-    authority_key: x509.AuthorityKeyIdentifier
+    by: Signatory
 
 
 def leaf_template(spiffe_id: SpiffeId, public_key: PublicKey, dns_names: Iterable[str] = ()) -> Template:
@@ -54,6 +118,21 @@ def leaf_template(spiffe_id: SpiffeId, public_key: PublicKey, dns_names: Iterabl
         IssuanceError: the ID has no path or is malformed, or a DNS name or the key is not acceptable.
 
     """
+    key_der = key_der_of(check_public_key(public_key))
+    return Template(
+        subject=_NO_SUBJECT,
+        subject_der=_NO_SUBJECT_DER,
+        key_der=key_der,
+        extensions=(
+            *_LEAF_EXTENSIONS,
+            _names(spiffe_id, tuple(dns_names)),
+            Extension.of(_key_identifier(key_der), critical=False),
+        ),
+    )
+
+
+@lru_cache(maxsize=_READY_NAMES)
+def _names(spiffe_id: SpiffeId, dns_names: tuple[str, ...]) -> Extension:
     try:
         whole = SpiffeId.parse(str(spiffe_id)) == spiffe_id
     except ValueError as error:
@@ -66,15 +145,21 @@ def leaf_template(spiffe_id: SpiffeId, public_key: PublicKey, dns_names: Iterabl
     names = [x509.DNSName(check_dns_name(name)) for name in dict.fromkeys(dns_names)]
     # Section 2: exactly one URI; other kinds of names may stand beside it.
     alternative = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(str(spiffe_id)), *names])
-    return Template(
-        subject=_NO_SUBJECT,
-        public_key=check_public_key(public_key),
-        extensions=(
-            *_LEAF_EXTENSIONS,
-            (alternative, True),  # RFC 5280, 4.2.1.6: critical, because the subject is empty.
-            (x509.SubjectKeyIdentifier.from_public_key(public_key), False),
-        ),
-    )
+    # RFC 5280, 4.2.1.6: critical, because the subject is empty.
+    return Extension.of(alternative, critical=True)
+
+
+def key_der_of(public_key: CaPublicKey) -> bytes:
+    """Return the SubjectPublicKeyInfo of a key in DER."""
+    return public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def _key_identifier(key_der: bytes) -> x509.SubjectKeyIdentifier:
+    """Return the SHA-1 of the key's bits (RFC 5280, 4.2.1.2, method 1)."""
+    info = der.content(key_der)
+    bits = der.content(info[len(der.first(info)[0]) :])
+    # A bit string's first byte counts the bits that do not belong to it: none here.
+    return x509.SubjectKeyIdentifier(hashlib.sha1(bits[1:], usedforsecurity=False).digest())
 
 
 def ca_template(
@@ -85,7 +170,8 @@ def ca_template(
     Its subject holds the key's identifier: verifiers look issuers up by subject, and two CAs of one name
     make them try the wrong one.
     """
-    key_identifier = x509.SubjectKeyIdentifier.from_public_key(public_key)
+    key_der = key_der_of(check_ca_public_key(public_key))
+    key_identifier = _key_identifier(key_der)
     subject = x509.Name(
         [
             x509.NameAttribute(NameOID.ORGANIZATION_NAME, str(trust_domain)[:_MAX_ORGANIZATION]),
@@ -95,16 +181,17 @@ def ca_template(
     )
     return Template(
         subject=subject,
-        public_key=check_ca_public_key(public_key),
+        subject_der=subject.public_bytes(),
+        key_der=key_der,
         extensions=(
-            (x509.BasicConstraints(ca=True, path_length=path_length), True),
-            (_key_usage(key_cert_sign=True, crl_sign=True), True),
+            Extension.of(x509.BasicConstraints(ca=True, path_length=path_length), critical=True),
+            Extension.of(_key_usage(key_cert_sign=True, crl_sign=True), critical=True),
             # Section 3.2: a signing certificate's ID is the trust domain's.
-            (
+            Extension.of(
                 x509.SubjectAlternativeName([x509.UniformResourceIdentifier(str(trust_domain.spiffe_id))]),
-                False,
+                critical=False,
             ),
-            (key_identifier, False),
+            Extension.of(key_identifier, critical=False),
         ),
     )
 
@@ -139,9 +226,13 @@ def _key_usage(
 
 # What all leaves have in common, made once.
 _NO_SUBJECT = x509.Name([])
-_LEAF_EXTENSIONS: tuple[tuple[x509.ExtensionType, bool], ...] = (
-    (x509.BasicConstraints(ca=False, path_length=None), True),
-    (_key_usage(digital_signature=True), True),
+_NO_SUBJECT_DER = _NO_SUBJECT.public_bytes()
+_LEAF_EXTENSIONS = (
+    Extension.of(x509.BasicConstraints(ca=False, path_length=None), critical=True),
+    Extension.of(_key_usage(digital_signature=True), critical=True),
     # Section 4.4: if present, both.
-    (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), False),
+    Extension.of(
+        x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
+        critical=False,
+    ),
 )

@@ -94,12 +94,12 @@ class SpiffeId:
     @property
     def path(self) -> str:
         """The path with its leading `/`; empty for the trust domain's own ID."""
-        return "".join(f"/{segment}" for segment in self.segments)
+        return "/".join(("", *self.segments))
 
     @property
     def principal(self) -> str:
         """The ID without its scheme, the form that Istio policies compare (`source.principal`)."""
-        return f"{self.trust_domain}{self.path}"
+        return "/".join((self.trust_domain.name, *self.segments))
 
     @property
     def namespace(self) -> str | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from authz.kinds import KINDS
+from authz.policy.compile import without_lists
 from authz.policy.documents import Resource
 from garrison.documents import Diagnostic, Document, Field, Severity, format_field, validate
 
@@ -19,7 +20,7 @@ class Places:
     def __init__(self, documents: Iterable[Document]) -> None:
         self._found: dict[str, tuple[Resource, Document]] = {}
         self._fields: dict[str, dict[str, Field]] = {}
-        for document in _flat(documents):
+        for document in without_lists(documents):
             resource = _resource(document)
             if resource is not None:
                 self._found.setdefault(resource.title, (resource, document))
@@ -55,17 +56,6 @@ class Places:
                 if isinstance(item, str) and item.lower() == value.lower():
                     return (*path, index)
         return path
-
-
-def _flat(documents: Iterable[Document]) -> Iterator[Document]:
-    """Yield the documents with each `List` as its items."""
-    for document in documents:
-        data = document.data
-        if isinstance(data, dict) and data.get("kind") == "List" and isinstance(data.get("items"), list):
-            for index in range(len(data["items"])):
-                yield document.part(("items", index))
-        else:
-            yield document
 
 
 def _resource(document: Document) -> Resource | None:

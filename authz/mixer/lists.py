@@ -17,6 +17,7 @@ from typing import Protocol
 from authz.mixer.expression.values import Address, EvaluationError, parse_ip
 from authz.patterns import Pattern, PatternError
 from garrison.documents import parse
+from garrison.pauses import doubled
 
 # 100,000 networks are about 2 MB.
 MAX_LIST_BYTES = 8 * 1024 * 1024
@@ -231,10 +232,9 @@ def succeeded(source: ListSource, state: ListState, body: bytes, now: float) -> 
 
 def failed(source: ListSource, state: ListState, reason: str, now: float) -> ListState:
     """Return the state after a fetch that failed: the list stays as it is, the next try comes soon."""
-    retry = FIRST_RETRY_SECONDS * 2 ** min(state.failures, 16)
     return replace(
         state,
-        next_fetch_at=now + min(retry, source.refresh_seconds),
+        next_fetch_at=now + doubled(FIRST_RETRY_SECONDS, state.failures, source.refresh_seconds),
         failures=state.failures + 1,
         error=reason,
     )

@@ -8,7 +8,7 @@ a policy by accident (keys that it does not know, values that it cannot parse) t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
@@ -350,7 +350,7 @@ def _load(
     others: list[Diagnostic] = []  # may follow from what cannot be read, so they come after that
     seen: dict[tuple[str, str, str], Document] = {}
     remembered_by = (Part, compiler.mesh)
-    for document in _without_lists(documents):
+    for document in without_lists(documents):
         model = _model(document)
         if model in _SINGLE:
             part = document.derived(remembered_by, partial(_part, compiler, document, model))
@@ -437,7 +437,8 @@ def _product(compiler: Compiler, loaded: Loaded) -> Product:
             return shape
 
 
-def _without_lists(documents: Iterable[Document]) -> Iterable[Document]:
+def without_lists(documents: Iterable[Document]) -> Iterator[Document]:
+    """Yield the documents with each `List` as its items."""
     for document in documents:
         data = document.data
         if isinstance(data, dict) and data.get("kind") == "List" and isinstance(data.get("items"), list):

@@ -241,7 +241,7 @@ def parse_svid(
     check_key_pair(certificates[0], key)
     if expected is not None and spiffe_id != expected:
         raise IssuanceError(f"the server sent an SVID of `{spiffe_id}`, not of `{expected}`")
-    return X509Svid(spiffe_id, certificates)
+    return X509Svid(spiffe_id, certificates, message.certificates[0])
 
 
 def _text(moment: datetime) -> str:

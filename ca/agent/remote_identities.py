@@ -17,16 +17,17 @@ import structlog
 from cryptography import x509
 
 from ca.agent.node import Node, NotAttestedError, parse_svid, signing_request
-from ca.agent.schedule import MIN_INTERVAL, MIN_PAUSE, Attempts, pause_after, renewal_time
+from ca.agent.schedule import MIN_PAUSE, Attempts, pause_after, renewal_time
 from ca.agent.server import MAX_PAUSE, NodesServer, ServerAwayError, ServerRefusedError
 from ca.agent.state import AgentState, NodeSvid
 from ca.api.identities import Caller, Changes
-from ca.attestation import entitled, selectors_of
+from ca.attestation import Registrations, selectors_of
 from ca.bundle import SpiffeBundle, parse_spiffe_bundle
 from ca.jwt_svid import validate_jwt_svid
 from ca.keys import PrivateKey, new_private_key
 from ca.protos import nodes_pb2 as pb
 from ca.registration import Registration
+from ca.renewal import MIN_INTERVAL
 from ca.svid_cache import HeldSvid
 from garrison.errors import ConfigError, DependencyError, IssuanceError, RequestError
 from garrison.identity import SpiffeId, TrustDomain
@@ -87,10 +88,11 @@ class RemoteIdentities:
         self._chance = chance
         # None: not known, which is something else than nobody.
         self._entries: dict[Registration, str] | None = None
+        self._registrations = Registrations()
         self._entries_version = ""
         self._bundles: dict[TrustDomain, SpiffeBundle] = {}
         self._bundle_version = ""
-        self._crls: tuple[x509.CertificateRevocationList, ...] = ()
+        self._crls: tuple[bytes, ...] = ()
         self._trust_domain: TrustDomain | None = None
         self._held: dict[Registration, HeldSvid] = {}
         self._attempts: dict[Registration, Attempts] = {}
@@ -131,9 +133,9 @@ class RemoteIdentities:
         parent = self._node.svid.svid.spiffe_id if self._node.svid is not None else None
         if parent is None:
             return ()
-        return entitled(self._entries, selectors_of(credentials), parent)
+        return self._registrations.entitled(selectors_of(credentials), parent)
 
-    def crls(self) -> tuple[x509.CertificateRevocationList, ...]:
+    def crls(self) -> tuple[bytes, ...]:
         """Return the CRLs as the server sent them last; see `Identities`."""
         return self._crls
 
@@ -292,10 +294,11 @@ class RemoteIdentities:
         if domain not in found or not found[domain].x509_authorities:
             raise IssuanceError(f"the server sent no roots of `{domain}`")
         try:
-            crls = tuple(x509.load_der_x509_crl(one) for one in answer.crls)
+            for one in answer.crls:
+                x509.load_der_x509_crl(one)
         except ValueError as error:
             raise IssuanceError("the server sent a malformed CRL") from error
-        self._bundles, self._crls = found, crls
+        self._bundles, self._crls = found, tuple(answer.crls)
         self._bundle_version = answer.version
         self._use_roots(found[domain].x509_authorities)
         try:
@@ -310,7 +313,7 @@ class RemoteIdentities:
                 found[_registration(one, node.svid.spiffe_id)] = one.entry_id
             except (ValueError, OverflowError) as error:
                 _log.error("entry not understood", entry_id=one.entry_id, reason=str(error))
-        self._entries = found
+        self._entries, self._registrations = found, Registrations(found)
         self._entries_version = answer.version
         for kept in (self._held, self._attempts):
             for gone in kept.keys() - found.keys():
@@ -458,7 +461,7 @@ class RemoteIdentities:
         )
         self._cast_out = True
         if self._entries != {}:
-            self._entries = {}
+            self._entries, self._registrations = {}, Registrations()
             self._entries_version = ""
             self._held.clear()
             self._tokens.clear()

@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from ca.atomic_files import write_file
 from ca.authority import X509Svid
@@ -93,7 +94,9 @@ class AgentState:
             check_public_key(key.public_key())
             certificates = parse_certificates(content[certificates_at:])
             check_key_pair(certificates[0], key)
-            return NodeSvid(X509Svid(check_leaf(certificates[0]), certificates), key)  # type: ignore[arg-type]  # checked
+            leaf = certificates[0]
+            svid = X509Svid(check_leaf(leaf), certificates, leaf.public_bytes(Encoding.DER))
+            return NodeSvid(svid, key)  # type: ignore[arg-type]  # checked
         except (ValueError, IssuanceError) as error:
             message = f"it is not what an agent wrote ({error}); remove it and attest this node again"
             raise _problem(path, message) from error

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol
 
-from cryptography import x509
-
+from ca.attestors.base import Reason, Refused
 from ca.bundle import SpiffeBundle
 from ca.registration import Registration
 from ca.svid_cache import HeldSvid
@@ -66,8 +65,11 @@ class Identities(Protocol):
     def entitled(self, credentials: PeerCredentials) -> tuple[Registration, ...]:
         """Return what that process may have, in order; none for a stranger."""
 
-    def crls(self) -> tuple[x509.CertificateRevocationList, ...]:
-        """Return what says which SVIDs of our trust domain were revoked; nothing where none is published."""
+    def crls(self) -> tuple[bytes, ...]:
+        """Return the CRLs of our trust domain (DER), the same objects until others are published.
+
+        Whoever looks at all of one does so once: there may be many entries, and many callers.
+        """
 
     async def svid(self, caller: Caller, registration: Registration) -> HeldSvid:
         """Return the SVID of `registration`, the same to all who ask until its `renew_at`.
@@ -99,6 +101,18 @@ class EntitlementError(StatusError):
         super().__init__(StatusCode.PERMISSION_DENIED, message)
         self.credentials = credentials
         self.name = name
+
+    @property
+    def refused(self) -> Refused:
+        """What the audit log says of it."""
+        if self.credentials is None:
+            return Refused(Reason.NO_EVIDENCE, self.message)
+        return Refused(Reason.NOT_ENTITLED if self.name else Reason.NOT_REGISTERED, self.message)
+
+    def who(self, peer: str) -> str:
+        """Return who `peer` is, as records of what is issued say it."""
+        found = self.credentials
+        return peer if found is None else f"{describe(found)}, pid {found.pid}"
 
     def described(self, peer: str) -> dict[str, Any]:
         """Return what the log says of the denial: who `peer` is, as far as the kernel knows, and why."""

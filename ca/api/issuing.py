@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
@@ -27,21 +27,21 @@ from ca.api.evidence import (
     named_identity,
     read_evidence,
 )
-from ca.attestation import selectors_of
+from ca.attestation import Registrations, selectors_of
 from ca.attestors.base import Attested, Reason, Refused
 from ca.attestors.join_token import attest_join_token
 from ca.attestors.jwt import JwtAttestor
 from ca.attestors.kubernetes import attest_reviewed
 from ca.attestors.svid import attest_svid
+from ca.audit import ClockError
 from ca.authority import X509Svid
 from ca.budget import Budget
 from ca.csr import CheckedCsr, parse_csr
 from ca.entitlement import Grant, check_lifetime, choose, lifetime
-from ca.issuer import MAX_TTL, check_validity
+from ca.issuer import MAX_TTL
 from ca.ledger import Entry, Ledger, LedgerUnavailableError
 from ca.recording import NotRecordedError, RecordingIssuer, Requester
 from ca.refusals import RefusalLog
-from ca.registration import Registration
 from garrison.errors import DependencyError, IssuanceError, RequestError
 from garrison.identity import SpiffeId
 from garrison.token_review import NotAuthenticated, ReviewedUser
@@ -82,16 +82,12 @@ class Registry(Protocol):
     """What is registered, as it was read from the ledger last; `ca.memory.CaMemory` is one."""
 
     @property
-    def registrations(self) -> Sequence[Registration]:
+    def registrations(self) -> Registrations:
         """All of them, those of the settings first."""
 
     @property
-    def entries(self) -> Sequence[Entry]:
-        """Those of the ledger."""
-
-    @property
-    def entries_version(self) -> int:
-        """A number that rises when `entries` change."""
+    def node_entries(self) -> Mapping[SpiffeId, Mapping[str, Entry]]:
+        """Those of the ledger that nodes give out: the node -> the entry's id -> the entry, in order."""
 
     @property
     def ledger(self) -> Ledger:
@@ -212,10 +208,10 @@ class Issuing:
                 attested = await self._attest(shown, call, now=now, by=by)
             except _RefusedError as error:
                 raise self.refuse(error.refused, now=now, by=by, method=method) from None
-            direct = (one.spiffe_id for one in self._registry.registrations if one.parent_id is None)
-            if attested.identity is not None and attested.identity in direct:
-                return attested.identity
-            reason = f"`{attested.identity}` is not registered any more"
+            identity = attested.identity
+            if identity is not None and self._registry.registrations.direct(identity) is not None:
+                return identity
+            reason = f"`{identity}` is not registered any more"
             refused = Refused(Reason.NOT_REGISTERED, reason)
         raise self.refuse(refused, now=now, by=by, method=method)
 
@@ -255,7 +251,7 @@ class Issuing:
     async def _attest(self, evidence: Evidence, call: Call, *, now: datetime, by: str) -> Attested:
         try:
             attested = await self._examine(evidence, call, now=now, by=by)
-        except DependencyError as error:
+        except (DependencyError, ClockError) as error:
             raise _RefusedError(Refused(Reason.UNAVAILABLE, str(error))) from error
         if isinstance(attested, Refused):
             raise _RefusedError(attested)
@@ -309,7 +305,7 @@ class Issuing:
 
     def _check_ready(self, now: datetime) -> None:
         try:
-            check_validity(self._registry.issuer.authority.issuer.certificate, now)
+            self._registry.issuer.authority.issuer.check_validity(now)
         except IssuanceError as error:
             _log.error("ca not ready", reason=str(error))
             raise StatusError(StatusCode.INTERNAL, f"the CA is not ready: {error}") from error

@@ -6,11 +6,12 @@ says so.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Sequence
 
 from cryptography import x509
 from google.protobuf.message import DecodeError
 
+from ca import der
 from ca.api.evidence import describe
 from ca.api.issuing import Issuing
 from ca.attestors.base import Reason, Refused
@@ -30,6 +31,8 @@ class IstioCertificates:
 
     def __init__(self, issuing: Issuing) -> None:
         self._issuing = issuing
+        self._ending = b""
+        self._ending_of: tuple[Sequence[x509.Certificate], Sequence[x509.Certificate]] = (), ()
 
     def methods(self) -> Methods:
         """Return the methods by their paths."""
@@ -44,23 +47,23 @@ class IstioCertificates:
         issued = await self._issuing.issue(
             call, request.csr.encode(), seconds=request.validity_duration, method="CreateCertificate"
         )
-        leaf, *links = issued.svid.certificates
         roots = self._issuing.registry.issuer.authority.roots
-        answer = IstioCertificateResponse(
-            cert_chain=[
-                format_certificates([leaf]).decode(),
-                *(_pem((one,)) for one in links),
-                # Clients take the last element as the trust bundle: it has all roots, and is never left out.
-                _pem(roots),
-            ]
-        )
-        return answer.SerializeToString()
+        # The elements of a message's list stand one after the other, so answers share their end.
+        leaf = _element(der.pem("CERTIFICATE", issued.svid.leaf_der))
+        return leaf + self._after_leaf(issued.svid.certificates[1:], roots)
+
+    def _after_leaf(self, links: tuple[x509.Certificate, ...], roots: tuple[x509.Certificate, ...]) -> bytes:
+        """Return the intermediates, and all roots: clients take the last element as the trust bundle."""
+        if self._ending_of != (links, roots):
+            parts = [*((one,) for one in links), roots]
+            self._ending = b"".join(_element(format_certificates(part)) for part in parts)
+            self._ending_of = links, roots
+        return self._ending
 
 
-@lru_cache(maxsize=64)
-def _pem(certificates: tuple[x509.Certificate, ...]) -> str:
-    """Return PEM of what is the same in all answers."""
-    return format_certificates(certificates).decode()
+def _element(pem: bytes) -> bytes:
+    """Return an answer whose list has one element."""
+    return IstioCertificateResponse(cert_chain=[pem.decode()]).SerializeToString()
 
 
 def parse(message: bytes) -> IstioCertificateRequest | Refused:

@@ -8,6 +8,7 @@ certificate revoked.
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -102,9 +103,8 @@ class Nodes:
     async def _fetch_entries(self, message: bytes, call: Call) -> bytes:
         request = self._parse(pb.FetchEntriesRequest, message, call, "FetchEntries")
         node = await self._node(call, "FetchEntries")
-        mine = self._entries(node)
         # Of what this node gets to see: entries of others must not make it fetch its own again.
-        answer = pb.FetchEntriesResponse(entries=[_entry(one) for one in mine])
+        answer = pb.FetchEntriesResponse(entries=[_entry(one) for one in self._entries(node).values()])
         version = _version(answer)
         if request.version == version:
             answer = pb.FetchEntriesResponse(unchanged=True)
@@ -120,12 +120,12 @@ class Nodes:
             raise self._refuse(refused, node, "SignSvids")
         if not self._svids.take(node, self._monotonic_ns(), len(wanted)):
             raise self._refuse(Refused(Reason.TOO_MANY, "too many SVIDs for this node"), node, "SignSvids")
-        entries = {one.entry_id: one for one in self._entries(node)}
+        entries = self._entries(node)
         # Together, so that one flush of the ledger is for all of them.
         results = await asyncio.gather(*(self._sign(node, entries, one.entry_id, one.csr) for one in wanted))
         return pb.SignSvidsResponse(results=results).SerializeToString()
 
-    async def _sign(self, node: SpiffeId, entries: dict[str, Entry], entry_id: str, csr: bytes) -> Any:
+    async def _sign(self, node: SpiffeId, entries: Mapping[str, Entry], entry_id: str, csr: bytes) -> Any:
         try:
             entry = self._mine(node, entries, entry_id, "SignSvids")
             checked = parse_request(csr)
@@ -146,15 +146,18 @@ class Nodes:
     async def _fetch_bundle(self, message: bytes, call: Call) -> bytes:
         request = self._parse(pb.FetchBundleRequest, message, call, "FetchBundle")
         node = await self._node(call, "FetchBundle")
-        wanted = {domain for one in self._entries(node) for domain in one.registration.federates_with}
+        mine = self._entries(node).values()
+        wanted = {domain for one in mine for domain in one.registration.federates_with}
         try:
             bundles, sequence = await asyncio.to_thread(self._bundles, wanted)
         except DependencyError as error:
             raise StatusError(StatusCode.UNAVAILABLE, "the CA's ledger does not answer") from error
-        answer = pb.FetchBundleResponse(sequence=sequence, bundles=bundles, crls=self._crls())
-        version = _version(answer)
+        answer, crls = pb.FetchBundleResponse(sequence=sequence, bundles=bundles), self._crls()
+        version = _version(answer, *map(_digest, crls))
         if request.version == version:
             answer = pb.FetchBundleResponse(sequence=sequence, unchanged=True)
+        else:
+            answer.crls.extend(crls)
         answer.version = version
         return answer.SerializeToString()
 
@@ -178,8 +181,7 @@ class Nodes:
         node = await self._node(call, "MintJwt")
         if self._mint_jwt is None:
             raise StatusError(StatusCode.UNIMPLEMENTED, "this CA makes no JWT-SVIDs")
-        entries = {one.entry_id: one for one in self._entries(node)}
-        entry = self._mine(node, entries, request.entry_id, "MintJwt")
+        entry = self._mine(node, self._entries(node), request.entry_id, "MintJwt")
         audiences = tuple(dict.fromkeys(request.audiences))
         # SPIFFE JWT-SVID, section 3.2: a token without audience is good for nobody, or for anybody.
         if not 1 <= len(audiences) <= MAX_AUDIENCES or not all(audiences):
@@ -211,10 +213,10 @@ class Nodes:
             raise self._refuse(Refused(Reason.TOO_MANY, "too many calls of this node"), node, method)
         return node
 
-    def _entries(self, node: SpiffeId) -> list[Entry]:
-        return [one for one in self._issuing.registry.entries if one.registration.parent_id == node]
+    def _entries(self, node: SpiffeId) -> Mapping[str, Entry]:
+        return self._issuing.registry.node_entries.get(node, {})
 
-    def _mine(self, node: SpiffeId, entries: dict[str, Entry], entry_id: str, method: str) -> Entry:
+    def _mine(self, node: SpiffeId, entries: Mapping[str, Entry], entry_id: str, method: str) -> Entry:
         entry = entries.get(entry_id)
         if entry is None:
             # The same for one that is another node's: it is none of this one's business that there is one.
@@ -228,7 +230,7 @@ class Nodes:
     async def _register(self, node: SpiffeId, attested: Attested) -> None:
         """Register a node that came with a join token, so that it can go on with its SVID."""
         registry = self._issuing.registry
-        if any(one.spiffe_id == node and one.parent_id is None for one in registry.registrations):
+        if registry.registrations.direct(node) is not None:
             return
         (token_id,) = (one.value for one in attested.selectors if one.kind is SelectorKind.JOIN_TOKEN)
         registration = Registration(node, (Selector(SelectorKind.X509_ID, str(node)),))
@@ -247,14 +249,24 @@ class Nodes:
             raise StatusError(StatusCode.UNAVAILABLE, "the CA's ledger does not answer") from error
 
 
-def _version(answer: Message) -> str:
-    return hashlib.sha256(answer.SerializeToString(deterministic=True)).hexdigest()[:32]
+def _version(answer: Message, *digests: bytes) -> str:
+    whole = b"".join((answer.SerializeToString(deterministic=True), *digests))
+    return hashlib.sha256(whole).hexdigest()[:32]
+
+
+# A list may be long, is the same for a while, and every node asks again and again.
+@functools.lru_cache(maxsize=4)
+def _digest(crl: bytes) -> bytes:
+    return hashlib.sha256(crl).digest()
 
 
 def _svid(issued: IssuedSvid) -> Any:
     return pb.X509Svid(
         spiffe_id=str(issued.spiffe_id),
-        certificates=[one.public_bytes(Encoding.DER) for one in issued.certificates],
+        certificates=[
+            issued.leaf_der,
+            *(one.public_bytes(Encoding.DER) for one in issued.certificates[1:]),
+        ],
         expires_at=int(issued.not_after.timestamp()),
     )
 

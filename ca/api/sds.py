@@ -52,8 +52,10 @@ from ca.api.sds_subscription import (
 )
 from ca.authority import root_of_nobody
 from ca.bundle import SpiffeBundle
+from ca.refusals import RefusalLog
 from ca.registration import Registration
-from ca.svid_cache import MIN_INTERVAL, HeldSvid
+from ca.renewal import MIN_INTERVAL
+from ca.svid_cache import HeldSvid
 from garrison.errors import DependencyError, IssuanceError, RequestError
 from garrison.identity import SpiffeId
 from garrison.transport import StatusCode, StatusError
@@ -96,8 +98,8 @@ class _Sent:
 class SecretDiscovery:
     """Serves secrets to callers whose peer credentials entitle them.
 
-    `files` are those that an operator lets callers name; `sends_crl` says whether CRLs go with our roots.
-    Clock and sleep can be replaced.
+    `files` are those that an operator lets callers name; `sends_crl` says whether CRLs go with our roots;
+    `refusals` takes who was denied, and only logs it by default. Clock and sleep can be replaced.
     """
 
     def __init__(
@@ -106,12 +108,14 @@ class SecretDiscovery:
         *,
         files: FileSecrets | None = None,
         sends_crl: bool = True,
+        refusals: RefusalLog | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._identities = identities
         self._files = files or FileSecrets(())
         self._sends_crl = sends_crl
+        self._refusals = refusals or RefusalLog(None)
         self._now = now
         self._sleep = sleep
         self._closed = asyncio.Event()
@@ -148,26 +152,32 @@ class SecretDiscovery:
         self._closed.set()
 
     async def _stream_secrets(self, requests: AsyncIterator[Any], context: _Context) -> None:
-        await self._answer(context, self._run(StateOfTheWorld(), requests, context))
+        await self._answer("StreamSecrets", context, self._run(StateOfTheWorld(), requests, context))
 
     async def _delta_secrets(self, requests: AsyncIterator[Any], context: _Context) -> None:
-        await self._answer(context, self._run(Delta(), requests, context))
+        await self._answer("DeltaSecrets", context, self._run(Delta(), requests, context))
 
     async def _stream_aggregated(self, requests: AsyncIterator[Any], context: _Context) -> None:
-        await self._answer(context, self._run(StateOfTheWorld(aggregated=True), requests, context))
+        await self._answer(
+            "StreamAggregatedResources",
+            context,
+            self._run(StateOfTheWorld(aggregated=True), requests, context),
+        )
 
     async def _delta_aggregated(self, requests: AsyncIterator[Any], context: _Context) -> None:
-        await self._answer(context, self._run(Delta(aggregated=True), requests, context))
+        await self._answer(
+            "DeltaAggregatedResources", context, self._run(Delta(aggregated=True), requests, context)
+        )
 
     async def _fetch_secrets(self, request: Any, context: _Context) -> Any:
-        return await self._answer(context, self._fetch(request, context))
+        return await self._answer("FetchSecrets", context, self._fetch(request, context))
 
-    async def _answer(self, context: _Context, work: Awaitable[Any]) -> Any:
+    async def _answer(self, method: str, context: _Context, work: Awaitable[Any]) -> Any:
         """Await `work`; what it raises becomes a status, and only what is meant for the caller is said."""
         try:
             return await work
         except EntitlementError as error:
-            self._log_denial(context.peer(), error)
+            self._note_denial(method, context.peer(), error)
             code, text = error.code, error.message
         except StatusError as error:
             code, text = error.code, error.message
@@ -345,9 +355,16 @@ class SecretDiscovery:
             case FileSource():
                 return source.load(), self._now() + FILE_INTERVAL
 
-    def _log_denial(self, peer: str, error: EntitlementError) -> None:
+    def _note_denial(self, method: str, peer: str, error: EntitlementError) -> None:
         self.counters.denials += 1
-        _log.warning("sds denied", **error.described(peer))
+        self._refusals.add_local(
+            error.refused,
+            now=self._now(),
+            by=error.who(peer),
+            method=method,
+            event="sds denied",
+            about=error.described(peer),
+        )
 
     async def _until(self, due: datetime | None) -> None:
         left = MAX_SLEEP if due is None else min(MAX_SLEEP, due - self._now())

@@ -34,8 +34,10 @@ from ca.protos.workload_pb2 import (
     X509SVIDRequest,
     X509SVIDResponse,
 )
+from ca.refusals import RefusalLog
 from ca.registration import Registration
-from ca.svid_cache import MIN_INTERVAL, HeldSvid
+from ca.renewal import MIN_INTERVAL
+from ca.svid_cache import HeldSvid
 from garrison.errors import DependencyError, IssuanceError, RequestError
 from garrison.identity import TrustDomain
 from garrison.transport import StatusCode, StatusError
@@ -65,16 +67,21 @@ class WorkloadCounters:
 
 
 class WorkloadApi:
-    """Serves `identities` to the callers that they are for. Clock and sleep can be replaced."""
+    """Serves `identities` to the callers that they are for.
+
+    `refusals` takes who was denied, and only logs it by default. Clock and sleep can be replaced.
+    """
 
     def __init__(
         self,
         identities: Identities,
         *,
+        refusals: RefusalLog | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._identities = identities
+        self._refusals = refusals or RefusalLog(None)
         self._now = now
         self._sleep = sleep
         self._closed = asyncio.Event()
@@ -83,41 +90,45 @@ class WorkloadApi:
     def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
         """Return the handlers for `grpc.aio.Server.add_generic_rpc_handlers`."""
 
-        def unary(answer: Any, request: Any) -> Any:
+        def unary(method: str, answer: Any, request: Any) -> Any:
             async def run(message: Any, context: _Context) -> Any:
-                return await self._answer(context, self._once(answer, message, context))
+                return await self._answer(method, context, self._once(answer, message, context))
 
             return grpc.unary_unary_rpc_method_handler(
                 run, request.FromString, lambda response: response.SerializeToString()
             )
 
-        def stream(build: _Build, request: Any) -> Any:
+        def stream(method: str, build: _Build, request: Any) -> Any:
             async def run(_: Any, context: _Context) -> None:
-                await self._answer(context, self._stream(build, context))
+                await self._answer(method, context, self._stream(build, context))
 
             return grpc.unary_stream_rpc_method_handler(
                 run, request.FromString, lambda response: response.SerializeToString()
             )
 
-        methods = {
-            "FetchX509SVID": stream(self._x509_svids, X509SVIDRequest),
-            "FetchX509Bundles": stream(self._x509_bundles, X509BundlesRequest),
-            "FetchJWTSVID": unary(self._jwt_svids, JWTSVIDRequest),
-            "FetchJWTBundles": stream(self._jwt_bundles, JWTBundlesRequest),
-            "ValidateJWTSVID": unary(self._validate, ValidateJWTSVIDRequest),
+        streams = {
+            "FetchX509SVID": (self._x509_svids, X509SVIDRequest),
+            "FetchX509Bundles": (self._x509_bundles, X509BundlesRequest),
+            "FetchJWTBundles": (self._jwt_bundles, JWTBundlesRequest),
         }
+        unaries = {
+            "FetchJWTSVID": (self._jwt_svids, JWTSVIDRequest),
+            "ValidateJWTSVID": (self._validate, ValidateJWTSVIDRequest),
+        }
+        methods = {name: stream(name, *one) for name, one in streams.items()}
+        methods |= {name: unary(name, *one) for name, one in unaries.items()}
         return (grpc.method_handlers_generic_handler(SERVICE, methods),)
 
     def close(self) -> None:
         """End every stream, so that workloads go to the server that takes over."""
         self._closed.set()
 
-    async def _answer(self, context: _Context, work: Awaitable[Any]) -> Any:
+    async def _answer(self, method: str, context: _Context, work: Awaitable[Any]) -> Any:
         """Await `work`; what it raises becomes a status (endpoint, section 6; API, sections 5 and 6)."""
         try:
             return await work
         except EntitlementError as error:
-            self._log_denial(context.peer(), error)
+            self._note_denial(method, context.peer(), error)
             code, text = error.code, error.message
         except StatusError as error:
             code, text = error.code, error.message
@@ -192,7 +203,7 @@ class WorkloadApi:
         """Section 5.2.1."""
         bundles = dict(self._identities.bundles(caller))
         own = format_der(bundles.pop(self._identities.trust_domain).x509_authorities)
-        response = X509SVIDResponse(crl=self._crls(), federated_bundles=_x509(bundles))
+        response = X509SVIDResponse(crl=self._identities.crls(), federated_bundles=_x509(bundles))
         held = [await self._identities.svid(caller, registration) for registration in caller.registrations]
         for one, hint in zip(held, _hints(caller.registrations), strict=True):
             response.svids.append(_x509_svid(one, own, hint))
@@ -201,7 +212,7 @@ class WorkloadApi:
     async def _x509_bundles(self, caller: Caller) -> tuple[Any, None]:
         """Section 5.2.2."""
         bundles = _x509(self._identities.bundles(caller))
-        return X509BundlesResponse(crl=self._crls(), bundles=bundles), None
+        return X509BundlesResponse(crl=self._identities.crls(), bundles=bundles), None
 
     async def _jwt_svids(self, caller: Caller, request: Any) -> Any:
         """Section 6.2.1."""
@@ -237,12 +248,16 @@ class WorkloadApi:
             raise RequestError("the token has claims that cannot be told") from error
         return response
 
-    def _crls(self) -> list[bytes]:
-        return [crl.public_bytes(Encoding.DER) for crl in self._identities.crls()]
-
-    def _log_denial(self, peer: str, error: EntitlementError) -> None:
+    def _note_denial(self, method: str, peer: str, error: EntitlementError) -> None:
         self.counters.denials += 1
-        _log.warning("workload denied", **error.described(peer))
+        self._refusals.add_local(
+            error.refused,
+            now=self._now(),
+            by=error.who(peer),
+            method=method,
+            event="workload denied",
+            about=error.described(peer),
+        )
 
 
 def _closing() -> StatusError:

@@ -35,6 +35,7 @@ def attest_join_token(
 
     Raises:
         LedgerUnavailableError: the ledger does not answer; the token is not used up.
+        ClockError: by the ledger, `now` is in the past; the token is not used up.
 
     """
     hashed = token_hash(secret)

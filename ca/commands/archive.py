@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from datetime import UTC, datetime
 from pathlib import Path
 
 import click
@@ -11,6 +10,7 @@ import click
 from ca.archive import LEDGER, MAX_LEDGER_BYTES, copy_ledger, is_key, members_in, pack, unpack
 from ca.atomic_files import write_file
 from ca.authority import CA_CERT, CaCertificates, load_encryption
+from ca.commands import clock
 from ca.commands.base import (
     DIRECTORY,
     EXIT_CODES,
@@ -65,7 +65,7 @@ def backup(directory: Path, out: Path, *, allow_unencrypted: bool, force: bool, 
                 files[LEDGER] = copy_ledger(directory / LEDGER)
             except ValueError as error:
                 raise Failure(f"{directory / LEDGER}: {error}", EXIT_UNUSABLE) from error
-    write_file(out, pack(files, datetime.now(UTC)), mode=0o600, replace=force)
+    write_file(out, pack(files, clock.now()), mode=0o600, replace=force)
     print_values(as_json, {"archive": str(out), "files": list(files), "keys_encrypted": not plain})
 
 

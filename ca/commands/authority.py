@@ -6,8 +6,8 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import click
 from ca.atomic_files import write_file
 from ca.authorities import Authorities
 from ca.authority import ROOT_KEY, load_key
+from ca.commands import clock
 from ca.commands.base import (
     DURATION,
     EXIT_CODES,
@@ -26,6 +27,7 @@ from ca.commands.base import (
     Failure,
     dir_option,
     json_option,
+    passphrase_once,
     passphrase_option,
     passphrase_source,
     print_values,
@@ -188,7 +190,11 @@ def activate(
         prepared = prepared_of(standings)
         if key is None and prepared is None:
             raise Failure("no authority is prepared: `ca authority prepare` makes one", EXIT_REFUSED)
-        key_id = _resolve(standings, key) if key is not None or prepared is None else prepared.key_id
+        key_id = (
+            resolve((one.key_id for one in standings), key)
+            if key is not None or prepared is None
+            else prepared.key_id
+        )
         before = active_of(standings)
         authorities.activate(key_id, now=now, by=operator(), at_once=at_once)
         shown = _plain(find(authorities.standings(now), key_id), authorities.policy)
@@ -282,7 +288,7 @@ def _change(
 ) -> None:
     with _opened(directory, ledger, passphrase_file, overlap) as (authorities, now):
         authorities.reconcile(now=now, by=operator())
-        key_id = _resolve(authorities.standings(now), key)
+        key_id = resolve((one.key_id for one in authorities.standings(now)), key)
         change(authorities, key_id, now)
         shown = _plain(find(authorities.standings(now), key_id), authorities.policy)
     print_values(as_json, shown | {"next": following})
@@ -292,23 +298,21 @@ def _change(
 def _opened(
     directory: Path, ledger: LedgerPlace, passphrase_file: Path | None, overlap: timedelta
 ) -> Iterator[tuple[Authorities, datetime]]:
-    source = passphrase_source(passphrase_file)
-    known: list[bytes] = []
-
-    def passphrase(path: Path) -> bytes:
-        # All keys of a CA have the same, so nobody has to type it twice.
-        if not known:
-            known.append(source.to_read(path))
-        return known[0]
-
+    passphrase = passphrase_once(passphrase_file)
     with open_ledger(directory, ledger) as opened:
         authorities = Authorities(directory, opened, passphrase, policy=Policy(overlap=overlap))
-        yield authorities, datetime.now(UTC)
+        yield authorities, clock.now()
 
 
-def _resolve(standings: tuple[Standing, ...], text: str | None) -> str:
+def resolve(key_ids: Iterable[str], text: str | None) -> str:
+    """Return the one of `key_ids` that starts with `text`.
+
+    Raises:
+        Failure: none does, or several do.
+
+    """
     start = (text or "").lower()
-    found = [one.key_id for one in standings if one.key_id.startswith(start)]
+    found = [one for one in key_ids if one.startswith(start)]
     if not _KEY_ID.fullmatch(start) or not found:
         raise Failure(f"there is no authority `{text}`: `ca authority list` shows all", EXIT_REFUSED)
     if len(found) > 1:

@@ -23,6 +23,7 @@ EXIT_PASSPHRASE = 4
 EXIT_CODES = """\b
 Exit codes:
   0  done
+  1  interrupted, or given up at a prompt
   2  a command line, file or directory that cannot be used
   3  refused by the rules of the CA
   4  no passphrase, or the wrong one"""
@@ -121,6 +122,19 @@ passphrase_option = click.option(
 def passphrase_source(file: Path | None) -> PassphraseSource:
     """Return where the passphrase of existing keys comes from."""
     return PassphraseSource(file, os.environ, ask=_at_terminal())
+
+
+def passphrase_once(file: Path | None) -> Callable[[Path], bytes]:
+    """Return what gives the passphrase of each key of a CA: all have the same, so nobody types it twice."""
+    source = passphrase_source(file)
+    known: list[bytes] = []
+
+    def passphrase(path: Path) -> bytes:
+        if not known:
+            known.append(source.to_read(path))
+        return known[0]
+
+    return passphrase
 
 
 def new_passphrase_source(file: Path | None) -> PassphraseSource:

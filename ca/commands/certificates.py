@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-from datetime import UTC, datetime
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ca.atomic_files import write_file
-from ca.authorities import load_issuer
-from ca.authority import Authority
+from ca.authority import CaCertificates
+from ca.authority_files import load_issuer
 from ca.bundle import parse_certificates
+from ca.commands import clock
+from ca.commands.authority import resolve
 from ca.commands.base import (
     EXIT_CODES,
     EXIT_REFUSED,
@@ -23,24 +27,30 @@ from ca.commands.base import (
     Parsed,
     dir_option,
     json_option,
+    passphrase_once,
     passphrase_option,
     passphrase_source,
     print_values,
+    warn,
 )
 from ca.commands.ledger import ledger_option, open_ledger, operator
-from ca.crl import crl_pem, renew_crl
+from ca.crl import crl_pem, key_identifier_of, renew_crl
 from ca.issuer import Issuer
 from ca.ledger import (
     MAX_PAGE,
     CertificateQuery,
     CertificateStatus,
     IssuedCertificate,
+    KeyState,
+    KeyUse,
     Ledger,
     RevocationReason,
+    StoredCrl,
     fingerprint_of,
 )
+from ca.passphrase import NO_PASSPHRASE, WRONG_PASSPHRASE
 from ca.store.opening import LedgerPlace
-from garrison.errors import GarrisonError
+from garrison.errors import ConfigError, GarrisonError, IssuanceError
 from garrison.identity import SpiffeId
 
 _HEX = re.compile(r"[0-9a-f]+")
@@ -81,7 +91,7 @@ def list_certificates(
       ca list --dir ./pki --valid --spiffe-id spiffe://cluster.local/ns/default/sa/web
     """
     wanted = None if status is None else CertificateStatus(status)
-    now = datetime.now(UTC)
+    now = clock.now()
     with open_ledger(directory, ledger) as opened:
         try:
             page = opened.issued(CertificateQuery(spiffe_id, wanted, cursor, limit), now=now)
@@ -127,7 +137,7 @@ def revoke(
     Example:
       ca revoke --dir ./pki ./web/svid.pem --reason key_compromise
     """
-    now, who = datetime.now(UTC), operator()
+    now, who = clock.now(), operator()
     with open_ledger(directory, ledger) as opened:
         found = _find(opened, certificate)
         revoked = opened.revoke(found.issuer, found.serial, RevocationReason(reason), now=now, by=who)
@@ -145,53 +155,135 @@ def revoke(
 
 @click.command(epilog=EXIT_CODES)
 @dir_option
+@click.option("--authority", "key", help="Only that of this authority: (the start of) its id.")
+@click.option("--list", "listed", is_flag=True, help="Say which there are; no key is needed, none is made.")
 @click.option("--out", type=FILE, help="The file to write; without, it is printed.")
-@click.option("--format", "form", type=click.Choice(["pem", "der"]), default="pem", show_default=True)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["pem", "der"]),
+    default="pem",
+    show_default=True,
+    help="DER holds one: that of the active authority, if no other is named.",
+)
 @passphrase_option
 @ledger_option
 @json_option
 def crl(
     directory: Path,
+    *,
+    key: str | None,
+    listed: bool,
     out: Path | None,
     form: str,
-    *,
     passphrase_file: Path | None,
     ledger: LedgerPlace,
     as_json: bool,
 ) -> None:
-    """Print or write the CRL, a new one if that is due.
+    """Print or write the CRLs of all authorities that are not revoked, the active one's first.
+
+    One that is due is made, with the key of its authority; of another whose key is not here the last one is
+    taken, with a warning. Verifiers that look at CRLs refuse whoever's authority has none.
 
     \b
     Example:
       ca crl --dir ./pki --out ./crl.pem
+      ca crl --dir ./pki --authority 3f2a9c1b --format der --out ./crl.der
     """
     if form == "der" and out is None:
         raise Failure("--format der needs --out", EXIT_UNUSABLE)
-    now = datetime.now(UTC)
+    if listed and out is not None:
+        raise Failure("--list writes nothing, so it takes no --out", EXIT_UNUSABLE)
+    now = clock.now()
     with open_ledger(directory, ledger) as opened:
-        current = renew_crl(opened, _issuer(directory, passphrase_file), now=now, by=operator())
-        revoked = len(opened.revoked(current.issuer, unexpired_at=now))
-    content = current.der if form == "der" else crl_pem([current])
+        states = _states(directory, opened)
+        names = [resolve(states, key)] if key is not None else list(states)
+        if form == "der":
+            names = names[:1]
+        if listed:
+            found = [opened.crl(name) for name in names]
+        else:
+            crls = _Crls(directory, opened, passphrase_once(passphrase_file), now)
+            found = [crls.current(name, is_needed=not index) for index, name in enumerate(names)]
+        shown = [
+            _plain_crl(name, states[name], one, opened, now) for name, one in zip(names, found, strict=True)
+        ]
+    there = [one for one in found if one is not None]
+    content = there[0].der if form == "der" else crl_pem(there)
     if out is not None:
         write_file(out, content, mode=0o644, replace=True)
-    if out is None and not as_json:
+    if as_json:
+        for values, one in zip(shown, found, strict=True):
+            if out is not None:
+                values["file"] = None if one is None else str(out)
+            elif not listed:
+                values["crl"] = None if one is None else crl_pem([one]).decode()
+        click.echo(json.dumps({"crls": shown}, indent=2))
+    elif listed or out is not None:
+        for values in shown:
+            click.echo(
+                f"{values['issuer']}  {values['authority']:<8}  {_numbered(values)}"
+                if values["number"] is not None
+                else f"{values['issuer']}  {values['authority']:<8}  none yet"
+            )
+    else:
         click.echo(content.decode(), nl=False)
-        return
-    print_values(
-        as_json,
-        {
-            "number": current.number,
-            "issuer": current.issuer,
-            "this_update": f"{current.this_update:%FT%TZ}",
-            "next_update": f"{current.next_update:%FT%TZ}",
-            "revoked": revoked,
-            **({"file": str(out)} if out is not None else {"crl": content.decode()}),
-        },
-    )
 
 
-def _issuer(directory: Path, passphrase_file: Path | None) -> Issuer:
-    return Authority.load(directory, passphrase_source(passphrase_file).to_read).issuer
+def _states(directory: Path, ledger: Ledger) -> dict[str, str]:
+    """Return the authorities that are not revoked and their states: who signs first, then the newest."""
+    active = key_identifier_of(CaCertificates.load(directory).certificate)
+    known = [key for key in reversed(ledger.keys(KeyUse.X509)) if key.state is not KeyState.REVOKED]
+    # Before the first change or start of a server nothing is recorded of the one that is there.
+    found = {active: KeyState.ACTIVE.value}
+    found.update((key.key_id, key.state.value) for key in known)
+    return dict(sorted(found.items(), key=lambda one: one[1] != KeyState.ACTIVE))
+
+
+@dataclass(frozen=True, slots=True)
+class _Crls:
+    """Where CRLs come from: the ledger, or new ones from the keys in the directory."""
+
+    directory: Path
+    ledger: Ledger
+    passphrase: Callable[[Path], bytes]
+    now: datetime
+
+    def current(self, name: str, *, is_needed: bool) -> StoredCrl | None:
+        """Return the CRL of an authority, a new one if that is due; only that which `is_needed` must be had.
+
+        Raises:
+            GarrisonError: it is needed, and cannot be made.
+
+        """
+        try:
+            issuer = load_issuer(self.directory, name, self.passphrase)
+            return renew_crl(self.ledger, issuer, now=self.now, by=operator())
+        except (ConfigError, IssuanceError) as error:
+            if is_needed or _is_about_passphrases(error):
+                raise
+            warn(f"no new CRL of authority {name}: {error}")
+            return self.ledger.crl(name)
+
+
+def _is_about_passphrases(error: GarrisonError) -> bool:
+    codes = {one.code for one in error.diagnostics} if isinstance(error, ConfigError) else set()
+    return bool(codes & {NO_PASSPHRASE, WRONG_PASSPHRASE})
+
+
+def _plain_crl(name: str, state: str, one: StoredCrl | None, ledger: Ledger, now: datetime) -> dict[str, Any]:
+    return {
+        "issuer": name,
+        "authority": state,
+        "number": None if one is None else one.number,
+        "this_update": None if one is None else f"{one.this_update:%FT%TZ}",
+        "next_update": None if one is None else f"{one.next_update:%FT%TZ}",
+        "revoked": len(ledger.revoked(name, unexpired_at=now)),
+    }
+
+
+def _numbered(values: dict[str, Any]) -> str:
+    return f"number {values['number']}, {values['revoked']} revoked, until {values['next_update']}"
 
 
 def _issuer_of(certificate: IssuedCertificate, directory: Path, passphrase_file: Path | None) -> Issuer:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import secrets
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ca.authority import CA_CERT, trust_domain_of
+from ca.commands import clock
 from ca.commands.base import (
     DURATION,
     EXIT_CODES,
@@ -25,7 +26,7 @@ from ca.commands.base import (
 from ca.commands.ledger import ledger_option, open_ledger, operator
 from ca.issuer import DEFAULT_TTL
 from ca.ledger import Entry
-from ca.registration import Registration
+from ca.registration import DEFAULT_JWT_TTL, Registration
 from ca.store.opening import LedgerPlace
 
 
@@ -57,6 +58,12 @@ def entry() -> None:
     default=DEFAULT_TTL,
     help="The life of SVIDs: 1h if not given, at most 24h.",
 )
+@click.option(
+    "--jwt-ttl",
+    type=DURATION,
+    default=DEFAULT_JWT_TTL,
+    help="The life of JWT-SVIDs: 5m if not given, at most 1h.",
+)
 @click.option("--dns", "dns_names", multiple=True, metavar="NAME", help="A DNS name; repeatable.")
 @click.option("--parent", "parent_id", help="The SPIFFE ID of the agent that attests the caller.")
 @click.option(
@@ -74,6 +81,7 @@ def create(
     *,
     selectors: tuple[str, ...],
     ttl: timedelta,
+    jwt_ttl: timedelta,
     dns_names: tuple[str, ...],
     parent_id: str | None,
     federates_with: tuple[str, ...],
@@ -95,6 +103,7 @@ def create(
             dns_names,
             parent_id=parent_id,
             federates_with=federates_with,
+            jwt_ttl=jwt_ttl,
             hint=hint,
         )
     except ValueError as error:
@@ -103,7 +112,7 @@ def create(
     if registration.spiffe_id.trust_domain != domain:
         message = f"`{spiffe_id}` is outside this CA's trust domain `{domain}`"
         raise Failure(message, EXIT_REFUSED)
-    made = Entry(secrets.token_hex(8), registration, datetime.now(UTC), operator())
+    made = Entry(secrets.token_hex(8), registration, clock.now(), operator())
     with open_ledger(directory, ledger) as opened:
         opened.add_entry(made)
     print_values(as_json, _plain(made))
@@ -162,7 +171,7 @@ def delete(directory: Path, entry_id: str, *, ledger: LedgerPlace, as_json: bool
       ca entry delete --dir ./pki 0123456789abcdef
     """
     with open_ledger(directory, ledger) as opened:
-        deleted = opened.delete_entry(entry_id, now=datetime.now(UTC), by=operator())
+        deleted = opened.delete_entry(entry_id, now=clock.now(), by=operator())
     print_values(as_json, _plain(deleted))
 
 
@@ -174,6 +183,7 @@ def _plain(one: Entry) -> dict[str, Any]:
         "spiffe_id": str(registration.spiffe_id),
         "selectors": [str(selector) for selector in registration.selectors],
         "ttl_seconds": int(registration.svid_ttl.total_seconds()),
+        "jwt_ttl_seconds": int(registration.jwt_ttl.total_seconds()),
         "dns_names": list(registration.dns_names),
         "parent_id": None if parent is None else str(parent),
         "federates_with": [str(domain) for domain in registration.federates_with],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from ca.bundle import (
     format_spiffe_bundle,
     parse_spiffe_bundle,
 )
+from ca.commands import clock
 from ca.commands.base import (
     EXIT_CODES,
     EXIT_REFUSED,
@@ -104,7 +104,7 @@ def create(
     """
     endpoint = Endpoint(trust_domain, url, EndpointProfile(profile), endpoint_id)
     check_endpoint(endpoint, trust_domain_of(directory / CA_CERT))
-    now = datetime.now(UTC)
+    now = clock.now()
     made = FederatedBundle(trust_domain, url, endpoint.profile, endpoint_id)
     if bundle_file is not None:
         bundle = _read_bundle(bundle_file)
@@ -211,7 +211,7 @@ def refresh(
         for known in wanted:
             try:
                 check_endpoint(Endpoint.of(known), ours)
-                new = refresh_bundle(opened, known, others, fetch, now=datetime.now(UTC), by=operator())
+                new = refresh_bundle(opened, known, others, fetch, now=clock.now(), by=operator())
             except GarrisonError as error:
                 problems.append(f"{known.trust_domain}: {error}")
             else:
@@ -239,7 +239,7 @@ def delete(directory: Path, trust_domain: TrustDomain, *, ledger: LedgerPlace, a
     """
     with open_ledger(directory, ledger) as opened:
         found = _find(opened, trust_domain)
-        opened.delete_federated(trust_domain, now=datetime.now(UTC), by=operator())
+        opened.delete_federated(trust_domain, now=clock.now(), by=operator())
     print_values(as_json, _plain(found))
 
 

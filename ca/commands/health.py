@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ca.authorities import key_files
 from ca.authority import CA_CERT, CA_KEY, REQUEST, ROOT_KEY, CaCertificates, load_encryption
+from ca.authority_files import key_files
 from ca.bundle import MAX_PEM_BYTES, parse_certificates, parse_spiffe_bundle
+from ca.commands import clock
 from ca.commands.base import (
     DIRECTORY,
     EXIT_CODES,
@@ -50,7 +51,7 @@ def status(directory: Path, as_json: bool) -> None:  # noqa: FBT001
     values: dict[str, Any] = {"directory": str(directory), "state": "empty"}
     following: list[str] = []
     if (directory / CA_CERT).exists():
-        values |= _of_ca(directory, datetime.now(UTC), following)
+        values |= _of_ca(directory, clock.now(), following)
     elif (directory / REQUEST).exists():
         values["state"] = "waiting for an answer"
         following.append(
@@ -119,7 +120,7 @@ def lint(files: tuple[Path, ...], directory: Path | None, *, as_json: bool) -> N
     """
     if not files and directory is None:
         raise Failure("give files, or the directory of a CA with --dir", EXIT_UNUSABLE)
-    now = datetime.now(UTC)
+    now = clock.now()
     found: list[Finding] = [] if directory is None else lint_directory(directory, now)
     for file in files:
         content = read_input(file, MAX_PEM_BYTES)

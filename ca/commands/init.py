@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from ca.authority import (
     load_key,
 )
 from ca.bundle import MAX_PEM_BYTES, format_certificates, parse_certificates
+from ca.commands import clock
 from ca.commands.base import (
     DIRECTORY,
     DURATION,
@@ -51,7 +51,6 @@ from ca.commands.base import (
 )
 from ca.describe import describe_certificate
 from ca.directory import NewFile, finish, install, locked
-from ca.issuer import check_validity
 from ca.key_encryption import PLAIN
 from ca.keys import CaKey, KeyType, WrongPassphraseError, key_file, new_ca_key, parse_private_key
 from ca.outside_root import build_request, check_answer, requested_trust_domain
@@ -143,7 +142,7 @@ def _make(options: dict[str, Any], passphrase: bytes | None) -> None:
     kind = KeyType(options["key_type"])
     hierarchy = Hierarchy.create(
         options["trust_domain"],
-        now=datetime.now(UTC),
+        now=clock.now(),
         key=_token_key(options),
         new_private_key=lambda: new_ca_key(kind),
         lifetimes=Lifetimes(options["root_lifetime"], options["lifetime"]),
@@ -249,7 +248,7 @@ def _take_answer(options: dict[str, Any]) -> None:
     _check_trust_domain(options["trust_domain"], trust_domain)
     certificates = read_certificates(options["files"])
     key = load_key(directory / CA_KEY, passphrase_source(options["passphrase_file"]).to_read)
-    public = check_answer(certificates, key, trust_domain, datetime.now(UTC))
+    public = check_answer(certificates, key, trust_domain, clock.now())
     with locked(directory):
         if os.path.lexists(directory / CA_CERT):
             raise Failure(f"{directory}: there is a CA here already, which is never replaced", EXIT_UNUSABLE)
@@ -268,7 +267,7 @@ def _plug_in(options: dict[str, Any], passphrase: bytes | None) -> None:
     directory, source = options["directory"], options["source"]
     authority = Authority.load(source, passphrase_source(options["passphrase_file"]).to_read)
     _check_trust_domain(options["trust_domain"], authority.trust_domain)
-    check_validity(authority.issuer.certificate, datetime.now(UTC))
+    authority.issuer.check_validity(clock.now())
     files = {
         CA_KEY: NewFile(key_file(authority.issuer.key, passphrase), 0o600),
         CA_CERT: NewFile(format_certificates([authority.issuer.certificate])),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import TextIO
 
 import click
 
-from ca.authority import CA_CERT, trust_domain_of
+from ca.audit import CLOCK_TOLERANCE
+from ca.authority import CA_CERT, CaCertificates, trust_domain_of
 from ca.bundle import SpiffeBundle
+from ca.commands import clock
 from ca.commands.base import (
     DURATION,
     EXIT_CODES,
@@ -20,6 +22,7 @@ from ca.commands.base import (
     passphrase_source,
     print_values,
 )
+from ca.issuer import check_validity
 from ca.jwt_key_store import JwtKeyStore, published_authorities
 from ca.jwt_svid import MAX_TOKEN_BYTES, issue_jwt_svid, validate_jwt_svid
 from ca.registration import DEFAULT_JWT_TTL
@@ -65,14 +68,18 @@ def mint(
     Example:
       ca jwt mint --dir ./pki --audience db spiffe://cluster.local/job
     """
-    trust_domain = trust_domain_of(directory / CA_CERT)
+    public, now = CaCertificates.load(directory), clock.now()
+    trust_domain = public.trust_domain
     if spiffe_id.trust_domain != trust_domain:
         raise IssuanceError(f"`{spiffe_id}` is outside this CA's trust domain `{trust_domain}`")
-    now = datetime.now(UTC)
+    check_validity(public.certificate, now)
     store = JwtKeyStore(directory, passphrase=passphrase_source(passphrase_file))
     # Not more than that: when keys change is for the server to say, which knows their lifetime.
     ring = store.published()
     key = (ring if ring.keys else store.ring(now)).signing(now)
+    if key.active_from - now > CLOCK_TOLERANCE:
+        message = f"the key for tokens is good from {key.active_from:%FT%TZ} on: is the clock right?"
+        raise IssuanceError(message)
     token = issue_jwt_svid(key, spiffe_id, audiences, now=now, ttl=ttl, token_issuer=token_issuer)
     if as_json:
         expires = f"{now.replace(microsecond=0) + ttl:%FT%TZ}"
@@ -101,7 +108,7 @@ def validate(directory: Path, token: TextIO, audience: str, *, as_json: bool) ->
         # After the token came: it may be the first one, and its key as new as it is.
         keys = published_authorities(directory)
         bundles = {trust_domain_of(directory / CA_CERT): SpiffeBundle(jwt_authorities=keys)}
-        found = validate_jwt_svid(text, audience, bundles, now=datetime.now(UTC))
+        found = validate_jwt_svid(text, audience, bundles, now=clock.now())
     except UnicodeDecodeError as error:
         raise IssuanceError("the token is malformed") from error
     except RequestError as error:

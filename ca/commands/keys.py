@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from ca.authorities import key_files
 from ca.authority import load_key
+from ca.authority_files import key_files
 from ca.commands.base import (
     EXIT_CODES,
     EXIT_PASSPHRASE,

@@ -11,8 +11,8 @@ from typing import Any
 import click
 from cryptography import x509
 
-from ca.authorities import ISSUERS
 from ca.authority import CaCertificates, load_key
+from ca.authority_files import ISSUERS
 from ca.bundle import (
     MAX_PEM_BYTES,
     REFRESH_HINT_SECONDS,
@@ -22,6 +22,7 @@ from ca.bundle import (
     parse_certificates,
     parse_spiffe_bundle,
 )
+from ca.commands import clock
 from ca.commands.base import (
     DURATION,
     EXIT_CODES,
@@ -67,7 +68,7 @@ def inspect(targets: tuple[str, ...], server_name: str | None, timeout: Any, *, 
       ca inspect ./web/svid.pem
       ca inspect localhost:8443
     """
-    now = datetime.now(UTC)
+    now = clock.now()
     found: list[dict[str, Any]] = []
     for target in targets:
         address = None if Path(target).exists() else parse_address(target)
@@ -129,7 +130,7 @@ def verify(
     """
     leaf, *intermediates = _certificates(file)
     roots = load_bundle(bundle_file)
-    moment = at or datetime.now(UTC)
+    moment = at or clock.now()
     found, chain = verify_svid(leaf, intermediates, roots, moment)
     if spiffe_id not in {None, found}:
         raise IssuanceError(f"it is the identity of `{found}`, not of `{spiffe_id}`")
@@ -211,7 +212,7 @@ def _published(directory: Path, certificates: CaCertificates, ledger: LedgerPlac
     )
     try:
         with open_ledger(directory, ledger) as opened:
-            sequence = opened.publish_bundle(found.digest, now=datetime.now(UTC), by=operator())
+            sequence = opened.publish_bundle(found.digest, now=clock.now(), by=operator())
     except GarrisonError as error:
         # As in a folder that is mounted read-only: a bundle without a number is one too (section 4.1.1).
         warn(f"the bundle has no number: {error}")

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -21,6 +21,7 @@ from cryptography import x509
 
 from ca.authority import Authority, X509Svid
 from ca.bundle import MAX_PEM_BYTES, parse_certificates
+from ca.commands import clock
 from ca.commands.base import (
     DURATION,
     EXIT_CODES,
@@ -187,7 +188,7 @@ def renew(
         return
     troubles = []
     for one in held:
-        leaf, now = _held(one)[0], datetime.now(UTC)
+        leaf, now = _held(one)[0], clock.now()
         starts, ends = leaf.not_valid_before_utc, leaf.not_valid_after_utc
         if not force and not is_due(now, starts, ends, expires_in) and not renewer.is_tainted(leaf):
             values = {"svid": str(one), "renewed": False, "expires_in": format_time_left(ends - now)}
@@ -251,7 +252,7 @@ def _run(
         signal.signal(number, on_signal)
     due: dict[Path, datetime] = {}
     for one in held:
-        leaf, now = _held(one)[0], datetime.now(UTC)
+        leaf, now = _held(one)[0], clock.now()
         if is_due(now, leaf.not_valid_before_utc, leaf.not_valid_after_utc, expires_in):
             due[one] = now
         else:
@@ -262,10 +263,10 @@ def _run(
         everything = at_once.is_set()
         at_once.clear()
         for one in held:
-            now = datetime.now(UTC)
+            now = clock.now()
             if everything or now >= due[one] or _must_go(renewer, one):
                 due[one] = _renew_one(renewer, one, now, expires_in, as_json=as_json)
-        pause = (min(due.values()) - datetime.now(UTC)).total_seconds()
+        pause = (min(due.values()) - clock.now()).total_seconds()
         # At most a minute, so that a clock that was set is noticed.
         wake.wait(min(max(pause, 0.0), 60.0))
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import click
 
 from ca.atomic_files import write_file
 from ca.authority import Authority
+from ca.commands import clock
 from ca.commands.base import (
     DIRECTORY,
     DURATION,
@@ -80,7 +81,7 @@ def issue(
     """
     authority = Authority.load(directory, passphrase_source(passphrase_file).to_read)
     key = new_private_key()
-    now = datetime.now(UTC)
+    now = clock.now()
     svid = authority.issue(spiffe_id, key.public_key(), now=now, ttl=ttl, dns_names=dns_names)
     files = {
         SVID_BUNDLE: NewFile(authority.bundle_pem()),
@@ -133,7 +134,7 @@ def sign(
     """
     checked = parse_csr(read_input(request, MAX_CSR_BYTES))
     authority = Authority.load(directory, passphrase_source(passphrase_file).to_read)
-    now = datetime.now(UTC)
+    now = clock.now()
     svid = authority.issue(spiffe_id, checked.public_key, now=now, ttl=ttl, dns_names=dns_names)
     files = {SVID_BUNDLE: NewFile(authority.bundle_pem()), SVID_CERTIFICATE: NewFile(svid.chain_pem)}
     _check_free(out, files, force=force)

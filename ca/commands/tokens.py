@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import secrets
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ca.authority import CA_CERT, trust_domain_of
+from ca.authority import CaCertificates
+from ca.commands import clock
 from ca.commands.base import (
     DURATION,
     EXIT_CODES,
@@ -24,6 +25,7 @@ from ca.commands.base import (
     print_values,
 )
 from ca.commands.ledger import ledger_option, open_ledger, operator
+from ca.issuer import check_validity
 from ca.ledger import JoinToken, token_hash
 from ca.store.opening import LedgerPlace
 from garrison.identity import SpiffeId
@@ -59,12 +61,14 @@ def create(
     Example:
       ca token create --dir ./pki spiffe://cluster.local/agent/node-1
     """
-    domain = trust_domain_of(directory / CA_CERT)
+    public, now = CaCertificates.load(directory), clock.now()
+    domain = public.trust_domain
     if spiffe_id.trust_domain != domain or not spiffe_id.segments:
         raise Failure(f"`{spiffe_id}` is no identity of this CA's trust domain `{domain}`", EXIT_REFUSED)
     if not timedelta(seconds=1) <= life <= MAX_LIFE:
         raise Failure(f"a token lives from 1 second to {MAX_LIFE}, not {life}", EXIT_REFUSED)
-    secret, now = secrets.token_urlsafe(32), datetime.now(UTC)
+    check_validity(public.certificate, now)
+    secret = secrets.token_urlsafe(32)
     made = JoinToken(token_hash(secret), spiffe_id, now, now + life, operator())
     with open_ledger(directory, ledger) as opened:
         opened.add_token(made)
@@ -82,7 +86,7 @@ def list_tokens(directory: Path, *, ledger: LedgerPlace, as_json: bool) -> None:
     Example:
       ca token list --dir ./pki
     """
-    now = datetime.now(UTC)
+    now = clock.now()
     with open_ledger(directory, ledger) as opened:
         found = [_plain(one, now) for one in opened.tokens()]
     if as_json:
@@ -104,7 +108,7 @@ def delete(directory: Path, token_id: str, *, ledger: LedgerPlace, as_json: bool
     Example:
       ca token delete --dir ./pki 0123456789abcdef
     """
-    now = datetime.now(UTC)
+    now = clock.now()
     with open_ledger(directory, ledger) as opened:
         found = [one for one in opened.tokens() if one.token_id == token_id]
         if not found:

@@ -9,7 +9,7 @@
 --          how many records; for each of them: previous, time, event, actor, details, hash
 --          until the end: command, key (its index), how many arguments, these
 -- returns  {"done", ""}: made, now or when it was sent before
---          {"moved", sequence, hash}: others changed the ledger meanwhile; this is its head now
+--          {"moved", sequence, hash, time}: others changed the ledger meanwhile; this is its head now
 --          {"wait", ""}: it is somebody else's turn
 --          {"differs", number}: that expectation (from 1) does not hold
 --
@@ -34,7 +34,7 @@ for wanted in string.gmatch(take(), '[a-z]+') do
     end
 end
 
-local known = redis.call('HMGET', state, 'version', 'sequence', 'hash')
+local known = redis.call('HMGET', state, 'version', 'sequence', 'hash', 'time')
 if not known[1] then
     return redis.error_reply('LOST the ledger is gone')
 end
@@ -46,6 +46,7 @@ for index = 1, tonumber(take()) do
 end
 
 local count = tonumber(take())
+local latest
 local next_sequence = tonumber(sequence) + 1
 
 if count > 0 then
@@ -72,7 +73,7 @@ if count > 0 then
         if hungry == '1' then
             redis.call('SET', turn, mine, 'PX', TURN_MILLISECONDS)
         end
-        return {'moved', known[2], known[3]}
+        return {'moved', known[2], known[3], known[4]}
     end
 end
 
@@ -91,11 +92,11 @@ for index = 1, count do
     redis.call('XADD', log, string.format('%.0f-0', next_sequence),
         'previous', previous, 'time', time, 'event', event, 'actor', actor, 'details', details, 'hash', own,
         'attempt', attempt)
-    sequence, hash = string.format('%.0f', next_sequence), own
+    sequence, hash, latest = string.format('%.0f', next_sequence), own, time
     next_sequence = next_sequence + 1
 end
 if count > 0 then
-    redis.call('HSET', state, 'sequence', sequence, 'hash', hash)
+    redis.call('HSET', state, 'sequence', sequence, 'hash', hash, 'time', latest)
     redis.call('DEL', turn)
 end
 while place < #ARGV do

@@ -57,6 +57,8 @@ class Contents:
         for record in ledger.audit():
             if record.event == AuditEvent.CERTIFICATE_ISSUED:
                 issued += 1
+            elif record.event == AuditEvent.CERTIFICATES_FORGOTTEN:
+                issued -= int(json.loads(record.details)["count"])
             elif record.event == AuditEvent.BUNDLE_CHANGED:
                 digest = str(json.loads(record.details)["digest"])
         return cls(

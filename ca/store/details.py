@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from ca.audit import Details
 from ca.ledger import (
+    MAX_PAGE,
     Entry,
     FederatedBundle,
     IssuedCertificate,
@@ -26,7 +29,8 @@ def of_issued(one: IssuedCertificate) -> Details:
         "attested_by": one.attested_by,
         "issuer": one.issuer,
         "kind": one.kind,
-        "not_after": f"{one.not_after:%FT%TZ}",
+        # Whole seconds, UTC; formatting takes five times as long.
+        "not_after": f"{one.not_after.isoformat()[:19]}Z",
         "serial": one.serial_text,
         "sha256": one.fingerprint,
         "spiffe_id": str(one.spiffe_id),
@@ -48,6 +52,24 @@ def of_crl(crl: StoredCrl) -> Details:
     return {"issuer": crl.issuer, "next_update": f"{crl.next_update:%FT%TZ}", "number": crl.number}
 
 
+def of_forgotten(count: int, before: datetime) -> Details:
+    """Return the details of `certificates_forgotten`."""
+    return {"count": count, "expired_before": f"{before:%FT%TZ}"}
+
+
+def check_forgetting(before: datetime, most: int, now: datetime) -> None:
+    """Refuse to forget what may not have ended, or more at once than others can wait for.
+
+    Raises:
+        ValueError: it is so.
+
+    """
+    if before >= now:
+        raise ValueError(f"what ends at {before:%FT%TZ} has not ended yet")
+    if not 1 <= most <= MAX_PAGE:
+        raise ValueError(f"1 to {MAX_PAGE} certificates are forgotten at once, not {most}")
+
+
 def of_entry(entry: Entry) -> Details:
     """Return the details of `entry_created`."""
     registration = entry.registration
@@ -55,6 +77,7 @@ def of_entry(entry: Entry) -> Details:
         "dns_names": registration.dns_names,
         "entry": entry.entry_id,
         "federates_with": tuple(str(domain) for domain in registration.federates_with),
+        "jwt_ttl_seconds": int(registration.jwt_ttl.total_seconds()),
         "parent_id": "" if registration.parent_id is None else str(registration.parent_id),
         "selectors": tuple(str(selector) for selector in registration.selectors),
         "spiffe_id": str(registration.spiffe_id),

@@ -4,8 +4,8 @@ Each change is one script with its audit record; `ca.store.redis_server` says ho
 on. A position is the sequence of the audit record that something came with, so it rises with time and is
 nobody else's. All keys start with `garrison:ca:{TRUST DOMAIN}:`:
 
-    state             hash    version; head of the log: sequence, hash; counters: entries, revocations,
-                              bundle, digest
+    state             hash    version; head of the log: sequence, hash, time; counters: entries,
+                              revocations, bundle, digest
     log               stream  the audit log; a record's id is its sequence
     certificates      hash    position -> certificate
     serials           hash    ISSUER:SERIAL -> position
@@ -85,6 +85,7 @@ from ca.store.redis_values import (
     write_key,
     write_token,
 )
+from ca.store.rereading import Rereading
 from garrison.identity import SpiffeId, TrustDomain
 
 _Value = TypeVar("_Value")
@@ -142,6 +143,7 @@ class RedisLedger:
         self._tokens = key("tokens", "hash")
         self._keys = key("keys", "hash")
         self._federated = key("federated", "hash")
+        self._read_entries = Rereading(read_entry)
 
     def load(self, contents: Contents) -> None:
         """Take over `contents` into a ledger that was opened `empty`; `activate` lets others use it.
@@ -199,6 +201,7 @@ class RedisLedger:
         state = self._server.state
         change.put(state, "sequence", contents.head.sequence)
         change.put(state, "hash", contents.head.hash)
+        change.put(state, "time", contents.head.time)
         change.put(state, "entries", contents.entries_version)
         change.put(state, "revocations", contents.revocations)
         if contents.bundle_sequence:
@@ -299,10 +302,17 @@ class RedisLedger:
         if not positions:
             return []
         (found,) = self._server.read(("HMGET", self._certificates.name, *positions))
-        if None in found:
-            raise LedgerUnavailableError("the ledger is damaged: a certificate is missing")
-        certificates = map(read_certificate, found)
-        return [(_whole(one), certificate) for one, certificate in zip(positions, certificates, strict=True)]
+        missing = [position for position, value in zip(positions, found, strict=True) if value is None]
+        if missing:
+            # Forgotten since the index was read, or it should be there.
+            indexed = self._server.read(*(("ZSCORE", self._issued.name, position) for position in missing))
+            if any(score is not None for score in indexed):
+                raise LedgerUnavailableError("the ledger is damaged: a certificate is missing")
+        return [
+            (_whole(position), read_certificate(value))
+            for position, value in zip(positions, found, strict=True)
+            if value is not None
+        ]
 
     def revoke(
         self, issuer: str, serial: int, reason: RevocationReason, *, now: datetime, by: str
@@ -314,6 +324,8 @@ class RedisLedger:
             if position is None:
                 raise say.unknown_certificate(issuer, serial)
             stored = self._get(self._certificates, position)
+            if stored is None and self._get(self._serials, _name(issuer, serial)) is None:
+                raise say.unknown_certificate(issuer, serial)  # forgotten since the index was read
             if stored is None:
                 raise LedgerUnavailableError("the ledger is damaged: a certificate is missing")
             found = read_certificate(stored)
@@ -342,6 +354,46 @@ class RedisLedger:
                 if one.revocation is not None and one.not_after > unexpired_at:
                     found.append(RevokedSerial(one.serial, one.revocation.at, one.revocation.reason))
         return sorted(found, key=lambda one: (one.at, one.serial))
+
+    def forget_expired(self, before: datetime, *, most: int, now: datetime, by: str) -> int:
+        """See `Ledger`."""
+        say.check_forgetting(before, most, now)
+
+        def forget(change: Change) -> int:
+            found = list(itertools.islice(self._ended(before), most))
+            for position, stored, one in found:
+                # Whoever revokes it meanwhile was faster.
+                change.expect(self._certificates, position, stored)
+                change.drop(self._certificates, position)
+                change.drop(self._serials, _name(one.issuer, one.serial))
+                change.drop(self._fingerprints, one.fingerprint)
+                change.unrank(self._issued, position)
+                change.unrank(self._issued_to(one.spiffe_id), position)
+            if found:
+                about = say.of_forgotten(len(found), before)
+                change.record(AuditEvent.CERTIFICATES_FORGOTTEN, now=now, by=by, details=about)
+            return len(found)
+
+        return self._server.commit(forget)
+
+    def _ended(self, before: datetime) -> Iterator[tuple[bytes, bytes, IssuedCertificate]]:
+        """Yield what ended before `before` and was not revoked, oldest first, as it is stored."""
+        after = "-inf"
+        while True:
+            command = ("ZRANGEBYSCORE", self._issued.name, after, "+inf", "LIMIT", 0, _CHUNK)
+            (positions,) = self._server.read(command)
+            if not positions:
+                return
+            (values,) = self._server.read(("HMGET", self._certificates.name, *positions))
+            for position, stored in zip(positions, values, strict=True):
+                if stored is None:
+                    continue  # forgotten meanwhile
+                one = read_certificate(stored)
+                if one.issued_at >= before:
+                    return  # and all that follow were issued later still
+                if one.revocation is None and one.not_after < before:
+                    yield position, stored, one
+            after = f"({positions[-1].decode()}"
 
     def last_expiry(self, issuer: str) -> datetime | None:
         """Return when the last of the certificates of an issuer ends; None if none is recorded."""
@@ -399,7 +451,7 @@ class RedisLedger:
 
     def entries(self) -> tuple[Entry, ...]:
         """See `Ledger`."""
-        return _in_order(map(read_entry, self._values(self._entries)))
+        return _in_order(self._read_entries.values(self._values(self._entries)))
 
     def delete_entry(self, entry_id: str, *, now: datetime, by: str) -> Entry:
         """See `Ledger`."""

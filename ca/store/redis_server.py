@@ -40,7 +40,7 @@ from typing import Any, Literal, TypeVar
 import redis
 from redis import exceptions
 
-from ca.audit import AuditEvent, AuditHead, AuditRecord, Details
+from ca.audit import AuditEvent, AuditHead, AuditRecord, ClockError, Details
 from ca.ledger import LedgerRefusalError, LedgerUnavailableError
 from ca.store.sentinels import SentinelPlace, Sentinels
 from garrison.documents import Diagnostic, Position
@@ -58,7 +58,15 @@ _LOSSES_BEFORE_TURN = 4
 _MAX_REDIRECTS = 5
 # Lua's stack has room for some thousands.
 _MAX_ARGUMENTS = 1000
-_VERSION = 1
+# 2: registrations say how long tokens live. What version 1 wrote is read as it is, but a process that knows
+# only version 1 could not read what is added: so from the first opening on it is refused.
+_VERSION = 2
+_OLDER = b"1"
+_UPGRADE = """
+if redis.call('HGET', KEYS[1], 'version') == ARGV[1] then
+    redis.call('HSET', KEYS[1], 'version', ARGV[2])
+end
+"""
 _LOADING = "loading"
 _SCRIPT = resources.files("ca.store").joinpath("commit.lua").read_text(encoding="utf-8")
 # Nothing was done, and it may pass.
@@ -167,6 +175,10 @@ class Change:
     def rank(self, key: Key, member: Text, score: int, *, only_up: bool = False) -> None:
         """Put a member into a sorted set; `only_up`: unless it is there with a higher score."""
         self._write("ZADD GT" if only_up else "ZADD", key, score, member)
+
+    def unrank(self, key: Key, member: Text) -> None:
+        """Remove a member of a sorted set."""
+        self._write("ZREM", key, member)
 
     def count(self, key: Key, field: Text) -> None:
         """Add one to a field of a hash; once for each change."""
@@ -292,16 +304,16 @@ class LedgerServer:
     def _read(self, commands: Sequence[Sequence[Text]]) -> tuple[AuditHead, list[Any]]:
         def ask(client: Any, seen: _Seen) -> tuple[_Seen, list[Any]]:
             with client.pipeline(transaction=True) as steps:
-                steps.execute_command("HMGET", self.state.name, "version", "sequence", "hash")
+                steps.execute_command("HMGET", self.state.name, "version", "sequence", "hash", "time")
                 for command in commands:
                     steps.execute_command(*command)
                 return seen, steps.execute()
 
         deadline = time.monotonic() + self._patience_seconds
-        seen, ((version, sequence, digest), *answers) = self._patiently(ask, deadline)
+        seen, ((version, sequence, digest, at), *answers) = self._patiently(ask, deadline)
         if version is None:
             raise LedgerUnavailableError(f"`{self}`: the ledger is gone")
-        head = _head_of(sequence, digest)
+        head = _head_of(sequence, digest, at)
         self._advance(seen, head)
         return head, answers
 
@@ -312,6 +324,7 @@ class LedgerServer:
 
         Raises:
             LedgerRefusalError: as `decide` raises it, or as the change expects.
+            ClockError: see `AuditRecord.after`.
             LedgerUnavailableError: the change was not made, or nobody knows: see the top of this module.
 
         """
@@ -322,7 +335,13 @@ class LedgerServer:
             losses = 0
             while True:
                 change = Change(self._head)
-                result = decide(change)
+                try:
+                    result = decide(change)
+                except ClockError:
+                    # By the head that was seen last, and somebody may have set that right meanwhile.
+                    if self.read_head().sequence == change.base.sequence:
+                        raise
+                    continue
                 if change.is_empty:
                     return result
                 seen, answer = self._send(change, deadline, hungry=losses >= _LOSSES_BEFORE_TURN)
@@ -333,7 +352,7 @@ class LedgerServer:
                         return result
                     case b"moved":
                         losses += 1
-                        self._advance(seen, _head_of(answer[1], answer[2]))
+                        self._advance(seen, _head_of(*answer[1:]))
                     case b"wait":
                         time.sleep(_TURN_PAUSE_SECONDS * (1 + random.random()))  # noqa: S311 - spreads load
                     case _:
@@ -386,18 +405,27 @@ class LedgerServer:
         version = answers[-1]
         if opening == "empty" and answers[0]:
             return
+        if version == _OLDER and opening == "usual":
+            self._upgrade()
+            version = str(_VERSION).encode()
         if version is None:
             raise self._problem("no_ledger", f"there is no ledger of `{self.trust_domain}` here")
         if version == _LOADING.encode():
             message = f"a ledger is being copied here, or that was interrupted: delete `{self._prefix}*` then"
             raise self._problem("unfinished_ledger", message)
-        if version != str(_VERSION).encode():
+        if version not in {_OLDER, str(_VERSION).encode()}:
             found = version.decode(errors="replace")[:20]
             message = f"it was written by a newer Garrison (version `{found}`, this one knows {_VERSION})"
             raise self._problem("newer_ledger", message)
         if opening == "empty":
             raise self._problem("ledger_exists", f"there is a ledger of `{self.trust_domain}` here already")
         self.read()
+
+    def _upgrade(self) -> None:
+        def upgrade(client: Any, _: _Seen) -> Any:
+            return client.execute_command("EVAL", _UPGRADE, 1, self.state.name, _OLDER, _VERSION)
+
+        self._patiently(upgrade, time.monotonic() + self._patience_seconds)
 
     def load(self, commands: Sequence[Sequence[Text]]) -> None:
         """Run commands that write, before `activate`.
@@ -652,9 +680,10 @@ def _ask(connection: Any, *command: str) -> Any:
     return connection.read_response()
 
 
-def _head_of(sequence: Any, digest: Any) -> AuditHead:
+def _head_of(sequence: Any, digest: Any, at: Any) -> AuditHead:
     try:
-        return AuditHead(int(sequence), digest.decode())
+        # A ledger that nobody has written to since versions without the time of the head has none.
+        return AuditHead(int(sequence), digest.decode(), (at or b"").decode())
     except (ValueError, TypeError, AttributeError) as error:
         raise LedgerUnavailableError("the ledger is damaged: it does not say where its log ends") from error
 

@@ -28,7 +28,7 @@ from ca.ledger import (
     SigningKey,
     StoredCrl,
 )
-from ca.registration import Registration
+from ca.registration import DEFAULT_JWT_TTL, Registration
 from garrison.identity import SpiffeId, TrustDomain
 
 _Value = TypeVar("_Value")
@@ -114,13 +114,17 @@ def write_entry(position: int, entry: Entry) -> str:
         registration.hint,
         number(entry.created_at),
         entry.created_by,
+        registration.jwt_ttl // _MICROSECOND,
     )
 
 
 @_reader
 def read_entry(text: bytes) -> tuple[int, Entry]:
     """Return a registration that was stored, after its position."""
-    position, entry_id, spiffe_id, parent, selectors, ttl, names, federates, hint, at, by = json.loads(text)
+    row = json.loads(text)
+    position, entry_id, spiffe_id, parent, selectors, ttl, names, federates, hint, at, by, *rest = row
+    # Version 1 of the ledger said nothing of tokens.
+    (jwt_ttl,) = (timedelta(microseconds=one) for one in rest) if rest else (DEFAULT_JWT_TTL,)
     registration = Registration.parse(
         spiffe_id,
         selectors,
@@ -128,6 +132,7 @@ def read_entry(text: bytes) -> tuple[int, Entry]:
         names,
         parent_id=parent or None,
         federates_with=federates,
+        jwt_ttl=jwt_ttl,
         hint=hint,
     )
     return position, Entry(entry_id, registration, moment(at), by)

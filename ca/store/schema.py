@@ -113,5 +113,10 @@ WHEN NEW.sequence <> (SELECT coalesce(max(sequence), 0) + 1 FROM audit)
 BEGIN SELECT RAISE(ABORT, 'the audit log is only appended to'); END;
 """
 
-STEPS: tuple[str, ...] = (_FIRST,)
+# Registrations say how long tokens live: until now 5 minutes, whatever the settings said of theirs.
+_JWT_TTL = """
+ALTER TABLE entries ADD COLUMN jwt_ttl INTEGER NOT NULL DEFAULT 300000000;
+"""
+
+STEPS: tuple[str, ...] = (_FIRST, _JWT_TTL)
 VERSION = len(STEPS)

@@ -23,6 +23,7 @@ from garrison.distribution.cache import DiskCache
 from garrison.distribution.channel import Channel, Report, shorten
 from garrison.distribution.refusal import Refusal, RefusalError
 from garrison.errors import ConfigError
+from garrison.pauses import give_or_take, next_pause
 
 log = structlog.get_logger()
 
@@ -128,8 +129,8 @@ class Follower:
                 self._attempted.set()
             _raise_if_cancelled()
             # Replicas that lost the same Redis at one moment must not all come back at one moment.
-            await asyncio.sleep(pause * (0.5 + self._jitter()))
-            pause = min(pause * 2, _MAX_PAUSE_SECONDS)
+            await asyncio.sleep(give_or_take(pause, 0.5, self._jitter()))
+            pause = next_pause(pause, _FIRST_PAUSE_SECONDS, _MAX_PAUSE_SECONDS)
 
     async def _follow(self, client: Any) -> None:
         async with client.pubsub(ignore_subscribe_messages=True) as news:

@@ -10,6 +10,7 @@ import hashlib
 from dataclasses import dataclass, replace
 
 from garrison.keys.jwks import KeySet, KeySetError, KeySource, VerificationKey, parse_jwks
+from garrison.pauses import at_least_half, doubled
 
 # How long an issuer's keys live at least and at most, whatever its headers say.
 MIN_LIFETIME_SECONDS = 60.0
@@ -129,7 +130,7 @@ def failed(
     The last try is for the moment at which the keys are no longer used.
     """
     longest = FILE_SECONDS if source.url.startswith("file:") else _LAST_RETRY_SECONDS
-    wait = min(_FIRST_RETRY_SECONDS * 2 ** min(state.failures, 16), longest) * (0.5 + 0.5 * jitter)
+    wait = at_least_half(doubled(_FIRST_RETRY_SECONDS, state.failures, longest), jitter)
     usable = in_force(rules, state, now) is not None
     if usable:
         left = state.confirmed_at + rules.max_stale_seconds - now

@@ -46,6 +46,7 @@ class CaServices:
         memory: CaMemory,
         process_of: Callable[[Peer], PeerCredentials | None],
         identities: LocalIdentities,
+        refusals: RefusalLog,
     ) -> None:
         issuers = [one.trusted() for one in settings.ca.token_issuers]
         self._sources = [one.keys for one in issuers if isinstance(one.keys, KeySource)]
@@ -54,7 +55,7 @@ class CaServices:
             settings.keys.rules(),
             KeyCache(settings.keys.cache) if settings.keys.cache else None,
         )
-        self._refusals = RefusalLog(memory.ledger)
+        self._refusals = refusals
         attestors = Attestors(JwtAttestor(issuers, self._keys), settings.ca.token_review.review(), process_of)
         self._issuing = Issuing(memory, attestors, self._refusals, max_ttl=settings.ca.max_ttl)
         self.methods: Methods = {

@@ -45,6 +45,9 @@ class CheckLimits:
             for index, status in enumerate(decision.statuses)
             if status.over_limit and isinstance(status.rule, Limit)
         ]
+        if not over:
+            # An answer with nothing over allows, so a denial that names no limit must not become one.
+            return LimitAnswer((OverLimit(0, "a limit that was not named"),), headers=headers)
         # One limit outside a quota denies by itself; those of quotas only together.
         plain = [one for one in over if not one[1].quota_mode]
         waits = [_wait(limit, outcome, descriptors[index].cost) for index, limit, outcome in plain or over]

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import sys
-import tempfile
 from collections import deque
 from contextlib import suppress
 from importlib.util import find_spec
@@ -23,6 +21,7 @@ from garrison.documents import Diagnostic, Position
 from garrison.errors import ConfigError, DependencyError
 from garrison.process.keeping import describe_exit, keep_running
 from garrison.redis_address import RedisAddress
+from garrison.run_folder import RunFolder
 
 log = structlog.get_logger()
 
@@ -44,8 +43,8 @@ class EmbeddedValkey:
         """
         self._binary = _find_server()
         self._max_bytes = max_bytes
-        self._folder = Path(tempfile.mkdtemp(prefix="garrison-"))
-        self._socket = self._folder / "valkey.sock"
+        self._folder = RunFolder()
+        self._socket = self._folder.path / "valkey.sock"
         self.address = RedisAddress("unix", path=str(self._socket))
         self.restarts = 0
         self.is_running = False
@@ -87,7 +86,7 @@ class EmbeddedValkey:
 
     def __exit__(self, *_: object) -> None:
         """Remove the folder."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.remove()
 
     async def _run(self) -> str:
         self._socket.unlink(missing_ok=True)
@@ -122,7 +121,7 @@ class EmbeddedValkey:
             *("--port", "0"),
             *("--unixsocket", str(self._socket)),
             *("--unixsocketperm", "700"),
-            *("--dir", str(self._folder)),
+            *("--dir", str(self._folder.path)),
             *("--save", ""),
             *("--appendonly", "no"),
             # Nothing is forgotten to make room for something else: a limit would begin anew.

@@ -7,6 +7,8 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
+from garrison.pauses import next_pause
+
 # Who ran for so long is well: its end is the first of a new row.
 _WELL_SECONDS = 10.0
 _FIRST_DELAY_SECONDS = 0.1
@@ -17,7 +19,7 @@ def next_delay(previous: float | None, lived_seconds: float) -> float:
     """Return how long to wait before the next start, after `previous` before this one (None: the first)."""
     if previous is None or lived_seconds >= _WELL_SECONDS:
         return 0.0
-    return min(max(2 * previous, _FIRST_DELAY_SECONDS), _MAX_DELAY_SECONDS)
+    return next_pause(previous, _FIRST_DELAY_SECONDS, _MAX_DELAY_SECONDS)
 
 
 async def keep_running(

@@ -41,14 +41,16 @@ from ca.api.sds import SdsCounters, SecretDiscovery
 from ca.api.sds_files import FileSecrets
 from ca.api.workload import SERVICE as WORKLOAD
 from ca.api.workload import WorkloadApi, WorkloadCounters
-from ca.authorities import ISSUERS, Authorities
+from ca.authorities import Authorities
 from ca.authority import CERT_CHAIN, ROOT_CERT, Authority
+from ca.authority_files import ISSUERS
 from ca.federated import FederatedBundles, load_federated
 from ca.jwt_key_store import JwtKeyStore
 from ca.ledger import LedgerUnavailableError
 from ca.local_identities import LocalIdentities
 from ca.memory import CaMemory
 from ca.passphrase import PassphraseSource
+from ca.refusals import RefusalLog
 from ca.rotation import Policy
 from garrison.distribution.bundle import BundleFile
 from garrison.distribution.cache import DiskCache
@@ -75,7 +77,8 @@ from garrison.process.pages import PageServer, only_get
 from garrison.process.peer_trust import PeerTrust, as_message
 from garrison.process.quota import build_store
 from garrison.process.reload import Reloader, watch
-from garrison.process.settings import DistributionSettings, Settings
+from garrison.process.settings import Settings
+from garrison.process.settings.policies import DistributionSettings
 from garrison.process.workers import Children, SummedCollector, Workers
 from garrison.telemetry.log import LineWriter
 from garrison.telemetry.metrics import (
@@ -248,9 +251,11 @@ class Server:
         handlers, services = [self.health.handler, *self._rlqs.handlers()], [HEALTH, RLQS]
         if self._memory is not None:
             identities = self._local_identities(self._memory, control)
-            handlers += self._identity_handlers(identities)
+            # By whichever door somebody was refused, it is in one log.
+            refusals = RefusalLog(self._memory.ledger)
+            handlers += self._identity_handlers(identities, refusals)
             services += [SDS, ADS, WORKLOAD]
-            self._ca = CaServices(self._settings, self._memory, control.process_of, identities)
+            self._ca = CaServices(self._settings, self._memory, control.process_of, identities, refusals)
             services += CA_SERVICES
         admin = self._admin()
         reloaders = [*self._reloaders(), *self._certificates(request, control)]
@@ -391,7 +396,8 @@ class Server:
             ),
             number=memory.bundle_sequence,
             token_issuer=settings.oidc.issuer,
-            crl_pem=memory.crl_pem,
+            crls=lambda: [one.der for one in memory.crls],
+            clock_problem=lambda: memory.clock_problem,
             intermediates=memory.published_intermediates,
         )
         if self._federation is not None:
@@ -409,10 +415,14 @@ class Server:
             log.info("oidc_listening", address=str(self._oidc.address))
         return identities
 
-    def _identity_handlers(self, identities: LocalIdentities) -> list[grpc.GenericRpcHandler]:
+    def _identity_handlers(
+        self, identities: LocalIdentities, refusals: RefusalLog
+    ) -> list[grpc.GenericRpcHandler]:
         files = FileSecrets(self._settings.ca.sds_file_folders)
-        self._sds = SecretDiscovery(identities, files=files, sends_crl=self._settings.ca.crl_in_sds)
-        self._workload = WorkloadApi(identities)
+        self._sds = SecretDiscovery(
+            identities, files=files, sends_crl=self._settings.ca.crl_in_sds, refusals=refusals
+        )
+        self._workload = WorkloadApi(identities, refusals=refusals)
         return [*self._sds.handlers(), *self._workload.handlers()]
 
     def _use_federated(self, federated: FederatedBundles) -> None:

@@ -13,7 +13,7 @@ import structlog
 from ca.issuer import DEFAULT_TTL
 from ca.keys import new_private_key, private_key_pem
 from ca.recording import RecordingIssuer, Requester
-from ca.svid_cache import JITTER, MIN_INTERVAL, RENEW_AT
+from ca.renewal import MIN_INTERVAL, half_life
 from garrison.errors import GarrisonError
 from garrison.identity import SpiffeId
 from garrison.process.pages import PROTOCOLS
@@ -83,6 +83,5 @@ class SpiffeEndpoint:
             ttl=DEFAULT_TTL,
         )
         self._use(build_server_context(svid.chain_pem, private_key_pem(key), protocols=PROTOCOLS))
-        share = RENEW_AT * (1 + JITTER * (2 * self._jitter() - 1))
-        self._renew_at = now + max(MIN_INTERVAL, (svid.not_after - now) * share)
+        self._renew_at = half_life(now, svid.not_after, self._jitter())
         self._signed_by, self._complaint = svid.certificates[1:], ""

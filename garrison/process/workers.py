@@ -25,7 +25,8 @@ from garrison.errors import ConfigError, DependencyError
 from garrison.process.embedded import EmbeddedValkey
 from garrison.process.keeping import describe_exit, keep_running
 from garrison.process.link import Message, frame, read_frame
-from garrison.process.settings import RateLimitSettings, Settings, parse_settings
+from garrison.process.settings import Settings, parse_settings
+from garrison.process.settings.rate_limits import RateLimitSettings
 from garrison.redis_address import RedisAddress
 from garrison.telemetry.merging import Totals
 from garrison.transport.address import Address

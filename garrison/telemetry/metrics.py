@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -86,32 +86,36 @@ class ServerCollector(Collector):
         yield GaugeMetricFamily(names.READY, names.READY_HELP, value=float(self._ready()))
 
 
-class KeyFigures(Protocol):
-    """What is known of the keys of one source; `age_seconds` is None when there never were any."""
+class SourceFigures(Protocol):
+    """What is known of a source that is fetched; `age_seconds` is None when it never was."""
 
     @property
     def name(self) -> str:
-        """The source's URL or issuer."""
+        """The URL or issuer of keys, the trust domain of a bundle."""
 
     @property
     def available(self) -> bool:
-        """Whether there are keys to verify with."""
+        """Whether there is something that counts."""
 
     @property
     def age_seconds(self) -> float | None:
-        """Time since they were confirmed."""
-
-    @property
-    def failures(self) -> int:
-        """Fetches that failed in a row."""
+        """Time since it was confirmed."""
 
     @property
     def fetched(self) -> int:
-        """Fetches that brought keys."""
+        """Fetches that went well."""
 
     @property
     def failed(self) -> int:
         """Fetches that did not."""
+
+
+class KeyFigures(SourceFigures, Protocol):
+    """What is known of the keys of one source."""
+
+    @property
+    def failures(self) -> int:
+        """Fetches that failed in a row."""
 
 
 class CaCollector(Collector):
@@ -140,9 +144,7 @@ class KeyCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """Yield every metric family."""
-        by_name: dict[str, list[KeyFigures]] = defaultdict(list)
-        for one in self._figures():
-            by_name[one.name].append(one)
+        found = self._figures()
         available = GaugeMetricFamily(
             names.KEYS_AVAILABLE, names.KEYS_AVAILABLE_HELP, labels=names.KEYS_AVAILABLE_LABELS
         )
@@ -150,47 +152,17 @@ class KeyCollector(Collector):
         failures = GaugeMetricFamily(
             names.KEYS_FAILURES, names.KEYS_FAILURES_HELP, labels=names.KEYS_FAILURES_LABELS
         )
-        fetches: Counter[tuple[str, ...]] = Counter()
-        for name, found in by_name.items():
-            available.add_metric((name,), float(all(one.available for one in found)))
-            ages = [one.age_seconds for one in found if one.age_seconds is not None]
-            if ages:
-                age.add_metric((name,), max(ages))
-            failures.add_metric((name,), max(one.failures for one in found))
-            fetches[name, "ok"] = sum(one.fetched for one in found)
-            fetches[name, "failed"] = sum(one.failed for one in found)
+        fetches = _read_sources(found, available, age)
+        for name, of_name in _by_name(found).items():
+            failures.add_metric((name,), max(one.failures for one in of_name))
         yield from (available, age, failures)
         yield _counter(names.KEYS_FETCHES, names.KEYS_FETCHES_HELP, names.KEYS_FETCHES_LABELS, fetches)
-
-
-class FederationFigures(Protocol):
-    """What is known of another trust domain; `age_seconds` is None when it was never fetched."""
-
-    @property
-    def name(self) -> str:
-        """The trust domain."""
-
-    @property
-    def available(self) -> bool:
-        """Whether there is a bundle that counts."""
-
-    @property
-    def age_seconds(self) -> float | None:
-        """Time since the bundle was confirmed."""
-
-    @property
-    def fetched(self) -> int:
-        """Fetches that brought a bundle."""
-
-    @property
-    def failed(self) -> int:
-        """Fetches that did not."""
 
 
 class FederationCollector(Collector):
     """Reads what is known of other trust domains."""
 
-    def __init__(self, figures: Callable[[], Sequence[FederationFigures]]) -> None:
+    def __init__(self, figures: Callable[[], Sequence[SourceFigures]]) -> None:
         self._figures = figures
 
     def collect(self) -> Iterable[Metric]:
@@ -205,15 +177,8 @@ class FederationCollector(Collector):
             names.FEDERATED_BUNDLE_AGE_HELP,
             labels=names.FEDERATED_BUNDLE_AGE_LABELS,
         )
-        fetches: dict[tuple[str, ...], int] = {}
-        for one in self._figures():
-            available.add_metric((one.name,), float(one.available))
-            if one.age_seconds is not None:
-                age.add_metric((one.name,), one.age_seconds)
-            fetches[one.name, "ok"] = one.fetched
-            fetches[one.name, "failed"] = one.failed
-        yield available
-        yield age
+        fetches = _read_sources(self._figures(), available, age)
+        yield from (available, age)
         yield _counter(
             names.FEDERATED_BUNDLE_FETCHES,
             names.FEDERATED_BUNDLE_FETCHES_HELP,
@@ -445,3 +410,28 @@ def _counter(name: str, help_: str, labels: Sequence[str], counts: Counts) -> Me
     for values, count in counts.items():
         family.add_metric(values, count)
     return family
+
+
+Figures = TypeVar("Figures", bound=SourceFigures)
+
+
+def _by_name(found: Iterable[Figures]) -> Mapping[str, Sequence[Figures]]:
+    by_name: dict[str, list[Figures]] = defaultdict(list)
+    for one in found:
+        by_name[one.name].append(one)
+    return by_name
+
+
+def _read_sources(
+    figures: Iterable[SourceFigures], available: GaugeMetricFamily, age: GaugeMetricFamily
+) -> Counts:
+    """Fill two families with the worst figures of each name, and return the fetches of all by result."""
+    fetches: dict[tuple[str, ...], int] = {}
+    for name, found in _by_name(figures).items():
+        available.add_metric((name,), float(all(one.available for one in found)))
+        ages = [one.age_seconds for one in found if one.age_seconds is not None]
+        if ages:
+            age.add_metric((name,), max(ages))
+        fetches[name, "ok"] = sum(one.fetched for one in found)
+        fetches[name, "failed"] = sum(one.failed for one in found)
+    return fetches

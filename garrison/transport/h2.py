@@ -425,11 +425,12 @@ class H2Connection(asyncio.BufferedProtocol):
     async def _finish(self, stream_id: int, request: _Awaited, awaitable: Awaitable[bytes]) -> None:
         """Await a handler, bounded by the call's deadline, and queue its answer."""
         method, path, _, deadline = request
-        timeout = asyncio.timeout_at(deadline)
         error: Exception
         try:
-            async with timeout:
+            if deadline is None:
                 answer = await awaitable
+            else:
+                answer = await _before(deadline, awaitable)
             if not isinstance(answer, bytes):
                 raise TypeError(f"handler returned {type(answer).__name__}")  # noqa: TRY301
         except asyncio.CancelledError:
@@ -438,7 +439,7 @@ class H2Connection(asyncio.BufferedProtocol):
                 raise
             error = RuntimeError("handler was cancelled")
         except Exception as failure:  # noqa: BLE001 - as in _call
-            error = _expired() if timeout.expired() else failure
+            error = failure
         else:
             if self._tasks.pop(stream_id, None) is not None:
                 self._answer(stream_id, answer)
@@ -639,6 +640,23 @@ class H2Connection(asyncio.BufferedProtocol):
         except OSError:
             # The peer has hung up already.
             self._transport.abort()
+
+
+async def _before(deadline: float, awaitable: Awaitable[bytes]) -> bytes:
+    """Return what `awaitable` returns; at `deadline`, in the loop's time, it is cancelled.
+
+    Raises:
+        StatusError: the deadline came; whatever the handler made of that.
+
+    """
+    timeout = asyncio.timeout_at(deadline)
+    try:
+        async with timeout:
+            return await awaitable
+    except Exception as error:
+        if timeout.expired():
+            raise _expired() from error
+        raise
 
 
 def _expired() -> StatusError:

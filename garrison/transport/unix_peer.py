@@ -17,17 +17,17 @@ import errno
 import os
 import secrets
 import select
-import shutil
 import socket
 import stat
 import struct
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self, cast
 
 import structlog
+
+from garrison.run_folder import RunFolder
 
 # `unix-abstract:` is how gRPC spells an abstract address.
 PEER_PREFIX = "unix-abstract:"
@@ -71,8 +71,8 @@ class PeerCredentialListener:
         self._path = path
         self._mode = mode
         self._max_connections = max_connections
-        self._inner_directory = Path(tempfile.mkdtemp(prefix="garrison-"))  # made with 0700
-        self._inner_path = self._inner_directory / "grpc.sock"
+        self._folder = RunFolder()
+        self._inner_path = self._folder.path / "grpc.sock"
         self._listening: socket.socket | None = None
         self._identity: tuple[int, int] | None = None
         self._opening: set[asyncio.Task[None]] = set()
@@ -141,7 +141,7 @@ class PeerCredentialListener:
             splice.abort()
         while self._splices:
             await asyncio.wait([splice.ended for splice in self._splices])
-        shutil.rmtree(self._inner_directory, ignore_errors=True)
+        self._folder.remove()
 
     async def __aenter__(self) -> Self:
         """Start."""

@@ -17,6 +17,7 @@ from enum import StrEnum
 import structlog
 
 from garrison.errors import DependencyError
+from garrison.pauses import next_pause
 from ratelimit.algorithm import SECOND, Limit, OnStoreFailure, Outcome
 from ratelimit.charge import Spend, is_denied
 from ratelimit.later import Later
@@ -322,4 +323,4 @@ def _part(number: int, replicas: int) -> int:
 
 
 def _next_delay(seconds: float) -> float:
-    return min(max(2 * seconds, _FIRST_DELAY_SECONDS), _MAX_DELAY_SECONDS)
+    return next_pause(seconds, _FIRST_DELAY_SECONDS, _MAX_DELAY_SECONDS)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from support.agents import NODE, SECRET, WEB, agent_parts
 from support.ca_api import DOMAIN, CaLab, asynchronous, ca_lab
@@ -525,7 +526,7 @@ async def test_what_is_revoked_is_told(tmp_path: Path) -> None:
         leaf = (await agent.identities.svid(caller, caller.registrations[0])).svid.leaf
 
         def listed() -> bool:
-            crls = agent.identities.crls()
+            crls = map(x509.load_der_x509_crl, agent.identities.crls())
             return any(
                 one.get_revoked_certificate_by_serial_number(leaf.serial_number) is not None for one in crls
             )

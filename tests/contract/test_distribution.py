@@ -38,10 +38,8 @@ BROKEN = pack([BundleFile("policy.yaml", b"broken")])
 @pytest.fixture
 def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
     """Run a server for one test."""
-    server = Valkey(tmp_path_factory.mktemp("v"))
-    server.start()
-    yield server
-    server.kill()
+    with Valkey(tmp_path_factory.mktemp("v")) as server:
+        yield server
 
 
 @pytest.fixture

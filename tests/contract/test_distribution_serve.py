@@ -48,10 +48,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def valkey(folder: Path) -> Iterator[Valkey]:
     """Run a server for one test."""
-    server = Valkey(folder)
-    server.start()
-    yield server
-    server.kill()
+    with Valkey(folder) as server:
+        yield server
 
 
 class Mesh:

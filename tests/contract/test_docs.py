@@ -34,8 +34,9 @@ from authz.policy.compile import MeshSettings, compile_policies
 from garrison.cli import main
 from garrison.documents import parse, validate
 from garrison.errors import ConfigError
-from garrison.process.attestation_settings import TokenIssuerSettings
-from garrison.process.authenticators import (
+from garrison.process.settings import Settings, leaves, load_settings
+from garrison.process.settings.attestation import TokenIssuerSettings
+from garrison.process.settings.authenticators import (
     ApiKeySettings,
     AuthenticatorSettings,
     BasicSettings,
@@ -43,15 +44,11 @@ from garrison.process.authenticators import (
     RedisKeySettings,
     TokenReviewSettings,
 )
-from garrison.process.settings import (
-    CasbinAdapterSettings,
+from garrison.process.settings.policies import CasbinAdapterSettings, ProviderSettings
+from garrison.process.settings.workloads import (
     FederatedBundleSettings,
-    ProviderSettings,
-    Settings,
     TrustBundleSettings,
     WorkloadSettings,
-    leaves,
-    load_settings,
 )
 from garrison.telemetry import names
 from garrison.telemetry.metrics import (

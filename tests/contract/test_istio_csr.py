@@ -424,6 +424,28 @@ async def test_an_hour_between_the_clocks(tmp_path: Path) -> None:
 
 
 @asynchronous
+async def test_a_clock_behind_the_ledger_issues_nothing(tmp_path: Path) -> None:
+    """By the newest record it is an hour late: a join token is not wasted, and nobody else gets anything."""
+    hierarchy = Hierarchy.create(DOMAIN, now=datetime.now(UTC) - timedelta(days=2))
+    async with ca_lab(tmp_path, hierarchy=hierarchy) as lab, lab.channel() as channel:
+        await lab.register("web", WEB, ME)
+        token = lab.token(WEB, SECRET)
+        lab.clock.off = -timedelta(hours=1)
+        code, _ = await refusal(create(channel, Holder().csr(), bearer(token)))
+        assert code is grpc.StatusCode.UNAVAILABLE
+        await lab.memory.refresh()
+        async with lab.local() as local:
+            code, text = await refusal(create(local, Holder().csr()))
+        assert (code, "newest record" in text) == (grpc.StatusCode.INTERNAL, True)
+        (denial,) = await lab.denials(1)
+        assert (denial["reason"], "newest record" in denial["detail"]) == ("unavailable", True)
+        assert (issued(lab), lab.ledger.tokens()[0].used_at) == (0, None)
+        lab.clock.off = timedelta(0)
+        await lab.memory.refresh()
+        await create(channel, Holder().csr(), bearer(token))
+
+
+@asynchronous
 async def test_an_expired_signer_refuses(tmp_path: Path) -> None:
     """Nothing is signed after the CA's end, and a join token is not wasted on it."""
     async with ca_lab(tmp_path) as lab, lab.channel() as channel:

@@ -45,10 +45,8 @@ from garrison.redis_address import RedisAddress
 @pytest.fixture(scope="module")
 def durable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
     """Run a server that keeps what it confirms."""
-    server = Valkey(tmp_path_factory.mktemp("v"), *DURABLE)
-    server.start()
-    yield server
-    server.kill()
+    with Valkey(tmp_path_factory.mktemp("v"), *DURABLE) as server:
+        yield server
 
 
 @pytest.fixture
@@ -77,7 +75,9 @@ def fill(ledger: Ledger) -> None:
     ledger.put_crl(StoredCrl(ISSUER, 1, 2, b"\n\x00[", NOW, NOW + HOUR), now=NOW, by="root")
     ledger.put_crl(StoredCrl(ISSUER, 2, 2, b"\n\x01[", NOW, NOW + HOUR), now=NOW, by="root")
     for name in "cab":
-        ledger.add_entry(entry(name, API, f"unix:gid:{ord(name)}", hint="in", dns_names=["web"]))
+        ledger.add_entry(
+            entry(name, API, f"unix:gid:{ord(name)}", hint="in", dns_names=["web"], jwt_ttl=HOUR)
+        )
         ledger.add_token(token(name))
     ledger.delete_entry("a", now=NOW, by="root")
     ledger.burn_token(token_hash("b"), now=NOW, by="10.0.0.1")
@@ -118,6 +118,24 @@ def names(valkey: Valkey) -> list[bytes]:
     with valkey.client() as client:
         found: list[bytes] = client.keys("*")
     return sorted(found)
+
+
+def test_a_pruned_ledger_goes_to_redis_and_back(tmp_path: Path, file: LedgerPlace, valkey: Valkey) -> None:
+    """What was forgotten in either store is not missed in the other."""
+    later = NOW + timedelta(days=30)
+    with contextlib.closing(SqliteLedger(tmp_path / "old")) as ledger:
+        assert ledger.forget_expired(NOW + 2 * HOUR, most=3, now=later, by="root") == 3
+    assert move(file, redis_at(valkey)).certificate_count == 1002
+    with contextlib.closing(open_redis(valkey)) as ledger:
+        assert ledger.forget_expired(NOW + 2 * HOUR, most=1000, now=later, by="root") == 1000
+        assert ledger.forget_expired(NOW + 2 * HOUR, most=1000, now=later, by="root") == 0
+        assert ledger.verify_audit().intact
+    back = LedgerPlace(tmp_path / "new")
+    assert move(redis_at(valkey), back).certificate_count == 2
+    with contextlib.closing(SqliteLedger(tmp_path / "new")) as ledger:
+        left = ledger.issued(CertificateQuery(), now=later).certificates
+        assert {one.serial for one in left} == {5, 6}
+        assert all(one.revocation is not None for one in left)
 
 
 def test_a_ledger_goes_to_redis_and_back(tmp_path: Path, file: LedgerPlace, valkey: Valkey) -> None:

@@ -49,11 +49,8 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
         yield Place(tmp_path)
         return
     # A socket's path has to be short.
-    with tempfile.TemporaryDirectory() as folder:
-        valkey = Valkey(Path(folder), *DURABLE)
-        valkey.start()
+    with tempfile.TemporaryDirectory() as folder, Valkey(Path(folder), *DURABLE) as valkey:
         yield Place(tmp_path, valkey.url)
-        valkey.kill()
 
 
 class Worker:

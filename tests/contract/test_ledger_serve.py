@@ -7,12 +7,14 @@ import os
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import grpc
+import jwt
 import pytest
+from click.testing import CliRunner
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from envoy.extensions.transport_sockets.tls.v3.secret_pb2 import Secret
@@ -23,9 +25,13 @@ from support.serving import PATIENCE_SECONDS, Serving, serving, write_settings
 from support.valkey import DURABLE, Valkey
 
 from ca.api.sds import SERVICE
+from ca.api.workload import SERVICE as WORKLOAD
+from ca.audit import AuditEvent, AuditRecord
 from ca.authority import Authority, Hierarchy
+from ca.cli import ca
 from ca.crl import renew_crl
 from ca.ledger import CertificateQuery, RevocationReason
+from ca.protos.workload_pb2 import JWTSVIDRequest, JWTSVIDResponse
 from ca.store.sqlite import LEDGER, SqliteLedger
 from garrison.identity import SpiffeId, TrustDomain
 
@@ -67,6 +73,14 @@ def fetch(pki: Path, name: str) -> Any:
     return secret
 
 
+def fetch_token(pki: Path) -> Any:
+    """Ask for a JWT-SVID over the server's Unix socket."""
+    with grpc.insecure_channel(f"unix:{pki.parent}/c.sock") as channel:
+        return channel.unary_unary(
+            f"/{WORKLOAD}/FetchJWTSVID", JWTSVIDRequest.SerializeToString, JWTSVIDResponse.FromString
+        )(JWTSVIDRequest(audience=["db"]), timeout=30, metadata=(("workload.spiffe.io", "true"),))
+
+
 def crl(admin: str) -> x509.CertificateRevocationList:
     """Return the CRL that the server serves."""
     with urllib.request.urlopen(admin.replace("tcp://", "http://") + "/ca/crl", timeout=10) as answer:
@@ -87,7 +101,7 @@ def test_a_server_follows_its_ledger(pki: Path, server: Serving, ledger: SqliteL
     ready = server.wait_for("ready")
     with pytest.raises(grpc.RpcError, match="no registration matches"):
         fetch(pki, "default")
-    ledger.add_entry(entry("1", WEB, f"unix:uid:{os.getuid()}"))
+    ledger.add_entry(entry("1", WEB, f"unix:uid:{os.getuid()}", at=datetime.now(UTC)))
     server.wait_for("registrations changed")
     chain = fetch(pki, "default").tls_certificate.certificate_chain.inline_bytes
     leaf = x509.load_pem_x509_certificate(chain)
@@ -130,10 +144,67 @@ def test_a_server_does_not_start_without_its_ledger(pki: Path) -> None:
 @pytest.fixture
 def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
     """Run a server that keeps what it confirms."""
-    server = Valkey(tmp_path_factory.mktemp("v"), *DURABLE)
-    server.start()
-    yield server
-    server.kill()
+    with Valkey(tmp_path_factory.mktemp("v"), *DURABLE) as server:
+        yield server
+
+
+def test_who_is_refused_is_audited_by_whichever_door(
+    pki: Path, server: Serving, ledger: SqliteLedger
+) -> None:
+    """SDS and the Workload API leave the same records as the others: who, why, and what was asked for."""
+    server.wait_for("ready")
+    for _ in range(2):
+        with pytest.raises(grpc.RpcError, match="no registration matches"):
+            fetch(pki, "default")
+    with pytest.raises(grpc.RpcError, match="no registration matches"):
+        fetch_token(pki)
+    me, tokens = f"unix:uid:{os.getuid()}", timedelta(minutes=7)
+    ledger.add_entry(entry("1", WEB, me, at=datetime.now(UTC), jwt_ttl=tokens))
+    server.wait_for("registrations changed")
+    claims = jwt.decode(fetch_token(pki).svids[0].svid, options={"verify_signature": False})
+    assert claims["exp"] - claims["iat"] == tokens.total_seconds()
+    with pytest.raises(grpc.RpcError, match="may not have"):
+        fetch(pki, str(API))
+
+    def denials() -> list[AuditRecord]:
+        return [one for one in ledger.audit() if one.event == AuditEvent.ISSUANCE_DENIED]
+
+    eventually(lambda: len(denials()) == 3)
+    assert [(one.fields()["method"], one.fields()["reason"]) for one in denials()] == [
+        ("FetchSecrets", "not_registered"),
+        ("FetchJWTSVID", "not_registered"),
+        ("FetchSecrets", "not_entitled"),
+    ]
+    for one in denials():
+        assert one.actor.startswith(f"uid {os.getuid()}, gid {os.getgid()}, /")
+        assert one.actor.endswith(f", pid {os.getpid()}")
+    assert str(API) in denials()[-1].fields()["detail"]
+    printed = CliRunner().invoke(ca, ["audit", "--dir", str(pki), "--print"]).output
+    assert printed.count('"issuance_denied"') == 3
+
+
+def test_a_server_starts_by_a_clock_that_is_behind(pki: Path, ledger: SqliteLedger) -> None:
+    """It decides calls and issues nothing, as /healthz says, until an operator has accepted the clock."""
+    ahead = datetime.now(UTC) + timedelta(hours=1)
+    ledger.add_entry(entry("1", WEB, f"unix:uid:{os.getuid()}", at=ahead))
+    file = write_settings(pki.parent, f"ca: {{dir: {pki}}}")
+    with serving("--config", str(file)) as server:
+        ready = server.wait_for("ready")
+        assert "nothing is issued: the clock of this machine" in page(ready["admin"], "/healthz")[1]
+        with pytest.raises(grpc.RpcError, match="the newest record of the ledger"):
+            fetch(pki, "default")
+        with pytest.raises(grpc.RpcError, match="the newest record of the ledger"):
+            fetch_token(pki)
+        assert ledger.issued(CertificateQuery(), now=ahead).certificates == ()
+        result = CliRunner().invoke(ca, ["clock", "--dir", str(pki), "--accept"])
+        assert result.exit_code == 0, result.output
+        server.wait_for("issuing resumed")
+        # The first start takes in the authority that is there: that waited for the clock as well.
+        eventually(lambda: "nothing is issued" not in page(ready["admin"], "/healthz")[1])
+        assert fetch(pki, "default").tls_certificate.certificate_chain.inline_bytes
+        assert fetch_token(pki).svids[0].svid
+        assert len(ledger.issued(CertificateQuery(), now=ahead).certificates) == 1
+    assert ledger.verify_audit().intact
 
 
 def test_two_servers_share_a_ledger_in_redis(
@@ -146,7 +217,7 @@ def test_two_servers_share_a_ledger_in_redis(
     with serving("--config", str(files[0])) as first, serving("--config", str(files[1])) as second:
         admins = [server.wait_for("ready")["admin"] for server in (first, second)]
         with contextlib.closing(open_redis(valkey)) as ledger:
-            ledger.add_entry(entry("1", WEB, f"unix:uid:{os.getuid()}"))
+            ledger.add_entry(entry("1", WEB, f"unix:uid:{os.getuid()}", at=datetime.now(UTC)))
             leaves = []
             for server, folder in zip((first, second), folders, strict=True):
                 server.wait_for("registrations changed")
@@ -160,7 +231,7 @@ def test_two_servers_share_a_ledger_in_redis(
             )
             for admin in admins:
                 eventually(lambda admin=admin: {one.serial_number for one in crl(admin)} == {leaves[1]})  # type: ignore[misc]
-            ledger.add_entry(entry("2", API, f"unix:uid:{os.getuid()}"))
+            ledger.add_entry(entry("2", API, f"unix:uid:{os.getuid()}", at=datetime.now(UTC)))
             for server in (first, second):
                 server.wait_for("registrations changed")
             valkey.pause()

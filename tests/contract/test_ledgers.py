@@ -13,7 +13,7 @@ import pytest
 from support.ledgers import API, HOUR, ISSUER, NOW, WEB, certificate, entry, open_redis, token
 from support.valkey import DURABLE, Valkey
 
-from ca.audit import AuditEvent, AuditHead
+from ca.audit import AuditEvent, AuditHead, ClockError, clock_problem
 from ca.ledger import (
     CertificateQuery,
     CertificateStatus,
@@ -38,6 +38,7 @@ from ca.store.sqlite import SqliteLedger
 from garrison.identity import SpiffeId, TrustDomain
 
 PARTNER = TrustDomain("partner.test")
+MINUTE = timedelta(minutes=1)
 
 
 def refused(code: LedgerCode, action: Callable[[], object]) -> str:
@@ -162,6 +163,57 @@ class LedgerContract:
         before = NOW - timedelta(microseconds=1)
         assert len(ledger.revoked(ISSUER, unexpired_at=before)) == 2
 
+    def test_what_ended_long_ago_is_forgotten(
+        self, ledger: Ledger, open_ledger: Callable[[], Ledger]
+    ) -> None:
+        """The oldest first, so many at once; neither what is valid, nor what was revoked, nor the audit log."""
+        old = NOW - timedelta(days=30)
+        ended = [certificate(issued_at=old, not_after=old + HOUR, spiffe_id=name) for name in (WEB, API, WEB)]
+        revoked, edge = (
+            certificate(issued_at=old, not_after=old + HOUR),
+            certificate(issued_at=old, not_after=NOW),
+        )
+        valid = certificate()
+        ledger.record_issued([ended[0], revoked, ended[1], edge, ended[2], valid])
+        ledger.revoke(ISSUER, revoked.serial, RevocationReason.SUPERSEDED, now=NOW, by="root")
+        later, other = NOW + timedelta(days=1), open_ledger()
+        assert ledger.forget_expired(NOW, most=2, now=later, by="root") == 2
+        left = other.issued(CertificateQuery(), now=later).certificates
+        assert [one.serial for one in left] == [one.serial for one in (valid, ended[2], edge, revoked)]
+        assert other.forget_expired(NOW, most=2, now=later, by="root") == 1
+        head = ledger.audit_head()
+        assert ledger.forget_expired(NOW, most=2, now=later, by="root") == 0
+        assert ledger.audit_head() == head
+        for one in (ledger, other):
+            found = one.issued(CertificateQuery(), now=later).certificates
+            assert [kept.serial for kept in found] == [valid.serial, edge.serial, revoked.serial]
+            assert all(one.find(serial=gone.serial) == () for gone in ended)
+            assert all(one.find(fingerprint=gone.fingerprint) == () for gone in ended)
+            assert one.issued(CertificateQuery(spiffe_id=API), now=later).certificates == ()
+            assert [kept.serial for kept in one.revoked(ISSUER, unexpired_at=old)] == [revoked.serial]
+        counts = [one.fields() for one in ledger.audit() if one.event == "certificates_forgotten"]
+        assert [one["count"] for one in counts] == [2, 1]
+        assert counts[0]["expired_before"] == "2030-01-02T03:04:05Z"
+        assert events(ledger).count("certificate_issued") == 6
+        assert ledger.verify_audit().intact
+        refused(
+            LedgerCode.UNKNOWN,
+            lambda: ledger.revoke(ISSUER, ended[0].serial, RevocationReason.SUPERSEDED, now=later, by="x"),
+        )
+
+    def test_nothing_is_forgotten_before_it_ended(self, ledger: Ledger) -> None:
+        """Nor is more at once than others can wait for; a clock that is behind forgets nothing."""
+        ledger.record_issued([certificate(issued_at=NOW - 2 * HOUR, not_after=NOW - HOUR)])
+        ledger.append_audit(AuditEvent.ISSUANCE_DENIED, now=NOW, by="x", details={})
+        for before, most in ((NOW, 1), (NOW + HOUR, 1), (NOW - HOUR, 0), (NOW - HOUR, 1001)):
+            with pytest.raises(ValueError, match=r"has not ended|at once"):
+                ledger.forget_expired(before, most=most, now=NOW, by="root")
+        with pytest.raises(ClockError):
+            ledger.forget_expired(
+                NOW - timedelta(minutes=20), most=1, now=NOW - timedelta(minutes=10), by="root"
+            )
+        assert len(ledger.issued(CertificateQuery(), now=NOW).certificates) == 1
+
     def test_the_last_expiry_of_an_issuer(self, ledger: Ledger) -> None:
         """Of all that it signed, in whichever order, revoked or not; of nobody else."""
         assert ledger.last_expiry(ISSUER) is None
@@ -210,6 +262,7 @@ class LedgerContract:
             dns_names=["web", "web.default"],
             parent_id="spiffe://cluster.local/agent/1",
             federates_with=["partner.test"],
+            jwt_ttl=timedelta(minutes=7),
             hint="internal",
         )
         version = ledger.entries_version()
@@ -223,6 +276,18 @@ class LedgerContract:
         assert other.entries_version() > version
         assert other.entries() == (full,)
         refused(LedgerCode.UNKNOWN, lambda: ledger.delete_entry("b", now=NOW, by="root"))
+
+    def test_a_registration_that_is_replaced_is_read_as_it_is_now(
+        self, ledger: Ledger, open_ledger: Callable[[], Ledger]
+    ) -> None:
+        """Also under the id that the one before it had, by who has read that one."""
+        other = open_ledger()
+        for number in (1, 2, 1):
+            replaced = entry("a", WEB, f"unix:uid:{number}")
+            ledger.add_entry(replaced)
+            assert other.entries() == (replaced,)
+            ledger.delete_entry("a", now=NOW, by="root")
+            assert other.entries() == ()
 
     def test_a_registration_is_there_once(self, ledger: Ledger) -> None:
         """The same selectors in another order are the same; another parent, identity or set is not."""
@@ -250,9 +315,9 @@ class LedgerContract:
 
     def test_refused_tokens_are_told_apart_and_audited(self, ledger: Ledger) -> None:
         """Unknown, expired and used are three answers, and each is in the log with who tried."""
-        ledger.add_token(token("late"))
+        ledger.add_token(token("late", life=MINUTE))
         late = token_hash("late")
-        refused(LedgerCode.TOKEN_EXPIRED, lambda: ledger.burn_token(late, now=NOW + HOUR, by="10.0.0.1"))
+        refused(LedgerCode.TOKEN_EXPIRED, lambda: ledger.burn_token(late, now=NOW + MINUTE, by="10.0.0.1"))
         refused(LedgerCode.TOKEN_UNKNOWN, lambda: ledger.burn_token(token_hash("x"), now=NOW, by="10.0.0.2"))
         refused(LedgerCode.TOKEN_UNKNOWN, lambda: ledger.burn_token("no hex", now=NOW, by="10.0.0.2"))
         ledger.burn_token(late, now=NOW, by="10.0.0.3")
@@ -430,6 +495,60 @@ class LedgerContract:
         ahead = AuditHead(4, "ab" * 32)
         assert ledger.verify_audit(ahead).broken_at == 4
 
+    def test_a_clock_that_is_behind_gives_nothing(
+        self, ledger: Ledger, open_ledger: Callable[[], Ledger]
+    ) -> None:
+        """An hour before the newest record nothing is issued or changed; taking away is possible."""
+        other = open_ledger()
+        ledger.record_issued([certificate(5)])
+        ledger.add_entry(entry("old"))
+        ledger.add_token(token("old"))
+        ledger.add_token(token("unused"))
+        ledger.add_key(signing_key("one"), by="root")
+        partner = FederatedBundle(PARTNER, "https://partner.test", EndpointProfile.WEB)
+        ledger.put_federated(partner, now=NOW, by="root")
+        head, before = ledger.audit_head(), NOW - HOUR
+        assert clock_problem(head, before)
+        step = StateChange(KeyUse.X509, "one", KeyState.PREPARED, KeyState.ACTIVE)
+        crl = StoredCrl(ISSUER, 1, 0, b"\x30\x00", NOW, NOW + HOUR)
+        for one in (ledger, other):
+            for change in (
+                lambda one=one: one.record_issued([certificate(6, issued_at=before)]),
+                lambda one=one: one.put_crl(crl, now=before, by="root"),
+                lambda one=one: one.add_entry(entry("new", API, at=before)),
+                lambda one=one: one.add_token(replace(token("new"), created_at=before)),
+                lambda one=one: one.burn_token(token_hash("old"), now=before, by="x"),
+                lambda one=one: one.add_key(replace(signing_key("two"), created_at=before), by="root"),
+                lambda one=one: one.change_states([step], now=before, by="root"),
+                lambda one=one: one.publish_bundle("a", now=before, by="root"),
+                lambda one=one: one.put_federated(replace(partner, sequence=1), now=before, by="root"),
+            ):
+                with pytest.raises(ClockError):
+                    change()  # type: ignore[no-untyped-call]
+        assert ledger.audit_head() == other.audit_head() == head
+        assert ledger.find(serial=6) == ()
+        assert ledger.crls() == ()
+        assert [one.used_at for one in ledger.tokens()] == [None, None]
+        refused(LedgerCode.TOKEN_UNKNOWN, lambda: other.burn_token("aa" * 32, now=before, by="x"))
+        other.revoke(ISSUER, 5, RevocationReason.KEY_COMPROMISE, now=before, by="root")
+        other.delete_entry("old", now=before, by="root")
+        other.delete_token(token_hash("unused"), now=before, by="root")
+        other.delete_federated(PARTNER, now=before, by="root")
+        other.append_audit(AuditEvent.ISSUANCE_DENIED, now=before, by="x", details={})
+        assert {one.time for one in ledger.audit()} == {head.time}
+        assert clock_problem(ledger.audit_head(), before)
+
+    def test_a_clock_that_is_accepted_counts_for_all(
+        self, ledger: Ledger, open_ledger: Callable[[], Ledger]
+    ) -> None:
+        """Also for who saw the newer record last, and has not looked since."""
+        ledger.record_issued([certificate(5)])
+        before = NOW - HOUR
+        open_ledger().append_audit(AuditEvent.CLOCK_ACCEPTED, now=before, by="root", details={})
+        ledger.record_issued([certificate(6, issued_at=before)])
+        assert [one.time[11:19] for one in ledger.audit()] == ["03:04:05", "02:04:05", "02:04:05"]
+        assert ledger.verify_audit().intact
+
     def test_threads_record_without_losing_one(self, ledger: Ledger) -> None:
         """Several threads at once: everything is there, in one chain."""
         counter = itertools.count(1)
@@ -468,10 +587,8 @@ class TestSqliteLedger(LedgerContract):
 @pytest.fixture(scope="module")
 def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
     """Run a server that keeps what it confirms."""
-    server = Valkey(tmp_path_factory.mktemp("v"), *DURABLE)
-    server.start()
-    yield server
-    server.kill()
+    with Valkey(tmp_path_factory.mktemp("v"), *DURABLE) as server:
+        yield server
 
 
 class TestRedisLedger(LedgerContract):

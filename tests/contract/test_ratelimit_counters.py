@@ -62,10 +62,8 @@ MadeStore = MemoryStore | GuardedStore
 @pytest.fixture(scope="module")
 def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
     """Run one server."""
-    server = Valkey(tmp_path_factory.mktemp("v"))
-    server.start()
-    yield server
-    server.kill()
+    with Valkey(tmp_path_factory.mktemp("v")) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

@@ -145,10 +145,8 @@ Scenario = Callable[[Scene], Awaitable[None]]
 @pytest.fixture(params=KINDS)
 def valkey(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
     """Run a server."""
-    server = Valkey(tmp_path_factory.mktemp("f"), kind=request.param)
-    server.start()
-    yield server
-    server.kill()
+    with Valkey(tmp_path_factory.mktemp("f"), kind=request.param) as server:
+        yield server
 
 
 def play(valkey: Valkey, scenario: Scenario, password: str | None = None) -> None:

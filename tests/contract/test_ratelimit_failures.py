@@ -111,10 +111,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(params=KINDS)
 def valkey(request: pytest.FixtureRequest, folder: Path) -> Iterator[Valkey]:
     """Run a server that counts."""
-    server = Valkey(folder, kind=request.param)
-    server.start()
-    yield server
-    server.kill()
+    with Valkey(folder, kind=request.param) as server:
+        yield server
 
 
 def left(response: Any) -> int:

@@ -31,10 +31,8 @@ TEN = Limit(10, UNITS["day"], counts_denied=False)
 @pytest.fixture(scope="module", params=KINDS)
 def valkey(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
     """Run one server."""
-    server = Valkey(tmp_path_factory.mktemp("v"), kind=request.param)
-    server.start()
-    yield server
-    server.kill()
+    with Valkey(tmp_path_factory.mktemp("v"), kind=request.param) as server:
+        yield server
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -211,23 +209,14 @@ def asks_for_certificates(folder: Path, how: str) -> Iterator[tuple[int, Path]]:
         tls.load_cert_chain(own)
         tls.load_verify_locations(client)
         tls.verify_mode = ssl.CERT_REQUIRED
-        server = Valkey(folder)
-        server.start()
-        try:
-            with Proxy(server.socket, tls) as proxy:
-                yield proxy.port, own
-        finally:
-            server.kill()
+        with Valkey(folder) as server, Proxy(server.socket, tls) as proxy:
+            yield proxy.port, own
         return
     port = free_port()
     files = ("--tls-cert-file", own, "--tls-key-file", own, "--tls-ca-cert-file", client)
     options = ("--tls-port", port, *files, "--tls-auth-clients", "yes", "--bind", "127.0.0.1")
-    server = Valkey(folder, *map(str, options), binary=server_with_tls())
-    server.start()
-    try:
+    with Valkey(folder, *map(str, options), binary=server_with_tls()):
         yield port, own
-    finally:
-        server.kill()
 
 
 @pytest.mark.parametrize("how", ["proxy", "server"])

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import ssl
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.ledgers import HOUR, ISSUER, NOW, TRUST_DOMAIN, WEB, certificate, entry, open_redis, token
+from support.ledgers import API, HOUR, ISSUER, NOW, TRUST_DOMAIN, WEB, certificate, entry, open_redis, token
 from support.proxy import Proxy
 from support.store_certificates import certificate as tls_certificate
 from support.valkey import DURABLE, Valkey
@@ -21,6 +23,7 @@ from support.valkey_nodes import Cluster, Node, wait_until
 from ca.audit import AuditEvent, AuditRecord
 from ca.ledger import (
     CertificateQuery,
+    IssuedCertificate,
     KeyUse,
     Ledger,
     LedgerCode,
@@ -45,10 +48,8 @@ BRIEF: dict[str, Any] = {"patience_seconds": 1.0, "answer_seconds": 0.3}
 @pytest.fixture(scope="module")
 def durable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
     """Run a server that keeps what it confirms."""
-    server = Valkey(tmp_path_factory.mktemp("v"), *DURABLE)
-    server.start()
-    yield server
-    server.kill()
+    with Valkey(tmp_path_factory.mktemp("v"), *DURABLE) as server:
+        yield server
 
 
 @pytest.fixture
@@ -500,11 +501,65 @@ def test_a_redis_elsewhere_is_reached_by_tls(valkey: Valkey, tmp_path: Path) -> 
         assert "no roots" in unusable(lambda: RedisLedger(RedisPlace(address, nothing), TRUST_DOMAIN))
 
 
-def test_a_newer_ledger_is_refused(valkey: Valkey, ledger: RedisLedger) -> None:
-    """What a later version wrote is not guessed at."""
+@pytest.mark.parametrize("version", ["3", "0", "x"])
+def test_a_newer_ledger_is_refused(valkey: Valkey, ledger: RedisLedger, version: str) -> None:
+    """What a later version wrote is not guessed at, and not touched."""
     with valkey.client() as client:
-        client.hset(f"{PREFIX}state", "version", "2")
-    assert "newer" in unusable(lambda: open_redis(valkey))
+        client.hset(f"{PREFIX}state", "version", version)
+        assert "newer" in unusable(lambda: open_redis(valkey))
+        assert client.hget(f"{PREFIX}state", "version") == version.encode()
+
+
+def test_a_ledger_of_the_version_before_is_taken_over(valkey: Valkey, ledger: RedisLedger) -> None:
+    """Its registrations said nothing of tokens, which lived for 5 minutes; its log did not tell its time."""
+    old = entry("old", WEB, "unix:uid:1", hint="in")
+    ledger.add_entry(old)
+    head = ledger.audit_head()
+    with valkey.client() as client:
+        stored = json.loads(client.hget(f"{PREFIX}entries", "old"))
+        assert stored.pop() == 300_000_000
+        client.hset(f"{PREFIX}entries", "old", json.dumps(stored))
+        client.hset(f"{PREFIX}state", "version", "1")
+        client.hdel(f"{PREFIX}state", "time")
+        # Who only reads leaves it as it is.
+        reader = open_redis(valkey, opening="existing")
+        assert reader.entries() == (old,)
+        reader.close()
+        assert client.hget(f"{PREFIX}state", "version") == b"1"
+        opened = open_redis(valkey)
+        assert client.hget(f"{PREFIX}state", "version") == b"2"
+    assert opened.entries() == (old,)
+    assert opened.audit_head() == head
+    new = entry("new", API, jwt_ttl=timedelta(minutes=9))
+    opened.add_entry(new)
+    assert opened.entries() == (old, new)
+    assert opened.audit_head().time == "2030-01-02T03:04:05.000678Z"
+    assert opened.verify_audit().intact
+    opened.close()
+
+
+def test_a_certificate_that_is_revoked_meanwhile_is_not_forgotten(
+    valkey: Valkey, ledger: RedisLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever revokes it between the look and the change is faster, and it is known as revoked for ever."""
+    ended, later = certificate(7, issued_at=NOW - 2 * HOUR, not_after=NOW - HOUR), NOW + HOUR
+    ledger.record_issued([ended])
+    other, look = open_redis(valkey), ledger._ended
+    pending = [True]
+
+    def looked(before: datetime) -> Iterator[tuple[bytes, bytes, IssuedCertificate]]:
+        found = list(look(before))
+        if pending:
+            pending.clear()
+            other.revoke(ISSUER, 7, RevocationReason.KEY_COMPROMISE, now=later, by="root")
+        yield from found
+
+    monkeypatch.setattr(ledger, "_ended", looked)
+    assert ledger.forget_expired(NOW, most=10, now=later, by="root") == 0
+    (kept,) = other.find(serial=7)
+    assert kept.revocation is not None
+    assert other.verify_audit().intact
+    other.close()
 
 
 def test_other_trust_domains_do_not_meet(valkey: Valkey, ledger: RedisLedger) -> None:

@@ -29,13 +29,8 @@ USER = {"user": "u"}
 @pytest.fixture
 def valkey() -> Iterator[Valkey]:
     """Yield a running server; its folder's path is short enough for a Unix socket."""
-    with tempfile.TemporaryDirectory(prefix="garrison-rlqs-") as folder:
-        server = Valkey(Path(folder))
-        server.start()
-        try:
-            yield server
-        finally:
-            server.kill()
+    with tempfile.TemporaryDirectory(prefix="garrison-rlqs-") as folder, Valkey(Path(folder)) as server:
+        yield server
 
 
 def store_at(valkey: Valkey) -> GuardedStore:

@@ -18,8 +18,8 @@ from support.checks import check_request, principal, role
 from support.peer_certificates import encoded
 from support.serving import PATIENCE_SECONDS, serving, write_settings
 
-from ca.authorities import FOLDER
 from ca.authority import Authority
+from ca.authority_files import FOLDER
 from ca.keys import new_private_key
 from ca.passphrase import read_passphrase_file
 from garrison.identity import SpiffeId

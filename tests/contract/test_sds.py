@@ -28,6 +28,7 @@ from support.clocks import Clock
 from ca.api.sds import SERVICE, SecretDiscovery
 from ca.api.sds_files import FileSecrets
 from ca.api.sds_secrets import TYPE_URL
+from ca.attestation import Registrations
 from ca.authority import Hierarchy
 from ca.crl import build_crl
 from ca.inspection import check_leaf
@@ -99,7 +100,7 @@ async def lab(tmp_path: Path, *registrations: Registration) -> AsyncIterator[Lab
     recorder = Recorder(ledger)
     listener = PeerCredentialListener(tmp_path / "sds.sock")
     identities = LocalIdentities(
-        registrations,
+        Registrations(registrations),
         RecordingIssuer(lambda: AUTHORITY, recorder),
         peer_credentials=listener.credentials,
         jwt_keys=JwtKeyStore(tmp_path),
@@ -568,10 +569,10 @@ def test_registrations_change_while_streams_are_open(tmp_path: Path) -> None:
         stream = lab.stream()
         await stream.write(request("default"))
         await stream.read()
-        lab.identities.use_registrations([registration(API)])
+        lab.identities.use_registrations(Registrations([registration(API)]))
         (secret,) = unpack(await stream.read()).values()
         assert str(check_leaf(leaf(secret))) == API
-        lab.identities.use_registrations([])
+        lab.identities.use_registrations(Registrations())
         assert await stream.code() is grpc.StatusCode.PERMISSION_DENIED
 
     run(scenario, tmp_path)
@@ -586,7 +587,7 @@ def test_a_bundle_is_sent_again_when_it_is_told(tmp_path: Path) -> None:
         first = await stream.read()
         crl = build_crl(HIERARCHY.issuer, [], number=1, revocations=0, now=lab.clock.now).der
         pem = x509.load_der_x509_crl(crl).public_bytes(Encoding.PEM)
-        lab.identities._crl_pem = lambda: pem
+        lab.identities._crls = lambda: [crl]
         lab.identities.tell_bundle()
         second = await stream.read()
         assert first.version_info != second.version_info

@@ -19,9 +19,10 @@ from support.sds_envoy import CLIENT, ENVOY, call, client_context, eventually, r
 
 from ca.api.sds import SERVICE, SecretDiscovery
 from ca.api.sds_files import FileSecrets
+from ca.attestation import Registrations
 from ca.authority import Authority, Hierarchy
 from ca.bundle import SpiffeBundle
-from ca.crl import crl_pem, renew_crl
+from ca.crl import renew_crl
 from ca.inspection import check_leaf
 from ca.jwt_key_store import JwtKeyStore
 from ca.keys import new_private_key, private_key_pem
@@ -47,12 +48,12 @@ async def running_sds(
     ledger = SqliteLedger.of(directory)
     recorder = Recorder(ledger)
     identities = LocalIdentities(
-        registrations,
+        Registrations(registrations),
         RecordingIssuer(lambda: authority, recorder),
         peer_credentials=listener.credentials,
         jwt_keys=JwtKeyStore(directory),
         number=lambda digest, now: ledger.publish_bundle(digest, now=now, by="test"),
-        crl_pem=lambda: crl_pem(ledger.crls()),
+        crls=lambda: [one.der for one in ledger.crls()],
     )
     sds = SecretDiscovery(identities, files=FileSecrets([directory / "files"]))
     server = grpc.aio.server()

@@ -27,6 +27,7 @@ from support.local_identities import local_identities
 from ca.api.sds import AGGREGATED, SecretDiscovery
 from ca.api.sds_files import FILE_INTERVAL, FileSecrets
 from ca.api.sds_secrets import TYPE_URL
+from ca.attestation import Registrations
 from ca.authority import Hierarchy
 from ca.bundle import SpiffeBundle, format_certificates
 from ca.keys import new_private_key, private_key_pem
@@ -274,13 +275,13 @@ def test_a_stream_ends_when_what_it_subscribed_to_is_taken_away(tmp_path: Path) 
         await streams[1].write(ask("default"))
         for stream in streams:
             await stream.read()
-        lab.identities.use_registrations([other])
+        lab.identities.use_registrations(Registrations([other]))
         assert await streams[0].code() is grpc.StatusCode.PERMISSION_DENIED
         secret = unpack(await streams[1].read())["default"].tls_certificate
         leaf = x509.load_pem_x509_certificates(secret.certificate_chain.inline_bytes)[0]
         names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         assert names.get_values_for_type(x509.UniformResourceIdentifier) == [str(other.spiffe_id)]
-        lab.identities.use_registrations([])
+        lab.identities.use_registrations(Registrations())
         assert await streams[1].code() is grpc.StatusCode.PERMISSION_DENIED
 
     run(scenario, tmp_path)

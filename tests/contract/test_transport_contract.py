@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
+from support.ca_files import ca_usage
 
 from garrison.errors import ConfigError
 from garrison.transport import Call, Method, Methods, StatusCode, StatusError
@@ -572,7 +573,7 @@ class Authority:
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
         )
         if ca:
-            builder = builder.add_extension(_CA_USAGE, critical=True)
+            builder = builder.add_extension(ca_usage(), critical=True)
         if names:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         return builder.sign(self._key, hashes.SHA256())
@@ -595,17 +596,6 @@ class Authority:
 
 
 LOCALHOST = x509.DNSName("localhost")
-_CA_USAGE = x509.KeyUsage(
-    digital_signature=False,
-    content_commitment=False,
-    key_encipherment=False,
-    data_encipherment=False,
-    key_agreement=False,
-    key_cert_sign=True,
-    crl_sign=True,
-    encipher_only=False,
-    decipher_only=False,
-)
 
 
 def uri(text: str) -> x509.GeneralName:

@@ -28,6 +28,7 @@ from support.local_identities import local_identities
 from support.workload_client import ask, start
 
 from ca.api.workload import SERVICE, WorkloadApi
+from ca.attestation import Registrations
 from ca.authority import Authority, Hierarchy
 from ca.bundle import JwtAuthority, SpiffeBundle
 from ca.inspection import check_leaf
@@ -304,7 +305,7 @@ def test_who_loses_its_identity_loses_its_stream(tmp_path: Path) -> None:
         streams = [lab.call(method) for method in STREAMS]
         for stream in streams:
             await stream.read()
-        lab.identities.use_registrations([registration(WEB, "unix:uid:4000000000")])
+        lab.identities.use_registrations(Registrations([registration(WEB, "unix:uid:4000000000")]))
         for stream in streams:
             assert await stream.code() is grpc.StatusCode.PERMISSION_DENIED
         assert lab.api.counters.streams == 0
@@ -318,7 +319,7 @@ def test_an_identity_that_is_withdrawn_is_not_in_the_next_message(tmp_path: Path
     async def scenario(lab: Lab) -> None:
         stream = lab.call("FetchX509SVID")
         first = await stream.read()
-        lab.identities.use_registrations([registration(WEB)])
+        lab.identities.use_registrations(Registrations([registration(WEB)]))
         second = await stream.read()
         assert [svid.spiffe_id for svid in second.svids] == [WEB]
         assert leaf(second.svids[0]) == leaf(first.svids[1])
@@ -367,9 +368,8 @@ def test_bundles_go_to_those_whose_registration_names_the_domain(tmp_path: Path)
         )
         token = workload_pb2.ValidateJWTSVIDRequest(audience="db", svid=theirs)
         assert (await lab.status("ValidateJWTSVID", token))[0] is grpc.StatusCode.INVALID_ARGUMENT
-        lab.identities.use_registrations(
-            [registration(WEB, federates_with=()), registration(API, federates_with=["partner.test"])]
-        )
+        both = [registration(WEB, federates_with=()), registration(API, federates_with=["partner.test"])]
+        lab.identities.use_registrations(Registrations(both))
         svids, x509_bundles, jwt_bundles = [await stream.read() for stream in streams]
         assert list(svids.federated_bundles) == ["spiffe://partner.test"]
         assert set(x509_bundles.bundles) == set(jwt_bundles.bundles) == {DOMAIN, "spiffe://partner.test"}
@@ -393,7 +393,7 @@ def test_a_crl_comes_with_the_roots(tmp_path: Path) -> None:
             .next_update(START + timedelta(days=1))
             .sign(issuer.key, hashes.SHA256())
         )
-        lab.identities._crl_pem = lambda: crl.public_bytes(Encoding.PEM)
+        lab.identities._crls = lambda: [crl.public_bytes(Encoding.DER)]
         lab.identities.tell_bundle()
         for stream in streams:
             assert list((await stream.read()).crl) == [crl.public_bytes(Encoding.DER)]
@@ -429,7 +429,7 @@ def test_an_expired_ca_is_unavailable_and_a_stream_survives_it(tmp_path: Path) -
         code, text = await lab.status("FetchX509SVID")
         assert (code, "expired" in text) == (grpc.StatusCode.UNAVAILABLE, True)
         assert lab.api.counters.streams == 1
-        lab.identities.use_registrations([])
+        lab.identities.use_registrations(Registrations())
         assert await stream.code() is grpc.StatusCode.PERMISSION_DENIED
 
     run(scenario, tmp_path)

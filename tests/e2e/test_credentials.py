@@ -217,9 +217,8 @@ def world() -> Iterator[World]:
     # pytest's own folders are too deep for the paths of Unix sockets.
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="garrison-e2e-")))
-        identities, introspector, valkey = Identities(), Introspector(), Valkey(folder)
-        valkey.start()
-        stack.callback(valkey.kill)
+        identities, introspector = Identities(), Introspector()
+        valkey = stack.enter_context(Valkey(folder))
         tls, ca = certify(folder, "127.0.0.1")
         endpoint = stack.enter_context(http_serving({"/introspect": introspector}, tls))
         upstream = stack.enter_context(http_serving(_Everything({"": echo})))

@@ -34,8 +34,8 @@ from support.envoys import (
 from support.policies import policy
 from support.serving import Serving
 
-from ca.authorities import FOLDER
 from ca.authority import ROOT_CERT, Authority, Hierarchy
+from ca.authority_files import FOLDER
 from ca.bundle import format_certificates, parse_spiffe_bundle
 from ca.issuer import Issuer
 from ca.keys import new_private_key, new_serial, private_key_pem
@@ -147,7 +147,8 @@ class Side:
         """Return a TLS client that shows a certificate of `spiffe_id`, whoever's it is to give."""
         key = new_private_key()
         template = leaf_template(spiffe_id, key.public_key(), ())
-        leaf = issuer.sign(template, now=datetime.now(UTC), lifetime=timedelta(hours=1), serial=new_serial())
+        now = datetime.now(UTC)
+        leaf = issuer.sign(template, now=now, lifetime=timedelta(hours=1), serial=new_serial()).certificate
         file = self.folder / "client.pem"
         file.write_bytes(format_certificates([leaf, issuer.certificate]) + private_key_pem(key))
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

@@ -10,10 +10,8 @@ from __future__ import annotations
 import copy
 import json
 import socket
-import socketserver
 import ssl
 import tempfile
-import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -42,6 +40,7 @@ from support.envoys import (
 from support.policies import policy
 from support.serving import PATIENCE_SECONDS, serving, write_settings
 from support.tokens import ed_signer
+from support.upstreams import EchoServer, served
 
 from ca.authority import Authority, Hierarchy
 from ca.keys import new_private_key, private_key_pem
@@ -91,32 +90,6 @@ class _Upstream(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         """Say nothing."""
-
-
-class _Echo(socketserver.BaseRequestHandler):
-    """Sends back what it gets."""
-
-    def handle(self) -> None:
-        """Serve one connection."""
-        while data := self.request.recv(4096):
-            self.request.sendall(data)
-
-
-class _Connections(socketserver.ThreadingTCPServer):
-    daemon_threads = True
-
-
-@contextmanager
-def served(server: socketserver.TCPServer) -> Iterator[int]:
-    """Run a server in a thread; yields its port."""
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    try:
-        yield int(server.server_address[1])
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 @dataclass(frozen=True)
@@ -284,7 +257,7 @@ def world() -> Iterator[World]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="garrison-e2e-")))
         http_port = stack.enter_context(served(ThreadingHTTPServer(("127.0.0.1", 0), _Upstream)))
-        echo_port = stack.enter_context(served(_Connections(("127.0.0.1", 0), _Echo)))
+        echo_port = stack.enter_context(served(EchoServer()))
         authorities, log = Authorities.create(), folder / "access.log"
         log.touch()
         asked_port = stack.enter_context(asking_server(folder / "asked", authorities))

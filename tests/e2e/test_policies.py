@@ -9,10 +9,8 @@ from __future__ import annotations
 import json
 import re
 import socket
-import socketserver
 import ssl
 import tempfile
-import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -42,6 +40,7 @@ from support.policies import policy
 from support.quotas import quotas
 from support.serving import PATIENCE_SECONDS, serving, write_settings
 from support.tokens import Authentication, ed_signer, encode_part
+from support.upstreams import EchoServer, served
 
 from ca.authority import Authority, Hierarchy
 from ca.keys import new_private_key, private_key_pem
@@ -281,32 +280,6 @@ class _Upstream(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-class _Echo(socketserver.BaseRequestHandler):
-    """Sends back what it gets."""
-
-    def handle(self) -> None:
-        """Serve one connection."""
-        while data := self.request.recv(4096):
-            self.request.sendall(data)
-
-
-class _Connections(socketserver.ThreadingTCPServer):
-    daemon_threads = True
-
-
-@contextmanager
-def served(server: socketserver.TCPServer) -> Iterator[int]:
-    """Run a server in a thread; yields its port."""
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    try:
-        yield int(server.server_address[1])
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
 @contextmanager
 def grpc_upstream() -> Iterator[int]:
     """Run a gRPC server that sends back what it gets; yields its port."""
@@ -491,7 +464,7 @@ def world() -> Iterator[World]:
         seen: list[str] = []
         handler = type("Upstream", (_Upstream,), {"seen": seen})
         http_port = stack.enter_context(served(ThreadingHTTPServer(("127.0.0.1", 0), handler)))
-        echo_port = stack.enter_context(served(_Connections(("127.0.0.1", 0), _Echo)))
+        echo_port = stack.enter_context(served(EchoServer()))
         grpc_port = stack.enter_context(grpc_upstream())
         identities, access_log = Identities(folder), folder / "access.log"
         access_log.touch()

@@ -9,9 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -29,6 +28,7 @@ from support.policies import policy, tokens
 from support.rate_limits import BY_IDENTITY, BY_SUBJECT, rate_limit
 from support.serving import serving, write_settings
 from support.tokens import ed_signer
+from support.upstreams import Upstream, served
 
 from ca.authority import Authority, Hierarchy
 from ca.keys import new_private_key, private_key_pem
@@ -78,21 +78,6 @@ def policies() -> str:
         BY_IDENTITY, name="workloads", namespace="shop", domain="shop", spec=of.format("workloads")
     )
     return everybody + tokens("shop") + by_user + by_workload + handed_over()
-
-
-class Upstream(BaseHTTPRequestHandler):
-    """Answers."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        """Answer any call."""
-        self.send_response(200)
-        self.send_header("content-length", "0")
-        self.end_headers()
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        """Say nothing."""
 
 
 class Identities:
@@ -184,12 +169,7 @@ def world() -> Iterator[World]:
         (folder / "limits" / "shop.yaml").write_text(LIMITS)
         (folder / "policies" / "all.yaml").write_text(policies())
         stack.enter_context(serving("--config", str(settings))).wait_for("ready")
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Upstream)
-        thread = Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-        thread.start()
-        stack.callback(server.server_close)
-        stack.callback(thread.join)
-        stack.callback(server.shutdown)
+        port = stack.enter_context(served(ThreadingHTTPServer(("127.0.0.1", 0), Upstream)))
         identities = Identities(folder)
         by_metadata, by_header = yaml.safe_load(example("rate_limits:"))["rate_limits"]
         charged = manager([fragment("ext_authz")], {"/users": ("users", []), "/workloads": ("workloads", [])})
@@ -205,7 +185,7 @@ def world() -> Iterator[World]:
                     listener("https", [charged], identities.listener_context()),
                     listener("asked", [asked]),
                 ],
-                [garrison_cluster(folder / "r.sock"), cluster("application", server.server_address[1])],
+                [garrison_cluster(folder / "r.sock"), cluster("application", port)],
             )
         )
         yield World(envoy, {name: identities.caller(name) for name in WORKLOADS})

@@ -26,6 +26,7 @@ from support.envoys import (
     running_envoy,
 )
 from support.serving import PATIENCE_SECONDS, serving, write_settings
+from support.upstreams import served
 from support.valkey import Valkey
 
 LIMITS = """\
@@ -131,16 +132,11 @@ def manager() -> dict[str, Any]:
 def upstream(may_answer: threading.Event, waiting: list[str]) -> Iterator[int]:
     """Run the application; yields its port."""
     handler = type("Handler", (Upstream,), {"may_answer": may_answer, "waiting": waiting})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    try:
-        yield int(server.server_address[1])
-    finally:
-        may_answer.set()
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with served(ThreadingHTTPServer(("127.0.0.1", 0), handler)) as port:
+        try:
+            yield port
+        finally:
+            may_answer.set()
 
 
 @pytest.fixture(scope="module")
@@ -149,9 +145,7 @@ def world() -> Iterator[World]:
     # pytest's own folders are too deep for the paths of Unix sockets.
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="garrison-e2e-")))
-        valkey = Valkey(folder)
-        valkey.start()
-        stack.callback(valkey.kill)
+        valkey = stack.enter_context(Valkey(folder))
         settings = f"rate_limit: {{redis: ['{valkey.url}'], deadline: 400ms}}"
         file = write_settings(folder, settings)
         (folder / "limits" / "shop.yaml").write_text(LIMITS)

@@ -8,7 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -28,6 +28,7 @@ from support.envoys import (
 )
 from support.issuer_process import IssuerProcess
 from support.serving import Serving, write_settings
+from support.upstreams import served
 
 POLICIES = """
 apiVersion: security.istio.io/v1
@@ -67,20 +68,6 @@ class _Upstream(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""
-
-
-@contextmanager
-def upstream() -> Iterator[int]:
-    """Run the upstream; yields its port."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Upstream)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    try:
-        yield server.server_address[1]
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 @dataclass
@@ -136,7 +123,7 @@ def world() -> Iterator[World]:
             routes=[route],
         )
         filters = [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]
-        port = stack.enter_context(upstream())
+        port = stack.enter_context(served(ThreadingHTTPServer(("127.0.0.1", 0), _Upstream)))
         clusters = [cluster("application", port), garrison_cluster(folder / "r.sock")]
         with running_envoy(folder, [listener("http", filters)], clusters) as envoy:
             made = World(folder, issuer, envoy, settings)

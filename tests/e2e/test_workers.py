@@ -9,9 +9,8 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support.asking import page
@@ -27,23 +26,9 @@ from support.envoys import (
     running_envoy,
 )
 from support.serving import serving, write_settings
+from support.upstreams import Upstream, served
 
 CALLERS = 4
-
-
-class Application(BaseHTTPRequestHandler):
-    """Answers any call."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        """Answer."""
-        self.send_response(200)
-        self.send_header("content-length", "0")
-        self.end_headers()
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        """Say nothing."""
 
 
 @pytest.fixture
@@ -60,10 +45,7 @@ def folder() -> Iterator[Path]:
 def envoy(folder: Path) -> Iterator[Envoy]:
     """Run an Envoy that asks both workers, with the cluster and the retries that Garrison ships."""
     with ExitStack() as stack:
-        application = ThreadingHTTPServer(("127.0.0.1", 0), Application)
-        stack.callback(application.server_close)
-        threading.Thread(target=application.serve_forever, args=(0.05,), daemon=True).start()
-        stack.callback(application.shutdown)
+        port = stack.enter_context(served(ThreadingHTTPServer(("127.0.0.1", 0), Upstream)))
         extensions = {
             "destination.service": "a.default.svc.cluster.local",
             "destination.namespace": "default",
@@ -79,7 +61,6 @@ def envoy(folder: Path) -> Iterator[Envoy]:
         garrison = garrison_cluster(folder / "r.0.sock")
         second = {"endpoint": {"address": {"pipe": {"path": str(folder / "r.1.sock")}}}}
         garrison["load_assignment"]["endpoints"][0]["lb_endpoints"].append(second)
-        port = int(application.server_address[1])
         yield stack.enter_context(
             running_envoy(folder, [listener("http", [manager])], [garrison, cluster("application", port)])
         )

@@ -7,7 +7,8 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ca.agent.schedule import MIN_INTERVAL, MIN_PAUSE, Attempts, pause_after, renewal_time
+from ca.agent.schedule import MIN_PAUSE, Attempts, pause_after, renewal_time
+from ca.renewal import MIN_INTERVAL
 
 NOW = datetime(2030, 1, 2, tzinfo=UTC)
 CHANCE = st.floats(0, 1, exclude_max=True)

@@ -8,11 +8,12 @@ import contextlib
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from envoy.extensions.transport_sockets.tls.v3.secret_pb2 import Secret
 from envoy.service.discovery.v3.discovery_pb2 import DiscoveryRequest
@@ -21,8 +22,8 @@ from hypothesis import strategies as st
 
 from ca.api.sds_secrets import NamedSecret
 from ca.api.sds_subscription import StateOfTheWorld
-from ca.attestation import entitled, selectors_of
-from ca.authority import Hierarchy, X509Svid
+from ca.attestation import Registrations, selectors_of
+from ca.authority import Hierarchy, Lifetimes, X509Svid
 from ca.bundle import (
     SpiffeBundle,
     format_certificates,
@@ -34,9 +35,11 @@ from ca.csr import parse_csr
 from ca.describe import describe_file
 from ca.inspection import check_leaf
 from ca.issuer import BACKDATE, MAX_TTL, MIN_TTL
-from ca.keys import PublicKey, new_private_key
+from ca.keys import KeyType, PublicKey, new_ca_key, new_private_key, signature_hash
 from ca.registration import Registration, Selector
-from ca.svid_cache import MIN_INTERVAL, HeldSvid, SvidCache
+from ca.renewal import MIN_INTERVAL
+from ca.svid_cache import HeldSvid, SvidCache
+from ca.template import leaf_template
 from garrison.errors import IssuanceError, RequestError
 from garrison.identity import SpiffeId, TrustDomain
 from garrison.transport.unix_peer import PeerCredentials
@@ -55,6 +58,69 @@ LABEL = st.from_regex(r"[a-z]([a-z0-9-]{0,10}[a-z0-9])?", fullmatch=True)
 DNS_NAMES = st.lists(st.lists(LABEL, min_size=1, max_size=3).map(".".join), max_size=3, unique=True)
 
 
+LONG_LIVED = {
+    kind: Hierarchy.create(
+        TrustDomain("td"),
+        now=NOW,
+        new_private_key=partial(new_ca_key, kind),
+        lifetimes=Lifetimes(timedelta(days=30_000), timedelta(days=30_000)),
+    ).issuer
+    for kind in KeyType
+}
+LEAF_KEYS = [
+    new_private_key().public_key(),
+    ec.generate_private_key(ec.SECP384R1()).public_key(),
+    rsa.generate_private_key(public_exponent=65537, key_size=2048).public_key(),
+]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    kind=st.sampled_from(KeyType),
+    key=st.sampled_from(LEAF_KEYS),
+    spiffe_id=WORKLOADS,
+    dns_names=DNS_NAMES,
+    serial=st.integers(1, 2**128 - 1),
+    age=st.timedeltas(timedelta(hours=1), timedelta(days=29_000)),
+    ttl=st.timedeltas(MIN_TTL, MAX_TTL),
+)
+def test_what_is_signed_is_byte_for_byte_what_the_library_would_write(
+    *,
+    kind: KeyType,
+    key: PublicKey,
+    spiffe_id: SpiffeId,
+    dns_names: list[str],
+    serial: int,
+    age: timedelta,
+    ttl: timedelta,
+) -> None:
+    """Whatever the keys, names, numbers and times are: UTCTime and GeneralizedTime, short and long lengths."""
+    issuer, now = LONG_LIVED[kind], NOW + age
+    made = issuer.issue(spiffe_id, key, now=now, ttl=ttl, serial=serial, dns_names=dns_names).certificate
+    template = leaf_template(spiffe_id, key, dns_names)
+    builder = (
+        x509.CertificateBuilder()
+        .issuer_name(issuer.certificate.subject)
+        .subject_name(x509.Name([]))
+        .public_key(key)
+        .serial_number(serial)
+        .not_valid_before((now - BACKDATE).replace(microsecond=0))
+        .not_valid_after((now + ttl).replace(microsecond=0))
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.key.public_key()), critical=False
+        )
+    )
+    for one in template.extensions:
+        builder = builder.add_extension(one.value, critical=one.critical)
+    expected = builder.sign(issuer.key, signature_hash(issuer.key))
+    assert made.tbs_certificate_bytes == expected.tbs_certificate_bytes
+    assert made.signature_algorithm_oid == expected.signature_algorithm_oid
+    assert made.extensions.get_extension_for_class(
+        x509.SubjectKeyIdentifier
+    ).value == x509.SubjectKeyIdentifier.from_public_key(key)
+    made.verify_directly_issued_by(issuer.certificate)
+
+
 @settings(max_examples=50, deadline=None)
 @given(
     WORKLOADS,
@@ -70,7 +136,7 @@ def test_an_svid_says_what_was_asked(
     now = NOW + age
     leaf = HIERARCHY.issuer.issue(
         spiffe_id, KEY.public_key(), now=now, ttl=ttl, serial=serial, dns_names=dns_names
-    )
+    ).certificate
     assert check_leaf(leaf) == spiffe_id
     assert leaf.serial_number == serial
     names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -172,7 +238,7 @@ def test_entitlement_is_the_plain_reading(registrations: list[Registration], pee
         for registration in registrations
         if all(_meets(peer, selector) for selector in registration.selectors)
     }
-    found = entitled(registrations, selectors_of(peer))
+    found = Registrations(registrations).entitled(selectors_of(peer))
     assert {registration.spiffe_id for registration in found} == expected
     assert len(found) == len(expected)
 
@@ -186,9 +252,46 @@ def test_one_more_selector_never_entitles_more(
         Registration(registration.spiffe_id, (*registration.selectors, extra))
         for registration in registrations
     ]
-    before = {registration.spiffe_id for registration in entitled(registrations, selectors_of(peer))}
-    after = {registration.spiffe_id for registration in entitled(narrowed, selectors_of(peer))}
+    proven = selectors_of(peer)
+    before = {registration.spiffe_id for registration in Registrations(registrations).entitled(proven)}
+    after = {registration.spiffe_id for registration in Registrations(narrowed).entitled(proven)}
     assert after <= before
+
+
+AGENTS = st.sampled_from([None, *(SpiffeId.parse(f"spiffe://td/{name}") for name in ("agent", "a"))])
+
+
+@given(
+    st.lists(
+        st.builds(
+            Registration,
+            spiffe_id=st.sampled_from([SpiffeId.parse(f"spiffe://td/{name}") for name in "abc"]),
+            selectors=st.lists(SELECTORS, min_size=1, max_size=4).map(tuple),
+            parent_id=AGENTS,
+            hint=st.sampled_from(["", "x"]),
+        ),
+        max_size=12,
+    ),
+    st.frozensets(SELECTORS),
+    AGENTS,
+)
+def test_what_is_found_is_what_a_walk_over_all_would_find(
+    registrations: list[Registration], proven: frozenset[Selector], agent: SpiffeId | None
+) -> None:
+    """The same registrations in the same order, whoever has proved whatever, and those that come directly."""
+    expected: dict[SpiffeId, Registration] = {}
+    direct: dict[SpiffeId, Registration] = {}
+    for one in registrations:
+        if one.parent_id == agent and all(selector in proven for selector in one.selectors):
+            expected.setdefault(one.spiffe_id, one)
+        if one.parent_id is None:
+            direct.setdefault(one.spiffe_id, one)
+    found = Registrations(registrations)
+    assert found.entitled(proven, agent) == tuple(expected.values())
+    assert {one.spiffe_id: found.direct(one.spiffe_id) for one in registrations} == {
+        one.spiffe_id: direct.get(one.spiffe_id) for one in registrations
+    }
+    assert tuple(found) == tuple(registrations)
 
 
 @settings(max_examples=30, deadline=None)

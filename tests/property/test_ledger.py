@@ -27,10 +27,12 @@ from ca.ledger import (
     token_hash,
 )
 from ca.registration import Selector
+from ca.store.redis_values import read_entry, write_entry
 from ca.store.sqlite import SqliteLedger
 
 SERIALS = st.integers(1, 6)
 NAMES = st.sampled_from("abc")
+MINUTE = timedelta(minutes=1)
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 
 
@@ -99,7 +101,7 @@ class Ledgers(RuleBasedStateMachine):
     def add_token(self, name: str) -> None:
         """Add a token."""
         known = name in self.tokens
-        self.expect(LedgerCode.DUPLICATE if known else None, "add_token", token(name))
+        self.expect(LedgerCode.DUPLICATE if known else None, "add_token", token(name, life=MINUTE))
         if not known:
             self.tokens[name] = "new"
             self.records += 1
@@ -112,7 +114,7 @@ class Ledgers(RuleBasedStateMachine):
             "used": LedgerCode.TOKEN_USED,
             "new": LedgerCode.TOKEN_EXPIRED if late else None,
         }[self.tokens.get(name)]
-        self.expect(code, "burn_token", token_hash(name), now=NOW + HOUR * late, by="x")
+        self.expect(code, "burn_token", token_hash(name), now=NOW + MINUTE * late, by="x")
         self.records += 1
         if code is None:
             self.tokens[name] = "used"
@@ -181,11 +183,9 @@ TestLedgers.settings = settings(max_examples=40, stateful_step_count=25, deadlin
 @pytest.fixture(scope="module", autouse=True)
 def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
     """Run a server for all ledgers in Redis."""
-    server = Valkey(tmp_path_factory.mktemp("v"), *DURABLE)
-    server.start()
-    RedisLedgers.valkey = server
-    yield server
-    server.kill()
+    with Valkey(tmp_path_factory.mktemp("v"), *DURABLE) as server:
+        RedisLedgers.valkey = server
+        yield server
 
 
 class RedisLedgers(Ledgers):
@@ -310,19 +310,22 @@ def test_a_selector_has_one_spelling(text: str) -> None:
     assert Selector.parse(str(selector)) == selector
 
 
+@settings(deadline=None)
 @given(
     st.sets(
         st.sampled_from(["unix:uid:1", "unix:gid:2", "k8s:ns:a", "jwt:claim:a=ü", "jwt:sub:'x'"]), min_size=1
     ),
     st.timedeltas(timedelta(seconds=1), timedelta(hours=24)),
+    st.timedeltas(timedelta(seconds=1), timedelta(hours=1)),
     st.sampled_from([(), ("web",), ("b", "a")]),
     st.sampled_from(["", "internal", 'a"b']),
 )
 def test_a_registration_comes_back_as_it_was(
-    selectors: set[str], ttl: timedelta, names: tuple[str, ...], hint: str
+    selectors: set[str], ttl: timedelta, jwt_ttl: timedelta, names: tuple[str, ...], hint: str
 ) -> None:
-    """Storing loses nothing."""
-    added = entry("1", WEB, *sorted(selectors), svid_ttl=ttl, dns_names=names, hint=hint)
+    """Storing loses nothing, whatever the store."""
+    added = entry("1", WEB, *sorted(selectors), svid_ttl=ttl, jwt_ttl=jwt_ttl, dns_names=names, hint=hint)
+    assert read_entry(write_entry(7, added).encode()) == (7, added)
     with tempfile.TemporaryDirectory() as folder:
         ledger = SqliteLedger.of(Path(folder))
         ledger.add_entry(added)

@@ -32,10 +32,8 @@ History = list[tuple[int, list[Spend]]]
 @pytest.fixture(scope="module")
 def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
     """Run one server for all examples."""
-    server = Valkey(tmp_path_factory.mktemp("v"))
-    server.start()
-    yield server
-    server.kill()
+    with Valkey(tmp_path_factory.mktemp("v")) as server:
+        yield server
 
 
 @asynccontextmanager

@@ -29,10 +29,8 @@ ON_SERVER = settings(
 @pytest.fixture(scope="module", params=KINDS)
 def valkey(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
     """Run one server for all examples."""
-    server = Valkey(tmp_path_factory.mktemp("v"), kind=request.param)
-    server.start()
-    yield server
-    server.kill()
+    with Valkey(tmp_path_factory.mktemp("v"), kind=request.param) as server:
+        yield server
 
 
 async def on_server(server: Valkey, turns: list[tuple[int, list[list[Spend]]]]) -> list[list[list[Outcome]]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
+from envoy.service.auth.v3.external_auth_pb2 import CheckRequest, CheckResponse
 
 from authz.attributes import Attributes
 from authz.authn.credentials import Inquiry
@@ -14,7 +14,7 @@ from authz.decision import Decision, Outcome
 from authz.environment import OFFLINE, Environment
 from authz.pipeline import Charge, Delegation, decide, undecided_offline
 from authz.policy.compile import MeshSettings
-from authz.service import DestinationResolver
+from authz.service import Authorization, DecisionLog, DestinationResolver
 from authz.snapshot import Snapshot, build_snapshot
 from garrison.documents import parse
 from garrison.transport import Call, Peer
@@ -100,6 +100,15 @@ def result_on(
     mode = applying.path_normalization if applying is not None else compiled.mesh.path_normalization
     attributes = Attributes(context, mode, destination, request.SerializeToString())
     return decide(applying, attributes, lambda: now, environment)
+
+
+def answer(text: str, **request: Any) -> Any:
+    """Return the CheckResponse of a service with the policies in `text` to a call."""
+    service = Authorization(DestinationResolver(), lambda: NOW, DecisionLog.NONE)
+    service.use(snapshot(text))
+    written = service.check(check_request(**request).SerializeToString(), CALL)
+    assert isinstance(written, bytes)
+    return CheckResponse.FromString(written)
 
 
 def role(rules: str, subjects: str = '[{user: "*"}]', name: str = "r", namespace: str = "default") -> str:

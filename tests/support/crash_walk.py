@@ -25,8 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from click.testing import CliRunner
 from cryptography import x509
 
-from ca.authorities import FOLDER, Authorities
+from ca.authorities import Authorities
 from ca.authority import CA_CERT, CA_KEY, ROOT_CERT, ROOT_KEY, Authority, load_key
+from ca.authority_files import FOLDER
 from ca.bundle import parse_certificates
 from ca.cli import ca
 from ca.commands.svids import SVID_CERTIFICATE
@@ -39,6 +40,7 @@ from ca.verification import verify_svid
 from garrison.identity import SpiffeId
 from support.ca_files import OutsideRoot
 
+THREE_DAYS = timedelta(days=3)
 MAX_STEPS = 400
 WEB = "spiffe://cluster.local/web"
 _CHANGES = {"os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.truncate"}
@@ -91,12 +93,13 @@ class Death:
 
 @dataclass(frozen=True)
 class Operation:
-    """A command, what there has to be before it, and the states of authorities after it."""
+    """A command, what there has to be before it, the states of authorities after it, how late it all is."""
 
     command: Callable[[Path], Sequence[str]]
     before: Callable[[Path], None]
     states: Sequence[str]
     again: Sequence[int] = (0,)
+    later: timedelta = timedelta(0)
 
 
 def run(*arguments: str, codes: Sequence[int] = (0,)) -> str:
@@ -113,7 +116,7 @@ def run(*arguments: str, codes: Sequence[int] = (0,)) -> str:
 
 def retire(directory: Path) -> str:
     """Do what a server would do by schedule three days from now."""
-    ledger, now = SqliteLedger.of(directory), datetime.now(UTC) + timedelta(days=3)
+    ledger, now = SqliteLedger.of(directory), datetime.now(UTC) + THREE_DAYS
     authorities = Authorities(directory, ledger)
     for step in authorities.due(now):
         authorities.run(step, now=now, by="garrison serve")
@@ -225,7 +228,9 @@ OPERATIONS = {
         authority("prepare", "--answer", "BESIDE/answer.pem"), asked, ["active", "prepared"], again=(0, 3)
     ),
     "activate": Operation(authority("activate", "--now"), prepared, ["old", "active"], again=(0, 3)),
-    "retire": Operation(lambda directory: ["retire", str(directory)], activated, ["revoked", "active"]),
+    "retire": Operation(
+        lambda directory: ["retire", str(directory)], activated, ["revoked", "active"], later=THREE_DAYS
+    ),
     "taint": Operation(authority("taint", "FIRST"), activated, ["tainted", "active"], again=(0, 3)),
     "revoke": Operation(authority("revoke", "FIRST", "--now"), tainted, ["revoked", "active"], again=(0, 3)),
 }
@@ -282,7 +287,7 @@ def check(directory: Path, keys: set[str], now: datetime) -> None:
                 leaf, *chain = parse_certificates(file.read_bytes())
                 (recorded,) = ledger.find(serial=leaf.serial_number)
                 if KeyState.REVOKED not in states:
-                    verify_svid(leaf, chain, on_disk, now)
+                    verify_svid(leaf, chain, on_disk, datetime.now(UTC))
                 if recorded.revocation is not None:
                     crl = x509.load_der_x509_crl(renew_crl(ledger, plain.issuer, now=now, by="restart").der)
                     assert crl.get_revoked_certificate_by_serial_number(leaf.serial_number) is not None
@@ -316,7 +321,7 @@ def walk(name: str, folder: Path) -> dict[str, Any]:
             os._exit(0)
         _, status = os.waitpid(child, 0)
         try:
-            now = datetime.now(UTC)
+            now = datetime.now(UTC) + operation.later
             if (directory / CA_CERT).exists():
                 check(directory, keys, now)
             else:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ssl
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from support.upstreams import served
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
 
@@ -44,11 +45,5 @@ def serving(answers: dict[str, Answer], tls: ssl.SSLContext | None = None) -> It
     server = Server(("127.0.0.1", 0), Handler)
     if tls is not None:
         server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield f"{'https' if tls else 'http'}://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with served(server) as port:
+        yield f"{'https' if tls else 'http'}://127.0.0.1:{port}"

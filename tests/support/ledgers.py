@@ -46,10 +46,12 @@ def certificate(serial: int | None = None, **changes: Any) -> IssuedCertificate:
     return replace(issued, **changes)
 
 
-def entry(entry_id: str, spiffe_id: SpiffeId = WEB, *selectors: str, **options: Any) -> Entry:
+def entry(
+    entry_id: str, spiffe_id: SpiffeId = WEB, *selectors: str, at: datetime = NOW, **options: Any
+) -> Entry:
     """Return a registration with `selectors`, or for user 1000."""
     registration = Registration.parse(str(spiffe_id), selectors or ["unix:uid:1000"], **options)
-    return Entry(entry_id, registration, NOW, "root")
+    return Entry(entry_id, registration, at, "root")
 
 
 def token(secret: str = "secret", *, life: timedelta = HOUR) -> JoinToken:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ca.attestation import Registrations
 from ca.authority import Authority
 from ca.jwt_key_store import JwtKeyStore
 from ca.local_identities import LocalIdentities
@@ -25,7 +26,7 @@ async def local_identities(
     recorder = Recorder(ledger)
     try:
         yield LocalIdentities(
-            registrations,
+            Registrations(registrations),
             RecordingIssuer(lambda: authority, recorder),
             jwt_keys=JwtKeyStore(folder),
             number=lambda digest, now: ledger.publish_bundle(digest, now=now, by="test"),

@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import redis
@@ -56,6 +56,14 @@ class Valkey:
         self.url = f"unix://{self.socket}"
         self._folder = folder
         self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Self:
+        """Start the server; it is killed at the end of the block."""
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
 
     def start(self) -> None:
         """Start the server, with what it has kept."""

@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from envoy.service.auth.v3.external_auth_pb2 import CheckResponse
-from support.checks import CALL, NOW, check_request, decide_on, principal, role, snapshot
+from support.checks import NOW, answer, check_request, decide_on, principal, role, snapshot
 from support.tokens import Authentication, rsa_signer
 
 from authz.decision import ReasonCode
 from authz.paths import PathNormalization
 from authz.policy.compile import MeshSettings
-from authz.service import Authorization, DecisionLog, DestinationResolver
 from authz.tools.requests import explained
 
 MIXER = """
@@ -67,15 +65,6 @@ metadata: {name: no-put, namespace: default}
 spec: {action: DENY, rules: [{to: [{operation: {methods: [PUT]}}]}]}
 ---
 """
-
-
-def answer(text: str, **request: Any) -> Any:
-    """Return the CheckResponse for a call."""
-    service = Authorization(DestinationResolver(), lambda: NOW, DecisionLog.NONE)
-    service.use(snapshot(text))
-    written = service.check(check_request(**request).SerializeToString(), CALL)
-    assert isinstance(written, bytes)
-    return CheckResponse.FromString(written)
 
 
 CLOSED = {"x-closed": "yes"}

@@ -24,15 +24,18 @@ from authz.lint import lint_policies
 from authz.pipeline import Charge
 from authz.policy.compile import MeshSettings, compile_policies
 from authz.providers import ProviderAnswer
-from authz.rate_limits import LimitAnswer, LimitRequest
+from authz.rate_limits import LimitAnswer, LimitRequest, OverLimit
 from authz.tools.lint import find_problems
 from authz.tools.requests import answer as offline
 from authz.tools.requests import explained
 from garrison.cli import main
 from garrison.documents import Field, parse
 from garrison.errors import DependencyError
+from garrison.process.check_limits import CheckLimits
 from ratelimit.algorithm import Outcome
 from ratelimit.charge import Spend
+from ratelimit.limiter import Decision as LimiterDecision
+from ratelimit.limiter import Status
 from ratelimit.response import HeaderNames
 from ratelimit.store.base import Store
 from ratelimit.store.memory import MemoryStore
@@ -556,6 +559,21 @@ def test_a_bug_denies() -> None:
     environment = served.service._environment
     object.__setattr__(environment, "limits", Faulty())
     assert served.statuses(1, check_request(source=principal("a"))) == [500]
+
+
+def test_a_denial_that_names_no_limit_denies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As any limit does, and not through a fault; nobody knows when to come again."""
+    served = Charged(WORKLOADS)
+    nameless = LimiterDecision(
+        over_limit=True, shadowed=False, statuses=[Status(None, None, over_limit=False)]
+    )
+    monkeypatch.setattr(served.limiter, "charge", lambda *_: nameless)
+    answer = served.answer(check_request(source=principal("a")))
+    assert answer.denied_response.status.code == 429
+    assert answer.dynamic_metadata["code"] == "rate_limited"
+    assert "retry-after" not in {one.header.key for one in answer.denied_response.headers}
+    over = CheckLimits(served.limiter, None).spend(LimitRequest("d", ()))
+    assert over == LimitAnswer((OverLimit(0, "a limit that was not named"),))
 
 
 # ------------------------------------------------------------------------------------------------- the tools

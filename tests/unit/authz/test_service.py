@@ -10,6 +10,7 @@ import pytest
 from envoy.service.auth.v3.external_auth_pb2 import CheckResponse
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 from support.checks import CALL, NOW, SERVICE, check_request, principal, role, snapshot
 from support.tokens import Authentication, rsa_signer
 
@@ -18,7 +19,7 @@ from authz.destination import destination_from_attributes
 from authz.policy.compile import MeshSettings
 from authz.providers import ProviderAnswer
 from authz.response import ResponseWriter
-from authz.service import CHECK, Authorization, DecisionLog, DestinationResolver
+from authz.service import CHECK, Authorization, DecisionLog, DestinationResolver, _Allowance
 from garrison.identity import SpiffeId
 from garrison.transport import Call, Peer
 
@@ -70,6 +71,57 @@ def test_a_megabyte_of_header_is_answered() -> None:
     """Large requests are decided like others."""
     message = check_request(headers={"x": "y" * 1_000_000}).SerializeToString()
     assert answer(service(role("[{}]")), message).status.code == 0
+
+
+class Logged:
+    """A service that logs at most `most` denials in a second, on a clock of the test's own."""
+
+    def __init__(self, most: int) -> None:
+        self.now = NOW
+        self.service = Authorization(DestinationResolver(), lambda: self.now, decision_log_lines=most)
+        self.service.use(snapshot(""))
+
+    def lines(self, *moments: float) -> list[float]:
+        """Deny a call at each moment (seconds after the first), and return those of which there is a line."""
+        begin, found = NOW, []
+        for moment in moments:
+            self.now = begin + moment
+            with capture_logs() as lines:
+                answer(self.service, check_request().SerializeToString())
+            found += [moment] * len(lines)
+        return found
+
+
+def test_a_flood_gets_its_lines_evenly() -> None:
+    """A line costs more than a decision: all of a second's at once would hold up whoever calls just then."""
+    logged = Logged(100)
+    found = logged.lines(*(number / 1000 for number in range(3000)))
+    assert found[:20] == [number / 1000 for number in range(20)]
+    assert 300 <= len(found) <= 320
+    for begin in range(1, 29):
+        assert 9 <= sum(begin <= moment * 10 < begin + 1 for moment in found) <= 20
+    assert logged.service.unlogged == 3000 - len(found)
+
+
+def test_who_kept_still_gets_a_fifth_at_once() -> None:
+    """A person who tries something sees all of it, and a second later again."""
+    assert Logged(100).lines(*[0] * 20, *[1] * 25) == [0] * 20 + [1] * 20
+    assert Logged(1).lines(0, 0, 0.5, 1, 1) == [0, 1]
+    assert Logged(0).lines(0, 1) == []
+
+
+@given(st.integers(1, 200), st.lists(st.floats(-5, 5), max_size=300))
+@settings(deadline=None, max_examples=50)
+def test_there_are_never_more_lines_than_allowed(most: int, steps: list[float]) -> None:
+    """Whenever calls come; and a clock that is set back does not end the log."""
+    allowance, now, at = _Allowance(most), NOW, []
+    for step in steps:
+        now += abs(step) / most
+        if allowance.take(now):
+            at.append(now)
+    for begin in at:
+        assert sum(begin <= moment < begin + 1 for moment in at) <= most + max(most // 5, 1)
+    assert allowance.take(now - 100)
 
 
 @settings(max_examples=500, deadline=None)

@@ -8,7 +8,7 @@ import pytest
 from envoy.service.auth.v3.external_auth_pb2 import CheckResponse
 from hypothesis import given
 from hypothesis import strategies as st
-from support.checks import CALL, NOW, check_request, principal, role, snapshot
+from support.checks import CALL, NOW, answer, check_request, principal, role, snapshot
 from support.tokens import Authentication, rsa_signer
 
 from authz.policy.compile import MeshSettings, compile_policies
@@ -25,15 +25,6 @@ metadata: {{name: shape, namespace: {namespace}}}
 spec: {spec}
 ---
 """
-
-
-def answer(text: str, **request: Any) -> Any:
-    """Return the CheckResponse for a call."""
-    service = Authorization(DestinationResolver(), lambda: NOW, DecisionLog.NONE)
-    service.use(snapshot(text))
-    written = service.check(check_request(**request).SerializeToString(), CALL)
-    assert isinstance(written, bytes)
-    return CheckResponse.FromString(written)
 
 
 def headers(options: Any) -> dict[str, str]:

@@ -6,7 +6,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from ca.agent.schedule import MIN_INTERVAL, MIN_PAUSE, Attempts, pause_after, renewal_time
+from ca.agent.schedule import MIN_PAUSE, Attempts, pause_after, renewal_time
+from ca.renewal import MIN_INTERVAL
 
 NOW = datetime(2030, 1, 2, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)

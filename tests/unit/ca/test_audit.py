@@ -8,7 +8,16 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from ca.audit import FIRST_PREVIOUS, AuditEvent, AuditHead, AuditRecord, verify_chain
+from ca.audit import (
+    CLOCK_TOLERANCE,
+    FIRST_PREVIOUS,
+    AuditEvent,
+    AuditHead,
+    AuditRecord,
+    ClockError,
+    clock_problem,
+    verify_chain,
+)
 
 NOW = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -69,3 +78,54 @@ def test_details_that_are_no_object_are_refused() -> None:
     """Only somebody else writes such."""
     with pytest.raises(ValueError, match="no JSON object"):
         AuditRecord(1, "", "", "", "", "[]", "").fields()
+
+
+SECOND = timedelta(seconds=1)
+# What may be recorded though the clock is behind: it takes away, or only tells.
+ALWAYS = {
+    AuditEvent.CERTIFICATE_REVOKED,
+    AuditEvent.ISSUANCE_DENIED,
+    AuditEvent.ENTRY_DELETED,
+    AuditEvent.TOKEN_REFUSED,
+    AuditEvent.TOKEN_DELETED,
+    AuditEvent.FEDERATION_DELETED,
+}
+
+
+def after(head: AuditHead, event: AuditEvent, now: datetime) -> AuditRecord:
+    """Return the record that follows."""
+    return AuditRecord.after(head, event, actor="uid 1", details={}, now=now)
+
+
+@pytest.mark.parametrize("event", [one for one in AuditEvent if one is not AuditEvent.CLOCK_ACCEPTED])
+def test_times_never_go_back(event: AuditEvent) -> None:
+    """A clock that is a little behind records at the time of the record before; one far behind gives nothing."""
+    head = after(AuditHead(), AuditEvent.KEY_ADDED, NOW).head
+    assert after(head, event, NOW + SECOND).time == "2030-01-02T03:04:06.000000Z"
+    late = after(head, event, NOW - CLOCK_TOLERANCE)
+    assert late.time == head.time
+    too_late = NOW - CLOCK_TOLERANCE - SECOND
+    if event in ALWAYS:
+        assert after(head, event, too_late).time == head.time
+    else:
+        with pytest.raises(ClockError, match=r"says 2030-01-02T02:59:04Z.*newest.*2030-01-02T03:04:05Z"):
+            after(head, event, too_late)
+    assert verify_chain([after(AuditHead(), AuditEvent.KEY_ADDED, NOW), late]).intact
+
+
+def test_an_operator_sets_the_log_back() -> None:
+    """From the record that says so on, the time before is the one that counts."""
+    head = after(AuditHead(), AuditEvent.KEY_ADDED, NOW).head
+    before = NOW - timedelta(hours=1)
+    assert clock_problem(head, before)
+    accepted = after(head, AuditEvent.CLOCK_ACCEPTED, before)
+    assert accepted.time == "2030-01-02T02:04:05.000000Z"
+    assert clock_problem(accepted.head, before) == ""
+    assert after(accepted.head, AuditEvent.CERTIFICATE_ISSUED, before).time == accepted.time
+
+
+def test_a_head_without_a_time_holds_nobody_up() -> None:
+    """That of an empty log, and one that was written down; a time that is none is a clock that is wrong."""
+    assert clock_problem(AuditHead(), NOW) == clock_problem(AuditHead(7, "ab" * 32), NOW) == ""
+    assert "tampered" in clock_problem(AuditHead(7, "ab" * 32, "yesterday"), NOW)
+    assert AuditHead(7, "ab" * 32) == AuditHead(7, "ab" * 32, "2030-01-02T03:04:05.000000Z")

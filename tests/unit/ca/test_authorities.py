@@ -14,8 +14,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from support.ca_files import OutsideRoot, done, run, secret
 
-from ca.authorities import FOLDER, ISSUERS, Authorities, load_issuer
+from ca.authorities import Authorities
 from ca.authority import CA_CERT, CA_KEY, CERT_CHAIN, ROOT_CERT, ROOT_KEY, Authority, Hierarchy, load_key
+from ca.authority_files import FOLDER, ISSUERS, load_issuer
 from ca.bundle import parse_certificates
 from ca.crl import key_identifier_of
 from ca.key_encryption import PLAIN, describe_encryption
@@ -341,7 +342,7 @@ def test_roots_of_others_stay(operator: Operator) -> None:
 
 def test_a_directory_that_cannot_be_written(operator: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
     """A mounted Secret is served as it is, and nothing is rotated in it."""
-    monkeypatch.setattr("ca.authorities.os.access", lambda path, mode: False)
+    monkeypatch.setattr("ca.authority_files.os.access", lambda path, mode: False)
     before = content(operator.directory)
     operator.authorities.reconcile(now=operator.now, by="test")
     operator.leaf()
@@ -361,7 +362,7 @@ def test_two_that_prepare_at_the_same_time(operator: Operator, tmp_path: Path) -
     other.ledger.close()
     foreign = Hierarchy.create(DOMAIN, now=operator.now).authority()
     certificate = foreign.issuer.certificate
-    operator.authorities._record(
+    operator.authorities._reconciler._record(
         foreign.chain, foreign.roots[0], KeyState.PREPARED, operator.now, "another replica"
     )
     assert operator.states() == [KeyState.ACTIVE, KeyState.PREPARED, KeyState.PREPARED]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.ledgers import certificate
@@ -104,7 +105,9 @@ def test_a_revocation_makes_the_next_crl(ledger: SqliteLedger, authority: Author
     made = renew_crl(ledger, authority.issuer, now=now, by="x")
     assert (made.number, serials(made)) == (2, {first, second})
     assert ledger.crls() == (made,)
-    assert crl_pem([made]).startswith(b"-----BEGIN X509 CRL-----")
+    for one in (empty, made):
+        assert crl_pem([one]) == x509.load_der_x509_crl(one.der).public_bytes(Encoding.PEM)
+    assert crl_pem([empty, made]) == crl_pem([empty]) + crl_pem([made])
 
 
 def test_it_is_renewed_on_schedule_also_with_nothing_on_it(

@@ -11,6 +11,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from ca.authority import Authority, Hierarchy
@@ -18,7 +19,7 @@ from ca.bundle import format_certificates
 from ca.inspection import check_key_pair, check_leaf, check_signed, check_signing
 from ca.issuer import BACKDATE, MAX_TTL, Issuer
 from ca.keys import check_public_key, new_private_key
-from ca.template import Stamp, ca_template, check_dns_name, leaf_template
+from ca.template import Signatory, Stamp, Template, ca_template, check_dns_name, leaf_template
 from garrison.errors import IssuanceError
 from garrison.identity import SpiffeId, TrustDomain
 
@@ -30,7 +31,7 @@ HOUR = timedelta(hours=1)
 def issue(issuer: Issuer, now: datetime, spiffe_id: SpiffeId = WEB, **changed: object) -> x509.Certificate:
     """Issue a leaf with everything ordinary but what is `changed`."""
     arguments = {"ttl": HOUR, "serial": 7, **changed}
-    return issuer.issue(spiffe_id, KEY.public_key(), now=now, **arguments)  # type: ignore[arg-type]
+    return issuer.issue(spiffe_id, KEY.public_key(), now=now, **arguments).certificate  # type: ignore[arg-type]
 
 
 def test_leaf_follows_the_profile(hierarchy: Hierarchy, now: datetime) -> None:
@@ -191,23 +192,35 @@ def test_a_surprise_in_the_signed_certificate_is_refused(hierarchy: Hierarchy, n
         leaf.not_valid_before_utc,
         leaf.not_valid_after_utc,
         leaf.serial_number,
-        leaf.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value,
+        Signatory.of(hierarchy.issuer.certificate),
     )
-    assert check_signed(leaf, template, stamp, hierarchy.issuer.certificate) is leaf
+    signed = leaf.public_bytes(Encoding.DER)
+    assert check_signed(signed, template, stamp) == leaf
     other = leaf_template(SpiffeId.parse("spiffe://cluster.local/admin"), KEY.public_key())
     with pytest.raises(IssuanceError, match="other extensions"):
-        check_signed(leaf, other, stamp, hierarchy.issuer.certificate)
-    with pytest.raises(IssuanceError, match="another subject or key"):
+        check_signed(signed, other, stamp)
+    another_key = leaf_template(WEB, new_private_key().public_key())
+    with pytest.raises(IssuanceError, match="another subject, key or issuer"):
+        check_signed(signed, replace(template, key_der=another_key.key_der), stamp)
+    with pytest.raises(IssuanceError, match="another subject, key or issuer"):
+        check_signed(signed, template, replace(stamp, by=Signatory.of(hierarchy.root)))
+    with pytest.raises(IssuanceError, match="other extensions"):
         check_signed(
-            leaf,
-            replace(template, public_key=new_private_key().public_key()),
-            stamp,
-            hierarchy.issuer.certificate,
+            signed,
+            template,
+            replace(
+                stamp,
+                by=replace(stamp.by, authority_key=Signatory.of(hierarchy.root).authority_key),
+            ),
         )
     with pytest.raises(IssuanceError, match="validity or serial"):
-        check_signed(leaf, template, replace(stamp, serial=8), hierarchy.issuer.certificate)
+        check_signed(signed, template, replace(stamp, serial=8))
     with pytest.raises(IssuanceError, match="does not verify"):
-        check_signed(leaf, template, stamp, hierarchy.root)
+        check_signed(signed, template, replace(stamp, by=replace(stamp.by, key=KEY.public_key())))
+    damaged = bytearray(signed)
+    damaged[-1] ^= 1
+    with pytest.raises(IssuanceError, match="does not verify"):
+        check_signed(bytes(damaged), template, stamp)
 
 
 def build(*extensions: tuple[x509.ExtensionType, bool], subject: x509.Name | None = None) -> x509.Certificate:
@@ -227,10 +240,13 @@ def build(*extensions: tuple[x509.ExtensionType, bool], subject: x509.Name | Non
     return builder.sign(KEY, hashes.SHA256())
 
 
-GOOD = dict(enumerate(leaf_template(WEB, KEY.public_key()).extensions))
-SIGNING = dict(
-    enumerate(ca_template(TrustDomain("td"), KEY.public_key(), name="x", path_length=0).extensions)
-)
+def pairs(template: Template) -> dict[int, tuple[x509.ExtensionType, bool]]:
+    """Return the extensions of `template` with whether they are critical, numbered."""
+    return dict(enumerate((one.value, one.critical) for one in template.extensions))
+
+
+GOOD = pairs(leaf_template(WEB, KEY.public_key()))
+SIGNING = pairs(ca_template(TrustDomain("td"), KEY.public_key(), name="x", path_length=0))
 
 
 def uris(*values: str) -> x509.SubjectAlternativeName:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from support.valkey import DURABLE, Valkey
 
 from ca.cli import ca
@@ -20,6 +21,12 @@ from ca.ledger import LedgerRefusalError, token_hash
 from ca.store.sqlite import LEDGER, SqliteLedger
 
 WEB = "spiffe://cluster.local/ns/default/sa/web"
+
+
+def crls_in(pem: bytes) -> list[x509.CertificateRevocationList]:
+    """Return the CRLs in `pem`, in order."""
+    end = b"-----END X509 CRL-----"
+    return [x509.load_pem_x509_crl(part + end) for part in pem.split(end)[:-1]]
 
 
 def run(*arguments: str | Path) -> Result:
@@ -127,17 +134,106 @@ def test_a_revocation_counts_without_the_key(pki: Path) -> None:
     assert (result.exit_code, "no CRL says so yet" in result.stderr) == (0, True)
     assert run("crl", "--dir", pki).exit_code == 2
     (pki.parent / "elsewhere").rename(pki / "ca-key.pem")
-    assert plain("crl", "--dir", pki)["revoked"] == 1
+    assert plain("crl", "--dir", pki)["crls"][0]["revoked"] == 1
 
 
 def test_a_crl_is_written_to_a_file(pki: Path, tmp_path: Path) -> None:
     """In PEM or DER, the same until it is due."""
-    made = plain("crl", "--dir", pki, "--out", tmp_path / "crl.pem")
-    again = plain("crl", "--dir", pki, "--out", tmp_path / "crl.der", "--format", "der")
+    (made,) = plain("crl", "--dir", pki, "--out", tmp_path / "crl.pem")["crls"]
+    (again,) = plain("crl", "--dir", pki, "--out", tmp_path / "crl.der", "--format", "der")["crls"]
     assert (made["number"], again["number"], made["revoked"]) == (1, 1, 0)
     pem = x509.load_pem_x509_crl((tmp_path / "crl.pem").read_bytes())
     assert pem == x509.load_der_x509_crl((tmp_path / "crl.der").read_bytes())
     assert run("crl", "--dir", pki, "--format", "der").exit_code == 2
+
+
+@pytest.fixture
+def rotated(pki: Path) -> tuple[Path, list[str]]:
+    """Return a CA and its authorities: the active, the prepared, the old one; of the old one one is revoked."""
+    issued = issue(pki)
+    plain("revoke", "--dir", pki, issued["serial"])
+    plain("authority", "prepare", "--dir", pki, "--new-root")
+    plain("authority", "activate", "--dir", pki, "--now")
+    plain("authority", "prepare", "--dir", pki, "--new-root")
+    states = {one["state"]: one["authority"] for one in plain("authority", "list", "--dir", pki)}
+    return pki, [states[name] for name in ("active", "prepared", "old")]
+
+
+def issuers_of(pem: str) -> list[str]:
+    """Return who signed each of the CRLs in `pem`."""
+    found = crls_in(pem.encode())
+    identifiers = [
+        one.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value.key_identifier
+        for one in found
+    ]
+    return [one.hex() for one in identifiers if one is not None]
+
+
+def test_every_authority_that_is_not_revoked_has_its_crl(rotated: tuple[Path, list[str]]) -> None:
+    """In one file, the active one's first; each lists what its own authority signed; revoked ones are gone."""
+    pki, names = rotated
+    printed = run("crl", "--dir", pki).stdout
+    assert issuers_of(printed) == names
+    assert [len(one) for one in crls_in(printed.encode())] == [0, 0, 1]
+    crls = plain("crl", "--dir", pki)["crls"]
+    assert [(one["issuer"], one["authority"], one["revoked"]) for one in crls] == [
+        (names[0], "active", 0),
+        (names[1], "prepared", 0),
+        (names[2], "old", 1),
+    ]
+    assert "".join(one["crl"] for one in crls) == printed
+    run("authority", "taint", "--dir", pki, names[2])
+    assert plain("crl", "--dir", pki)["crls"][2]["authority"] == "tainted"
+    assert run("authority", "revoke", "--dir", pki, names[2], "--now").exit_code == 0
+    assert issuers_of(run("crl", "--dir", pki).stdout) == names[:2]
+
+
+def test_one_authority_is_chosen_by_the_start_of_its_id(
+    rotated: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    """Also as DER, which holds one: that of the active authority where none is named."""
+    pki, names = rotated
+    assert issuers_of(run("crl", "--dir", pki, "--authority", names[2][:12]).stdout) == [names[2]]
+    out = tmp_path / "crl.der"
+    for arguments, name in (((), names[0]), (("--authority", names[2]), names[2])):
+        (made,) = plain("crl", "--dir", pki, "--format", "der", "--out", out, *arguments)["crls"]
+        assert (made["issuer"], made["file"]) == (name, str(out))
+        found = x509.load_der_x509_crl(out.read_bytes())
+        assert issuers_of(found.public_bytes(Encoding.PEM).decode()) == [name]
+    for wrong in ("ffffffffffff", "x", ""):
+        assert run("crl", "--dir", pki, "--authority", wrong).exit_code == 3
+
+
+def test_crls_are_listed_without_a_key(rotated: tuple[Path, list[str]], tmp_path: Path) -> None:
+    """What is stored, and what is not yet; nothing is made."""
+    pki, names = rotated
+    for file in (pki / "ca-key.pem", *(pki / "authorities").rglob("ca-key.pem")):
+        file.write_text("no key")
+    head = plain("audit", "--dir", pki)["head"]
+    listed = plain("crl", "--dir", pki, "--list")["crls"]
+    assert [(one["issuer"], one["number"]) for one in listed] == [
+        (names[0], None),
+        (names[1], None),
+        (names[2], 1),
+    ]
+    assert all("crl" not in one for one in listed)
+    lines = run("crl", "--dir", pki, "--list").stdout.splitlines()
+    assert lines[0] == f"{names[0]}  active    none yet"
+    assert lines[2].startswith(f"{names[2]}  old       number 1, 1 revoked, until 20")
+    assert plain("audit", "--dir", pki)["head"] == head
+    assert run("crl", "--dir", pki, "--list", "--out", tmp_path / "x").exit_code == 2
+
+
+def test_an_authority_without_its_key_keeps_its_last_crl(rotated: tuple[Path, list[str]]) -> None:
+    """A warning says that there is no newer one; where it was asked for by name that is an error."""
+    pki, names = rotated
+    plain("crl", "--dir", pki)
+    for file in (pki / "authorities").rglob("ca-key.pem"):
+        file.unlink()
+    result = run("crl", "--dir", pki)
+    assert (result.exit_code, issuers_of(result.stdout)) == (0, names)
+    assert result.stderr.count("Warning: no new CRL of authority") == 2
+    assert run("crl", "--dir", pki, "--authority", names[2]).exit_code == 2
 
 
 def test_entries_are_made_shown_and_deleted(pki: Path) -> None:
@@ -154,8 +250,11 @@ def test_entries_are_made_shown_and_deleted(pki: Path) -> None:
         "unix:gid:8",
     ]
     made = plain(
-        *arguments, "--ttl", "5m", "--dns", "web", "--federates-with", "partner.test", "--hint", "in"
+        *arguments,
+        *("--ttl", "5m", "--jwt-ttl", "90s", "--dns", "web", "--federates-with", "partner.test"),
+        *("--hint", "in"),
     )
+    assert made["jwt_ttl_seconds"] == 90
     assert made["selectors"] == ["unix:uid:7", "unix:gid:8"]
     assert (made["ttl_seconds"], made["dns_names"], made["federates_with"]) == (
         300,
@@ -175,12 +274,25 @@ def test_entries_are_made_shown_and_deleted(pki: Path) -> None:
         ["spiffe://other/web", "--selector", "unix:uid:1"],
         [WEB, "--selector", "unix:uid:x"],
         [WEB, "--selector", "unix:uid:1", "--ttl", "25h"],
+        [WEB, "--selector", "unix:uid:1", "--jwt-ttl", "61m"],
+        [WEB, "--selector", "unix:uid:1", "--jwt-ttl", "0s"],
         ["web", "--selector", "unix:uid:1"],
         [WEB, "--selector", "unix:uid:1", "--parent", "spiffe://other/agent"],
     ):
         assert run("entry", "create", "--dir", pki, *wrong).exit_code == 3, wrong
     assert run("entry", "create", "--dir", pki, WEB).exit_code == 2
     assert plain("entry", "list", "--dir", pki) == []
+
+
+def test_the_life_of_tokens_is_five_minutes_if_nobody_says_otherwise(pki: Path) -> None:
+    """As in the settings of a server; a backup keeps what was said."""
+    made = plain("entry", "create", "--dir", pki, WEB, "--selector", "unix:uid:7")
+    assert made["jwt_ttl_seconds"] == 300
+    other = plain("entry", "create", "--dir", pki, WEB, "--selector", "unix:uid:8", "--jwt-ttl", "1h")
+    plain("backup", "--dir", pki, "--out", pki.parent / "a.tar", "--allow-unencrypted")
+    plain("restore", pki.parent / "a.tar", "--dir", pki.parent / "again")
+    assert plain("entry", "list", "--dir", pki.parent / "again") == [made, other]
+    assert "3600" in run("entry", "show", "--dir", pki, other["entry"]).stdout
 
 
 def test_a_token_is_shown_once_and_kept_as_a_hash(pki: Path) -> None:
@@ -237,10 +349,8 @@ def test_a_ledger_may_lie_elsewhere(pki: Path, tmp_path: Path) -> None:
 @pytest.fixture
 def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
     """Run a server that keeps what it confirms."""
-    server = Valkey(tmp_path_factory.mktemp("v"), *DURABLE)
-    server.start()
-    yield server
-    server.kill()
+    with Valkey(tmp_path_factory.mktemp("v"), *DURABLE) as server:
+        yield server
 
 
 def test_a_ledger_may_be_in_redis(

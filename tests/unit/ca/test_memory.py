@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -13,12 +13,16 @@ import structlog
 from cryptography import x509
 from support.ledgers import API, WEB, certificate, entry
 
+from ca.attestation import Registrations
 from ca.authority import Authority
 from ca.crl import RENEW_AFTER, key_identifier
+from ca.keys import new_private_key
 from ca.ledger import RevocationReason
 from ca.memory import CaMemory
+from ca.recording import Requester
 from ca.registration import Registration
 from ca.store.sqlite import SqliteLedger
+from garrison.errors import IssuanceError
 from garrison.identity import SpiffeId
 
 CONFIGURED = Registration.parse(str(WEB), ["unix:uid:1"])
@@ -31,13 +35,13 @@ class Following:
     def __init__(self, ledger: SqliteLedger, authority: Authority, now: datetime) -> None:
         self.now = now
         self.memory = CaMemory(ledger, authority, [CONFIGURED], now=lambda: self.now)
-        self.registrations: list[Sequence[Registration]] = []
+        self.registrations: list[tuple[Registration, ...]] = []
         self.pushes = 0
         self._told = asyncio.Event()
 
-    def use(self, registrations: Sequence[Registration]) -> None:
+    def use(self, registrations: Registrations) -> None:
         """Take in registrations."""
-        self.registrations.append(registrations)
+        self.registrations.append(tuple(registrations))
         self._told.set()
 
     def push(self) -> None:
@@ -82,7 +86,7 @@ def test_registrations_and_revocations_of_others_are_followed(
     async def main() -> None:
         own = SqliteLedger.of(tmp_path)
         following = Following(own, authority, now)
-        assert following.memory.registrations == (CONFIGURED,)
+        assert tuple(following.memory.registrations) == (CONFIGURED,)
         assert len(following.memory.crls) == 1
         async with following.running():
             added = entry("1", API)
@@ -108,6 +112,41 @@ def test_registrations_and_revocations_of_others_are_followed(
             assert ledger.crls()[0].number == 3
         assert following.memory.page("/ca/other") is None
         following.memory.close()
+
+    asyncio.run(main())
+
+
+def test_registrations_are_the_same_until_they_change_and_those_of_nodes_are_found_by_node(
+    ledger: SqliteLedger, tmp_path: Path, authority: Authority, now: datetime
+) -> None:
+    """The index is kept while only others' entries come and go; what has no parent is no node's to give."""
+    nodes = [SpiffeId.parse(f"spiffe://cluster.local/node/{name}") for name in "ab"]
+
+    async def main() -> None:
+        memory = Following(SqliteLedger.of(tmp_path), authority, now).memory
+        before = memory.registrations
+        ledger.add_entry(
+            entry("other", SpiffeId.parse("spiffe://other/web"), parent_id="spiffe://other/node")
+        )
+        await memory.refresh()
+        assert memory.registrations is before
+        assert memory.node_entries == {}
+        ledger.add_entry(entry("direct", API))
+        given = [
+            entry(name, API, f"unix:uid:{name}", parent_id=str(nodes[place]))
+            for name, place in (("3", 0), ("2", 1), ("1", 0))
+        ]
+        for one in given:
+            ledger.add_entry(one)
+        await memory.refresh()
+        assert len(memory.registrations) == 5
+        assert memory.registrations.direct(API) is not None
+        assert {node: list(mine.values()) for node, mine in memory.node_entries.items()} == {
+            nodes[0]: [given[0], given[2]],
+            nodes[1]: [given[1]],
+        }
+        assert list(memory.node_entries[nodes[0]]) == ["3", "1"]
+        memory.close()
 
     asyncio.run(main())
 
@@ -157,11 +196,48 @@ def test_a_ledger_that_fails_for_a_while_is_followed_again(
                 async with asyncio.timeout(LIMIT_SECONDS):
                     while "ledger not followed" not in [one["event"] for one in logs]:  # noqa: ASYNC110
                         await asyncio.sleep(0.01)
-                assert following.memory.registrations == (CONFIGURED,)
+                assert tuple(following.memory.registrations) == (CONFIGURED,)
                 ledger.add_entry(entry("1", API))
                 own.failing = False
                 await following.told()
                 assert len(following.registrations[-1]) == 2
+        following.memory.close()
+
+    asyncio.run(main())
+
+
+def test_a_clock_that_is_behind_ends_issuing_until_it_is_right(
+    ledger: SqliteLedger, tmp_path: Path, authority: Authority, now: datetime
+) -> None:
+    """Others' newest record says so: nothing is signed, the stored CRL goes on to be served; all said once."""
+
+    async def main() -> None:
+        own = SqliteLedger.of(tmp_path)
+        following = Following(own, authority, now)
+        stored = following.memory.crls
+        async with following.running():
+            ledger.add_entry(entry("1", API, at=now + timedelta(hours=1)))
+            with structlog.testing.capture_logs() as logs:
+                await following.told()
+                key = new_private_key().public_key()
+                with pytest.raises(IssuanceError, match="the clock of this machine"):
+                    await following.memory.issuer.issue(
+                        WEB, key, requester=Requester("x", "unix"), now=now, ttl=timedelta(hours=1)
+                    )
+                following.now = now - timedelta(hours=8)
+                ledger.add_entry(entry("2", WEB, at=now + timedelta(hours=1)))
+                await following.told()
+            assert [one["event"] for one in logs].count("issuing ended") == 1
+            assert "ledger not followed" not in [one["event"] for one in logs]
+            assert following.memory.crls == stored
+            assert "nothing is issued: the clock of this machine" in following.memory.describe()
+            following.now = now + timedelta(hours=1)
+            ledger.add_entry(entry("3", WEB, "unix:uid:3", at=now + timedelta(hours=1)))
+            await following.told()
+            assert following.memory.clock_problem == ""
+            await following.memory.issuer.issue(
+                WEB, key, requester=Requester("x", "unix"), now=following.now, ttl=timedelta(hours=1)
+            )
         following.memory.close()
 
     asyncio.run(main())

@@ -11,6 +11,7 @@ import pytest
 
 from ca.authorities import Authorities
 from ca.authority import ROOT_CERT, ROOT_KEY, Authority, CaCertificates, Hierarchy, Lifetimes
+from ca.authority_files import ISSUERS
 from ca.bundle import parse_certificates
 from ca.crl import key_identifier_of
 from ca.keys import new_private_key
@@ -51,8 +52,9 @@ def pki(tmp_path: Path) -> Path:
 class Server:
     """A memory that is told when to look, and what it told others."""
 
-    def __init__(self, pki: Path) -> None:
+    def __init__(self, pki: Path, at: datetime = START) -> None:
         self.clock = Clock()
+        self.clock.now = at
         self.ledger = SqliteLedger.of(pki)
         self.authorities = Authorities(pki, self.ledger, policy=Policy(overlap=MINUTE))
         self.memory = CaMemory(
@@ -228,8 +230,9 @@ def test_nothing_is_signed_without_an_active_authority(server: Server) -> None:
     public = CaCertificates(foreign.issuer.certificate, foreign.chain, foreign.roots, DOMAIN)
 
     def by_another_replica(authorities: Authorities, now: datetime) -> None:
-        authorities._take_in(public, authorities._known(), now, "another replica")
-        authorities._publish(authorities._known(), now, "another replica")
+        there = authorities._reconciler
+        there._take_in(public, there.known(), now, "another replica")
+        there._publish(there.known(), now, "another replica")
 
     by_hand(server, by_another_replica)
     server.look(3)
@@ -287,3 +290,29 @@ def test_two_servers_of_one_directory_rotate_once(server: Server, pki: Path) -> 
     assert parse_certificates((pki / ROOT_CERT).read_bytes()) == server.memory.issuer.authority.roots
     other.memory.close()
     assert (pki / LEDGER).exists()
+
+
+def test_a_server_starts_by_a_clock_that_is_behind_and_changes_nothing(pki: Path) -> None:
+    """Authorities that a crash left half done wait until the clock is right, and rotation with them."""
+    first = Server(pki, START + 11 * DAY)
+    first.look()
+    assert [one.state for one in first.memory.standings] == [KeyState.ACTIVE, KeyState.PREPARED]
+    first.memory.close()
+    (pki / ISSUERS).unlink()
+    second = Server(pki, START + 10 * DAY)
+    assert "nothing is issued: the clock of this machine" in second.memory.describe()
+    second.look()
+    assert not (pki / ISSUERS).exists()
+    second.clock.now = START + 18 * DAY
+    second.look()
+    assert (pki / ISSUERS).exists()
+    assert second.memory.clock_problem == ""
+    assert [one.state for one in second.memory.standings] == [KeyState.OLD, KeyState.ACTIVE]
+    second.memory.close()
+
+
+def test_a_ca_that_is_not_valid_yet_says_so(pki: Path) -> None:
+    """It was made by a clock that was ahead."""
+    server = Server(pki, START - timedelta(hours=1))
+    assert "is not valid before" in server.memory.describe()
+    server.memory.close()

@@ -10,6 +10,7 @@ import pytest
 from ca.issuer import MAX_TTL
 from ca.ledger import KeyState
 from ca.rotation import (
+    CLOCK_MARGIN,
     SETTLE,
     Act,
     Policy,
@@ -82,17 +83,19 @@ def test_a_short_life_has_a_short_overlap() -> None:
 
 
 def test_the_last_leaf_decides_when_an_old_one_ends() -> None:
-    """Not before what it signed has expired, recorded or from before there was a record."""
+    """Not before what it signed has expired, recorded or from before there was a record, by any clock."""
     end = NOW + 2 * DAY
     old = replace(OLD, last_leaf=end)
-    assert due([ACTIVE, old], end - timedelta(seconds=1), POLICY) == ()
-    assert due([ACTIVE, old], end, POLICY) == (Step(Act.RETIRE, "o"),)
+    assert due([ACTIVE, old], end + timedelta(hours=1) - timedelta(seconds=1), POLICY) == ()
+    assert due([ACTIVE, old], end + CLOCK_MARGIN - timedelta(seconds=1), POLICY) == ()
+    assert due([ACTIVE, old], end + CLOCK_MARGIN, POLICY) == (Step(Act.RETIRE, "o"),)
     fresh = replace(OLD, known_since=NOW, changed_at=NOW)
     assert needed_until(fresh, POLICY) == NOW + MAX_TTL
     assert needed_until(replace(fresh, known_since=NOW - 9 * DAY), POLICY) == NOW + SETTLE
     # Nothing that it signed outlives it.
     assert needed_until(replace(fresh, ends=NOW + timedelta(hours=1)), POLICY) == NOW + timedelta(hours=1)
-    assert due([ACTIVE, replace(TAINTED, last_leaf=end)], end, POLICY) == (Step(Act.RETIRE, "t"),)
+    tainted = [ACTIVE, replace(TAINTED, last_leaf=end)]
+    assert due(tainted, end + CLOCK_MARGIN, POLICY) == (Step(Act.RETIRE, "t"),)
 
 
 def test_one_that_was_never_used_ends_with_its_certificate() -> None:

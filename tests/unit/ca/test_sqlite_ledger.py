@@ -5,12 +5,13 @@ from __future__ import annotations
 import sqlite3
 import stat
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from support.ledgers import ISSUER, NOW, certificate, entry
+from support.ledgers import API, ISSUER, NOW, certificate, entry
 
-from ca.audit import AuditEvent
+from ca.audit import AuditEvent, AuditHead, AuditRecord
 from ca.ledger import CertificateQuery, LedgerUnavailableError
 from ca.recording import NotRecordedError, record
 from ca.store.database import Database
@@ -83,14 +84,44 @@ def test_an_older_file_is_migrated_in_one_step_or_not_at_all(tmp_path: Path) -> 
     database.close()
 
 
+def test_a_ledger_of_the_version_before_is_taken_over(tmp_path: Path) -> None:
+    """Its registrations said nothing of tokens, which lived for 5 minutes; everything else stays as it was."""
+    Database(tmp_path / LEDGER, STEPS[:1]).close()
+    record = AuditRecord.after(AuditHead(), AuditEvent.ENTRY_CREATED, actor="root", details={}, now=NOW)
+    connection = sqlite3.connect(tmp_path / LEDGER)
+    with connection:
+        connection.execute(
+            "INSERT INTO entries VALUES (7, 'old', 'spiffe://cluster.local/web', '', '[\"unix:uid:1000\"]',"
+            " 3600000000, '[\"web\"]', '[\"partner.test\"]', 'in', 1893553445000678, 'root')"
+        )
+        connection.execute(
+            "INSERT INTO audit VALUES (?,?,?,?,?,?,?)",
+            (1, record.previous, record.time, record.event, record.actor, record.details, record.hash),
+        )
+    connection.close()
+    old = entry("old", dns_names=["web"], federates_with=["partner.test"], hint="in")
+    assert old.registration.jwt_ttl == timedelta(minutes=5)
+    ledger = SqliteLedger.of(tmp_path)
+    assert ledger.entries() == (old,)
+    new = entry("new", API, jwt_ttl=timedelta(minutes=9))
+    ledger.add_entry(new)
+    assert ledger.entries() == (old, new)
+    assert ledger.delete_entry("old", now=NOW, by="root") == old
+    assert ledger.verify_audit(record.head).intact
+    ledger.close()
+    connection = sqlite3.connect(tmp_path / LEDGER)
+    assert connection.execute("PRAGMA user_version").fetchone() == (VERSION,)
+    connection.close()
+
+
 def test_every_statement_of_the_schema_is_run() -> None:
     """Splitting the steps into statements loses nothing: triggers have semicolons of their own."""
-    for step in STEPS:
-        made = sqlite3.connect(":memory:")
+    made = sqlite3.connect(":memory:")
+    for number, step in enumerate(STEPS, start=1):
         made.executescript(step)
-        wanted = made.execute("SELECT count(*) FROM sqlite_master WHERE sql IS NOT NULL").fetchone()
-        made.close()
-        assert wanted == (step.count("CREATE "),)
+        (found,) = made.execute("SELECT count(*) FROM sqlite_master WHERE sql IS NOT NULL").fetchone()
+        assert found == sum(one.count("CREATE ") for one in STEPS[:number])
+    made.close()
 
 
 @pytest.mark.parametrize("content", [b"not a database, and long enough to have a header" * 40, b"x"])

@@ -12,7 +12,8 @@ import pytest
 from ca.authority import Authority, X509Svid
 from ca.keys import PublicKey, new_private_key
 from ca.registration import Registration
-from ca.svid_cache import MIN_INTERVAL, HeldSvid, SvidCache
+from ca.renewal import MIN_INTERVAL
+from ca.svid_cache import HeldSvid, SvidCache
 from garrison.errors import IssuanceError
 
 WEB = Registration.parse("spiffe://cluster.local/web", ["unix:uid:1"])

@@ -94,14 +94,14 @@ def leaf(issuer: Signer, *, ends: datetime = NOW + DAY, signed_with: CaKey | Non
         x509.CertificateBuilder()
         .subject_name(template.subject)
         .issuer_name(issuer.certificate.subject)
-        .public_key(template.public_key)
+        .public_key(LEAF_KEY.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(NOW - DAY)
         .not_valid_after(ends)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.key.public_key()), False)
     )
-    for extension, critical in template.extensions:
-        builder = builder.add_extension(extension, critical)
+    for one in template.extensions:
+        builder = builder.add_extension(one.value, one.critical)
     return builder.sign(signing, signature_hash(signing))
 
 

@@ -271,6 +271,14 @@ def test_quotas_are_given_out_as_the_settings_say(tmp_path: Path) -> None:
             "ca: {token_issuers: [{issuer: 'https://a', audiences: [x]}, {issuer: 'https://a', audiences: [y]}]}\n",
             "`https://a` stands twice",
         ),
+        (
+            "ext_authz_providers: [{name: a, address: 'tcp://h:1'}, {name: a, address: 'tcp://h:2'}]\n",
+            "ext_authz_providers: `a` stands twice",
+        ),
+        (
+            "casbin_adapters: [{name: a, adapter: 'm:A'}, {name: a, adapter: 'm:B'}]\n",
+            "casbin_adapters: `a` stands twice",
+        ),
         ("ca: {token_review: {server: 'http://a'}}\n", "`https://` only"),
         ("ca: {token_review: {timeout: 1h}}\n", "`timeout` is between 10ms and 30s"),
     ],

@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
 from envoy.service.ratelimit.v3 import rls_pb2
+from support.ratelimit import CALL, OK, OVER_LIMIT, Clock, limits_of
+from support.ratelimit import answer as ask
+from support.ratelimit import request as request_in
 
-from garrison.documents import parse
 from garrison.errors import DependencyError, RequestError
-from garrison.transport import Call, Peer
 from ratelimit.algorithm import SECOND, Outcome
-from ratelimit.compile import compile_limits
 from ratelimit.service import FAULT_HEADER, SHOULD_RATE_LIMIT, Counters, RateLimitService
 from ratelimit.store.base import Spend, Store
 from ratelimit.store.memory import MemoryStore
-from ratelimit.tree import Limits
 
-OK = rls_pb2.RateLimitResponse.OK
-OVER_LIMIT = rls_pb2.RateLimitResponse.OVER_LIMIT
 MINUTE = rls_pb2.RateLimitResponse.RateLimit.MINUTE
 HOUR = rls_pb2.RateLimitResponse.RateLimit.HOUR
-CALL = Call(Peer("127.0.0.1:1"), ())
-START = 1_700_002_800 * SECOND  # the start of an hour
 
-CONFIG = b"""\
+CONFIG = """\
 domain: shop
 descriptors:
 - {key: user, rate_limit: {unit: minute, requests_per_unit: 2, name: per-user}}
@@ -36,46 +32,13 @@ descriptors:
 """
 
 
-def limits_of(text: bytes) -> Limits:
-    """Return the limits in `text`."""
-    limits, diagnostics = compile_limits(parse(text, "f.yaml")[0])
-    assert diagnostics == []
-    return limits
-
-
-class Clock:
-    """A clock that the test sets."""
-
-    def __init__(self) -> None:
-        self.now = START
-
-    def __call__(self) -> int:
-        """Return the time."""
-        return self.now
-
-
 def serve(store: Store | None = None, clock: Clock | None = None) -> RateLimitService:
     """Return a service with `CONFIG`."""
     limits = limits_of(CONFIG)
     return RateLimitService(lambda: limits, store or MemoryStore(), clock or Clock())
 
 
-def request(*descriptors: dict[str, str], domain: str = "shop", hits: int = 0) -> Any:
-    """Return a request; each descriptor is a mapping of its entries."""
-    message = rls_pb2.RateLimitRequest(domain=domain, hits_addend=hits)
-    for entries in descriptors:
-        descriptor = message.descriptors.add()
-        for key, value in entries.items():
-            descriptor.entries.add(key=key, value=value)
-    return message
-
-
-def ask(service: RateLimitService, message: Any) -> Any:
-    """Return the answer of `service`, which has a store that answers at once."""
-    raw = message if isinstance(message, bytes) else message.SerializeToString()
-    answer = service.should_rate_limit(raw, CALL)
-    assert isinstance(answer, bytes)
-    return rls_pb2.RateLimitResponse.FromString(answer)
+request = partial(request_in, domain="shop")
 
 
 def fault_of(response: Any) -> str:
@@ -294,9 +257,9 @@ def test_limits_are_read_for_each_request() -> None:
     service = RateLimitService(lambda: current, MemoryStore(), Clock())
     for _ in range(3):
         ask(service, request({"user": "a"}))
-    current = limits_of(CONFIG.replace(b"requests_per_unit: 2", b"requests_per_unit: 9"))
+    current = limits_of(CONFIG.replace("requests_per_unit: 2", "requests_per_unit: 9"))
     assert ask(service, request({"user": "a"})).statuses[0].limit_remaining == 5
-    current = limits_of(b"domain: other\n")
+    current = limits_of("domain: other\n")
     assert not ask(service, request({"user": "a"})).statuses[0].HasField("current_limit")
 
 

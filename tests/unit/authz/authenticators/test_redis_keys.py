@@ -21,10 +21,8 @@ from garrison.redis_address import RedisAddress
 @pytest.fixture
 def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
     """Run a server."""
-    server = Valkey(tmp_path_factory.mktemp("v"))
-    server.start()
-    yield server
-    server.kill()
+    with Valkey(tmp_path_factory.mktemp("v")) as server:
+        yield server
 
 
 def keys_of(valkey: Valkey, caching: Caching, **more: Any) -> CachingAuthenticator:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -13,7 +12,7 @@ from ca.attestors.jwt import TrustedIssuer
 from garrison.fetching import Fetcher
 from garrison.keys.discovery import check_source
 from garrison.keys.jwks import KeySet, KeySetError, KeySource, parse_jwks
-from garrison.process.setting_types import STRICT, Duration, FilePath
+from garrison.process.settings.types import STRICT, Duration, FilePath
 from garrison.token_review import MAX_ANSWER_BYTES, ApiServer, NotAuthenticated, ReviewedUser, ask
 from garrison.urls import check_url
 
@@ -104,15 +103,3 @@ class CaTokenReviewSettings(BaseModel):
             return ask(server, fetcher, token)
 
         return review
-
-
-def check_issuers(issuers: Sequence[TokenIssuerSettings]) -> None:
-    """Refuse two issuers of one name: which keys are theirs would be a guess.
-
-    Raises:
-        ValueError: there are.
-
-    """
-    names = [one.issuer for one in issuers]
-    if twice := sorted(name for name in set(names) if names.count(name) > 1):
-        raise ValueError(f"`{twice[0]}` stands twice")
