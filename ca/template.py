@@ -25,8 +25,8 @@ ROOT_PATH_LENGTH = 1
 INTERMEDIATE_PATH_LENGTH = 0
 # X.520 bounds an organization name.
 _MAX_ORGANIZATION = 64
-# Names that are kept ready: a workload comes again twice in an hour.
-_READY_NAMES = 4096
+# Names that are kept ready, and are known to be in order: a workload comes again twice in an hour.
+READY_NAMES = 4096
 # `id-ce` (RFC 5280, 4.2.1): its object identifiers have three bytes.
 _CERTIFICATE_EXTENSIONS = "2.5.29"
 _CERTIFICATE_EXTENSIONS_DER = bytes.fromhex("0603551d")
@@ -60,11 +60,15 @@ class Extension:
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """Subject, key (SubjectPublicKeyInfo) and extensions of a certificate to be signed."""
+    """Subject, key (SubjectPublicKeyInfo) and extensions of a certificate to be signed.
+
+    `names` is the one of `extensions` that says whose it is.
+    """
 
     subject: x509.Name
     subject_der: bytes
     key_der: bytes
+    names: Extension
     extensions: tuple[Extension, ...]
 
 
@@ -119,19 +123,17 @@ def leaf_template(spiffe_id: SpiffeId, public_key: PublicKey, dns_names: Iterabl
 
     """
     key_der = key_der_of(check_public_key(public_key))
+    names = _names(spiffe_id, tuple(dns_names))
     return Template(
         subject=_NO_SUBJECT,
         subject_der=_NO_SUBJECT_DER,
         key_der=key_der,
-        extensions=(
-            *_LEAF_EXTENSIONS,
-            _names(spiffe_id, tuple(dns_names)),
-            Extension.of(_key_identifier(key_der), critical=False),
-        ),
+        names=names,
+        extensions=(*_LEAF_EXTENSIONS, names, Extension.of(_key_identifier(key_der), critical=False)),
     )
 
 
-@lru_cache(maxsize=_READY_NAMES)
+@lru_cache(maxsize=READY_NAMES)
 def _names(spiffe_id: SpiffeId, dns_names: tuple[str, ...]) -> Extension:
     try:
         whole = SpiffeId.parse(str(spiffe_id)) == spiffe_id
@@ -179,18 +181,18 @@ def ca_template(
             x509.NameAttribute(NameOID.SERIAL_NUMBER, key_identifier.digest.hex()),
         ]
     )
+    # Section 3.2: a signing certificate's ID is the trust domain's.
+    uri = x509.UniformResourceIdentifier(str(trust_domain.spiffe_id))
+    names = Extension.of(x509.SubjectAlternativeName([uri]), critical=False)
     return Template(
         subject=subject,
         subject_der=subject.public_bytes(),
         key_der=key_der,
+        names=names,
         extensions=(
             Extension.of(x509.BasicConstraints(ca=True, path_length=path_length), critical=True),
             Extension.of(_key_usage(key_cert_sign=True, crl_sign=True), critical=True),
-            # Section 3.2: a signing certificate's ID is the trust domain's.
-            Extension.of(
-                x509.SubjectAlternativeName([x509.UniformResourceIdentifier(str(trust_domain.spiffe_id))]),
-                critical=False,
-            ),
+            names,
             Extension.of(key_identifier, critical=False),
         ),
     )
