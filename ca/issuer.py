@@ -15,7 +15,7 @@ from cryptography import x509
 from ca import der
 from ca.inspection import check_key_pair, check_leaf, check_signed, check_signing
 from ca.keys import SERIAL_BITS, CaKey, PublicKey
-from ca.signing import algorithm_identifier, signed
+from ca.signing import signed
 from ca.template import READY_NAMES, Signatory, Stamp, Template, key_der_of, leaf_template
 from garrison.errors import IssuanceError
 from garrison.identity import SpiffeId, TrustDomain
@@ -61,6 +61,11 @@ class Issuer:
         object.__setattr__(self, "_signatory", Signatory.of(self.certificate))
         object.__setattr__(self, "_not_before", self.certificate.not_valid_before_utc)
         object.__setattr__(self, "_not_after", self.certificate.not_valid_after_utc)
+
+    @property
+    def key_identifier(self) -> str:
+        """The key identifier (hex) that its certificates name: what a ledger knows it by."""
+        return self._signatory.key_identifier
 
     @classmethod
     def build(cls, certificate: x509.Certificate, key: CaKey) -> Issuer:
@@ -179,18 +184,18 @@ def _seconds(moment: datetime) -> datetime:
 def _sign(template: Template, key: CaKey, stamp: Stamp) -> Signed:
     if not 0 < stamp.serial < 2**SERIAL_BITS:
         raise IssuanceError(f"a serial number is positive and has at most {SERIAL_BITS} bits")
-    made = signed(_to_be_signed(template, stamp, algorithm_identifier(key)), key)
+    made = signed(_to_be_signed(template, stamp), key, stamp.by.scheme)
     return Signed(made, check_signed(made, template, stamp))
 
 
-def _to_be_signed(template: Template, stamp: Stamp, algorithm: bytes) -> bytes:
+def _to_be_signed(template: Template, stamp: Stamp) -> bytes:
     """Return a TBSCertificate (RFC 5280, 4.1), as the library's builder would in several times the time."""
     extensions = b"".join(one.der for one in (stamp.by.authority_key, *template.extensions))
     return der.element(
         der.SEQUENCE,
         _VERSION_3
         + der.integer(stamp.serial)
-        + algorithm
+        + stamp.by.scheme.identifier
         + stamp.by.name_der
         + der.element(der.SEQUENCE, _time_der(stamp.not_before) + _time_der(stamp.not_after))
         + template.subject_der

@@ -18,6 +18,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ca import der
 from ca.keys import CaPublicKey, PublicKey, check_ca_public_key, check_public_key
+from ca.signing import Scheme
 from garrison.errors import IssuanceError
 from garrison.identity import SpiffeId, TrustDomain
 
@@ -74,11 +75,13 @@ class Template:
 
 @dataclass(frozen=True, slots=True)
 class Signatory:
-    """Who signs, as certificates say it: name (DER) and key identifier; and the key they verify with."""
+    """Who signs, as certificates say it: name (DER) and key identifier (hex); and how they are verified."""
 
     name_der: bytes
+    key_identifier: str
     authority_key: Extension
     key: CaPublicKey
+    scheme: Scheme
 
     @classmethod
     def of(cls, certificate: x509.Certificate) -> Signatory:
@@ -93,16 +96,19 @@ class Signatory:
         try:
             found = certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
         except x509.ExtensionNotFound:
-            identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(key)
-        else:
-            identifier = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(found)
-        return cls(certificate.subject.public_bytes(), Extension.of(identifier, critical=False), key)
+            found = x509.SubjectKeyIdentifier.from_public_key(key)
+        return cls._build(certificate.subject.public_bytes(), found, key)
 
     @classmethod
     def itself(cls, template: Template, key: CaPublicKey) -> Signatory:
         """Return whom a root names: `template` signed with its own `key`."""
-        identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(key)
-        return cls(template.subject_der, Extension.of(identifier, critical=False), key)
+        return cls._build(template.subject_der, x509.SubjectKeyIdentifier.from_public_key(key), key)
+
+    @classmethod
+    def _build(cls, name_der: bytes, identifier: x509.SubjectKeyIdentifier, key: CaPublicKey) -> Signatory:
+        value = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)
+        extension = Extension.of(value, critical=False)
+        return cls(name_der, identifier.digest.hex(), extension, key, Scheme.of(key))
 
 
 @dataclass(frozen=True, slots=True)
