@@ -51,8 +51,8 @@ bench: $(VENV)/dev.stamp ## measure; TARGET=host:port measures another ext_authz
 bench-ratelimit: $(VENV)/dev.stamp ## measure rate limits alone, from memory and from Valkey
 	@$(BIN)/python -m benchmarks --only ratelimit
 
-bench-ca: $(VENV)/dev.stamp ## measure the CA alone: issuing, (re)starting with many records, a long CRL
-	@$(BIN)/python -m benchmarks --only ca
+bench-ca: $(VENV)/dev.stamp ## measure the CA alone: issuing, over gRPC too, restarts with many records, a long CRL
+	@$(BIN)/python -m benchmarks --only ca --only ca-api
 
 clean: ## remove what make created
 	rm -rf $(VENV) .demo .mypy_cache .ruff_cache .pytest_cache

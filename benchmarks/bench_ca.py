@@ -25,7 +25,7 @@ from ca.api.istio_csr import SERVICE as ISTIO
 from ca.attestation import Registrations
 from ca.attestors.base import Attested, selectors
 from ca.authority import Authority, Hierarchy
-from ca.crl import CRL_LIFE, key_identifier, renew_crl
+from ca.crl import CRL_LIFE, renew_crl
 from ca.csr import parse_csr
 from ca.entitlement import Grant, choose
 from ca.keys import new_private_key
@@ -214,7 +214,7 @@ def _issued(authority: Authority, spiffe_id: SpiffeId, number: int, now: datetim
     serial = (number + 1) * 0x9E3779B97F4A7C15F39CC0605CEDC835 % 2**128
     return IssuedCertificate(
         serial=serial,
-        issuer=key_identifier(authority.issuer),
+        issuer=authority.issuer.key_identifier,
         kind=CertificateKind.X509_SVID,
         spiffe_id=spiffe_id,
         not_before=now,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import lru_cache
 from itertools import chain
 
 from ca.registration import Registration, Selector, SelectorKind
@@ -16,6 +17,8 @@ from garrison.identity import SpiffeId
 from garrison.transport.unix_peer import PeerCredentials
 
 
+# A process comes again for each certificate of its workloads.
+@lru_cache(maxsize=1024)
 def selectors_of(peer: PeerCredentials) -> frozenset[Selector]:
     """Return everything that is true of the process `peer`; a path that could not be read is left out."""
     found = {

@@ -22,7 +22,7 @@ from ca.ledger import (
     RevokedSerial,
     StoredCrl,
 )
-from ca.signing import signed, verify
+from ca.signing import Scheme, signed, verify
 from garrison.errors import IssuanceError
 
 CRL_LIFE = timedelta(hours=24)
@@ -31,11 +31,6 @@ RENEW_AFTER = CRL_LIFE * 2 / 3
 # time one is.
 GRACE = CRL_LIFE
 _ATTEMPTS = 10
-
-
-def key_identifier(issuer: Issuer) -> str:
-    """Return the key identifier (hex) that certificates of `issuer` name: what the ledger knows it by."""
-    return key_identifier_of(issuer.certificate)
 
 
 def key_identifier_of(certificate: x509.Certificate) -> str:
@@ -74,9 +69,9 @@ def build_crl(
     found = x509.load_der_x509_crl(listed)
     if len(found) != len(revoked):
         raise IssuanceError("the signed CRL does not hold what it should")
-    if not verify(found.signature, found.tbs_certlist_bytes, issuer.key.public_key()):
+    if not verify(found.signature, found.tbs_certlist_bytes, issuer.key.public_key(), Scheme.of(issuer.key)):
         raise IssuanceError("the signed CRL does not verify under its issuer")
-    return StoredCrl(key_identifier(issuer), number, revocations, listed, start, end)
+    return StoredCrl(issuer.key_identifier, number, revocations, listed, start, end)
 
 
 def is_due(crl: StoredCrl | None, revocations: int, now: datetime) -> bool:
@@ -96,7 +91,7 @@ def renew_crl(ledger: Ledger, issuer: Issuer, *, now: datetime, by: str) -> Stor
         LedgerUnavailableError: it cannot be read or stored.
 
     """
-    name = key_identifier(issuer)
+    name = issuer.key_identifier
     for _ in range(_ATTEMPTS):
         # In this order: what is revoked in between is in the list, and makes another one due.
         current, revocations = ledger.crl(name), ledger.revocations()
@@ -154,7 +149,9 @@ def _with_entries(empty: x509.CertificateRevocationList, key: CaKey, entries: Se
     """Return the list `empty` with `entries`, signed anew."""
     *fields, extensions = der.elements(der.content(empty.tbs_certlist_bytes))
     list_of_entries = der.element(der.SEQUENCE, b"".join(entries)) if entries else b""
-    return signed(der.element(der.SEQUENCE, b"".join((*fields, list_of_entries, extensions))), key)
+    return signed(
+        der.element(der.SEQUENCE, b"".join((*fields, list_of_entries, extensions))), key, Scheme.of(key)
+    )
 
 
 def _authority_key(certificate: x509.Certificate) -> x509.SubjectKeyIdentifier:

@@ -95,7 +95,7 @@ def check_signed(signed: bytes, template: Template, stamp: Stamp) -> x509.Certif
     )
     if found_stamp != (stamp.not_before, stamp.not_after, stamp.serial):
         raise IssuanceError("the signed certificate has another validity or serial number than was asked for")
-    if not verify(certificate.signature, to_be_signed, stamp.by.key):
+    if not verify(certificate.signature, to_be_signed, stamp.by.key, stamp.by.scheme):
         raise IssuanceError("the signed certificate does not verify under its issuer")
     return certificate
 

@@ -111,9 +111,8 @@ class IssuedCertificate:
         requester: str,
         attested_by: str,
         kind: CertificateKind = CertificateKind.X509_SVID,
-        der: bytes = b"",
     ) -> IssuedCertificate:
-        """Return what there is to record of `certificate`, whose DER may be at hand."""
+        """Return what there is to record of `certificate`."""
         return cls(
             serial=certificate.serial_number,
             issuer=issuer_of(certificate),
@@ -124,7 +123,7 @@ class IssuedCertificate:
             issued_at=now,
             requester=requester,
             attested_by=attested_by,
-            fingerprint=hashlib.sha256(der).hexdigest() if der else fingerprint_of(certificate),
+            fingerprint=fingerprint_of(certificate),
         )
 
     @property

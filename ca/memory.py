@@ -20,7 +20,7 @@ from ca.attestation import Registrations
 from ca.audit import clock_problem
 from ca.authorities import Authorities, View
 from ca.authority import Authority
-from ca.crl import crl_pem, is_due, key_identifier, renew_crl
+from ca.crl import crl_pem, is_due, renew_crl
 from ca.federation import published_intermediates
 from ca.issuer import Issuer
 from ca.ledger import Entry, KeyState, Ledger, StoredCrl
@@ -328,7 +328,7 @@ class CaMemory:
             self.crls = self._published_crls(names)
             return
         overdue = [
-            issuer for issuer in self._issuers() if is_due(held.get(key_identifier(issuer)), revocations, now)
+            issuer for issuer in self._issuers() if is_due(held.get(issuer.key_identifier), revocations, now)
         ]
         if not overdue and (names is None or held.keys() <= names):
             return
@@ -356,7 +356,7 @@ class CaMemory:
         )
 
     def _mine(self) -> StoredCrl | None:
-        name = key_identifier(self._authority.issuer)
+        name = self._authority.issuer.key_identifier
         return next((one for one in self.crls if one.issuer == name), None)
 
     def _complain(self, error: GarrisonError) -> None:

@@ -9,6 +9,7 @@ take the interpreter from each other several times for each certificate, which c
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from datetime import datetime, timedelta
 
 from ca.authority import Authority, X509Svid
 from ca.keys import PublicKey
-from ca.ledger import IssuedCertificate, Ledger, LedgerRefusalError, LedgerUnavailableError
+from ca.ledger import CertificateKind, IssuedCertificate, Ledger, LedgerRefusalError, LedgerUnavailableError
 from ca.registration import Registration
 from garrison.errors import IssuanceError
 from garrison.identity import SpiffeId
@@ -164,6 +165,23 @@ def record(ledger: Ledger, certificates: Sequence[IssuedCertificate]) -> None:
         raise NotRecordedError(f"it cannot be recorded, so nothing is issued: {error}") from error
 
 
+def _record_of(svid: X509Svid, issuer: str, requester: Requester, now: datetime) -> IssuedCertificate:
+    """Return what `IssuedCertificate.of` would, without taking the certificate apart again."""
+    leaf = svid.leaf
+    return IssuedCertificate(
+        serial=leaf.serial_number,
+        issuer=issuer,
+        kind=CertificateKind.X509_SVID,
+        spiffe_id=svid.spiffe_id,
+        not_before=leaf.not_valid_before_utc,
+        not_after=leaf.not_valid_after_utc,
+        issued_at=now,
+        requester=requester.name,
+        attested_by=requester.attested_by,
+        fingerprint=hashlib.sha256(svid.leaf_der).hexdigest(),
+    )
+
+
 class RecordingIssuer:
     """Issues from the authority in force, and records what it issues before it hands it out.
 
@@ -200,17 +218,9 @@ class RecordingIssuer:
         """
         if reason := self._refusal():
             raise IssuanceError(reason)
-        svid = self._authority().issue(spiffe_id, public_key, now=now, ttl=ttl, dns_names=dns_names)
-        await self._recorder.record(
-            IssuedCertificate.of(
-                svid.leaf,
-                spiffe_id,
-                now=now,
-                requester=requester.name,
-                attested_by=requester.attested_by,
-                der=svid.leaf_der,
-            )
-        )
+        authority = self._authority()
+        svid = authority.issue(spiffe_id, public_key, now=now, ttl=ttl, dns_names=dns_names)
+        await self._recorder.record(_record_of(svid, authority.issuer.key_identifier, requester, now))
         return svid
 
     def for_registration(

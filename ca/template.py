@@ -18,6 +18,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ca import der
 from ca.keys import CaPublicKey, PublicKey, check_ca_public_key, check_public_key
+from ca.signing import Scheme
 from garrison.errors import IssuanceError
 from garrison.identity import SpiffeId, TrustDomain
 
@@ -25,8 +26,8 @@ ROOT_PATH_LENGTH = 1
 INTERMEDIATE_PATH_LENGTH = 0
 # X.520 bounds an organization name.
 _MAX_ORGANIZATION = 64
-# Names that are kept ready: a workload comes again twice in an hour.
-_READY_NAMES = 4096
+# Names that are kept ready, and are known to be in order: a workload comes again twice in an hour.
+READY_NAMES = 4096
 # `id-ce` (RFC 5280, 4.2.1): its object identifiers have three bytes.
 _CERTIFICATE_EXTENSIONS = "2.5.29"
 _CERTIFICATE_EXTENSIONS_DER = bytes.fromhex("0603551d")
@@ -60,21 +61,27 @@ class Extension:
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """Subject, key (SubjectPublicKeyInfo) and extensions of a certificate to be signed."""
+    """Subject, key (SubjectPublicKeyInfo) and extensions of a certificate to be signed.
+
+    `names` is the one of `extensions` that says whose it is.
+    """
 
     subject: x509.Name
     subject_der: bytes
     key_der: bytes
+    names: Extension
     extensions: tuple[Extension, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Signatory:
-    """Who signs, as certificates say it: name (DER) and key identifier; and the key they verify with."""
+    """Who signs, as certificates say it: name (DER) and key identifier (hex); and how they are verified."""
 
     name_der: bytes
+    key_identifier: str
     authority_key: Extension
     key: CaPublicKey
+    scheme: Scheme
 
     @classmethod
     def of(cls, certificate: x509.Certificate) -> Signatory:
@@ -89,16 +96,19 @@ class Signatory:
         try:
             found = certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
         except x509.ExtensionNotFound:
-            identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(key)
-        else:
-            identifier = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(found)
-        return cls(certificate.subject.public_bytes(), Extension.of(identifier, critical=False), key)
+            found = x509.SubjectKeyIdentifier.from_public_key(key)
+        return cls._build(certificate.subject.public_bytes(), found, key)
 
     @classmethod
     def itself(cls, template: Template, key: CaPublicKey) -> Signatory:
         """Return whom a root names: `template` signed with its own `key`."""
-        identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(key)
-        return cls(template.subject_der, Extension.of(identifier, critical=False), key)
+        return cls._build(template.subject_der, x509.SubjectKeyIdentifier.from_public_key(key), key)
+
+    @classmethod
+    def _build(cls, name_der: bytes, identifier: x509.SubjectKeyIdentifier, key: CaPublicKey) -> Signatory:
+        value = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)
+        extension = Extension.of(value, critical=False)
+        return cls(name_der, identifier.digest.hex(), extension, key, Scheme.of(key))
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,19 +129,17 @@ def leaf_template(spiffe_id: SpiffeId, public_key: PublicKey, dns_names: Iterabl
 
     """
     key_der = key_der_of(check_public_key(public_key))
+    names = _names(spiffe_id, tuple(dns_names))
     return Template(
         subject=_NO_SUBJECT,
         subject_der=_NO_SUBJECT_DER,
         key_der=key_der,
-        extensions=(
-            *_LEAF_EXTENSIONS,
-            _names(spiffe_id, tuple(dns_names)),
-            Extension.of(_key_identifier(key_der), critical=False),
-        ),
+        names=names,
+        extensions=(*_LEAF_EXTENSIONS, names, Extension.of(_key_identifier(key_der), critical=False)),
     )
 
 
-@lru_cache(maxsize=_READY_NAMES)
+@lru_cache(maxsize=READY_NAMES)
 def _names(spiffe_id: SpiffeId, dns_names: tuple[str, ...]) -> Extension:
     try:
         whole = SpiffeId.parse(str(spiffe_id)) == spiffe_id
@@ -179,18 +187,18 @@ def ca_template(
             x509.NameAttribute(NameOID.SERIAL_NUMBER, key_identifier.digest.hex()),
         ]
     )
+    # Section 3.2: a signing certificate's ID is the trust domain's.
+    uri = x509.UniformResourceIdentifier(str(trust_domain.spiffe_id))
+    names = Extension.of(x509.SubjectAlternativeName([uri]), critical=False)
     return Template(
         subject=subject,
         subject_der=subject.public_bytes(),
         key_der=key_der,
+        names=names,
         extensions=(
             Extension.of(x509.BasicConstraints(ca=True, path_length=path_length), critical=True),
             Extension.of(_key_usage(key_cert_sign=True, crl_sign=True), critical=True),
-            # Section 3.2: a signing certificate's ID is the trust domain's.
-            Extension.of(
-                x509.SubjectAlternativeName([x509.UniformResourceIdentifier(str(trust_domain.spiffe_id))]),
-                critical=False,
-            ),
+            names,
             Extension.of(key_identifier, critical=False),
         ),
     )

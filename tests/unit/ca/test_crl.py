@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from support.ledgers import certificate
 
 from ca.authority import Authority, Hierarchy
-from ca.crl import CRL_LIFE, GRACE, RENEW_AFTER, build_crl, crl_pem, is_due, key_identifier, renew_crl
+from ca.crl import CRL_LIFE, GRACE, RENEW_AFTER, build_crl, crl_pem, is_due, renew_crl
 from ca.issuer import BACKDATE, Issuer
 from ca.keys import KeyType, new_ca_key, new_private_key, signature_hash
 from ca.ledger import (
@@ -42,7 +42,7 @@ def ledger(tmp_path: Path) -> Iterator[SqliteLedger]:
 
 def revoke(ledger: SqliteLedger, authority: Authority, now: datetime) -> int:
     """Record a certificate of `authority`, revoke it, and return its serial number."""
-    issued = certificate(issuer=key_identifier(authority.issuer), not_after=now + timedelta(hours=1))
+    issued = certificate(issuer=authority.issuer.key_identifier, not_after=now + timedelta(hours=1))
     ledger.record_issued([issued])
     ledger.revoke(issued.issuer, issued.serial, UNSPECIFIED, now=now, by="root")
     return issued.serial
@@ -69,7 +69,7 @@ def test_a_crl_is_that_of_its_issuer(authority: Authority, now: datetime) -> Non
     assert crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number == 7
     identifier = crl.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value.key_identifier
     assert identifier is not None
-    assert identifier.hex() == made.issuer == key_identifier(authority.issuer)
+    assert identifier.hex() == made.issuer == authority.issuer.key_identifier
     reasons = {
         one.serial_number: [extension.value.reason.name for extension in one.extensions] for one in crl
     }
@@ -81,7 +81,7 @@ def test_certificates_name_the_issuer_of_their_crl(authority: Authority, now: da
     """What a leaf is recorded under is what the CRL is looked up by."""
     web = SpiffeId(authority.trust_domain, ("web",))
     svid = authority.issue(web, new_private_key().public_key(), now=now, ttl=timedelta(hours=1))
-    assert issuer_of(svid.leaf) == key_identifier(authority.issuer)
+    assert issuer_of(svid.leaf) == authority.issuer.key_identifier
 
 
 def test_an_issuer_that_may_not_sign_one_does_not(authority: Authority, now: datetime) -> None:

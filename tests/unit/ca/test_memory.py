@@ -15,7 +15,7 @@ from support.ledgers import API, WEB, certificate, entry
 
 from ca.attestation import Registrations
 from ca.authority import Authority
-from ca.crl import RENEW_AFTER, key_identifier
+from ca.crl import RENEW_AFTER
 from ca.keys import new_private_key
 from ca.ledger import RevocationReason
 from ca.memory import CaMemory
@@ -99,7 +99,7 @@ def test_registrations_and_revocations_of_others_are_followed(
                 await following.told()
             assert following.registrations[-1] == (CONFIGURED,)
             assert "registrations of another trust domain" in [one["event"] for one in logs]
-            issued = certificate(issuer=key_identifier(authority.issuer), not_after=now + timedelta(hours=1))
+            issued = certificate(issuer=authority.issuer.key_identifier, not_after=now + timedelta(hours=1))
             ledger.record_issued([issued])
             ledger.revoke(issued.issuer, issued.serial, RevocationReason.SUPERSEDED, now=now, by="root")
             await following.told()

@@ -135,8 +135,9 @@ def test_what_cannot_be_recorded_does_not_leave(
         svid = await issuer.issue(WEB, key, requester=REQUESTER, now=now, ttl=hour)
         assert check_leaf(svid.leaf) == WEB
         (recorded,) = ledger.find(serial=svid.leaf.serial_number)
-        assert (recorded.requester, recorded.attested_by, recorded.issued_at) == ("uid 1000", "unix", now)
-        assert recorded.not_after == svid.not_after
+        assert recorded == IssuedCertificate.of(
+            svid.leaf, WEB, now=now, requester="uid 1000", attested_by="unix"
+        )
         await asyncio.to_thread(recorder.close)
 
     asyncio.run(main())
