@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
+import select
 import shlex
 import signal
 import subprocess
-import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -239,17 +241,7 @@ def _run(
     renewer: _Renewer, held: Sequence[Path], expires_in: timedelta | None, *, as_json: bool, force: bool
 ) -> None:
     """Renew what is due, wait for what is due next, until told to end."""
-    wake, stopped, at_once = threading.Event(), threading.Event(), threading.Event()
-    if force:
-        at_once.set()
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        del frame
-        (at_once if number == signal.SIGHUP else stopped).set()
-        wake.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, on_signal)
+    signals = _Signals(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     due: dict[Path, datetime] = {}
     for one in held:
         leaf, now = _held(one)[0], clock.now()
@@ -258,17 +250,47 @@ def _run(
         else:
             due[one] = renewal_time(now, leaf.not_valid_after_utc, expires_in, random.random())  # noqa: S311 - spreads load
     print_values(as_json, {"renewing": [str(one) for one in held], "next": f"{min(due.values()):%FT%TZ}"})
-    while not stopped.is_set():
-        wake.clear()
-        everything = at_once.is_set()
-        at_once.clear()
+    everything = force
+    while True:
         for one in held:
             now = clock.now()
             if everything or now >= due[one] or _must_go(renewer, one):
                 due[one] = _renew_one(renewer, one, now, expires_in, as_json=as_json)
         pause = (min(due.values()) - clock.now()).total_seconds()
         # At most a minute, so that a clock that was set is noticed.
-        wake.wait(min(max(pause, 0.0), 60.0))
+        received = signals.wait(min(max(pause, 0.0), 60.0))
+        if received - {signal.SIGHUP}:
+            return
+        everything = signal.SIGHUP in received
+
+
+class _Signals:
+    """Signals that came since they were asked for last; none is lost, whenever it comes.
+
+    A handler runs between any two steps of the code that it interrupts, so it takes no lock: an event of
+    `threading` would wait for ever where that code holds the event's own.
+    """
+
+    def __init__(self, *numbers: int) -> None:
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._read, False)
+        os.set_blocking(self._write, False)
+        for number in numbers:
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        # Full only if thousands wait, and then one more says nothing new.
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._write, bytes((number,)))
+
+    def wait(self, seconds: float) -> set[int]:
+        """Return what came, as soon as there is something, at most after so many seconds."""
+        select.select([self._read], [], [], seconds)
+        found: set[int] = set()
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(self._read, 4096):
+                found.update(data)
+        return found
 
 
 def _must_go(renewer: _Renewer, directory: Path) -> bool:

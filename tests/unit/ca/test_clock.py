@@ -164,7 +164,7 @@ def test_a_token_of_the_future_is_not_made(tmp_path: Path, clock: Clock) -> None
 
 
 def test_no_ca_of_the_future_is_taken_in(tmp_path: Path, clock: Clock) -> None:
-    """Neither a plugged-in one, nor the answer of an outside root."""
+    """One that is plugged in; for the answer of an outside root see `test_init`."""
     Hierarchy.create(TrustDomain("cluster.local"), now=NOW + HOUR).save(tmp_path / "made")
     result = run("init", "--dir", tmp_path / "pki", "--from", tmp_path / "made", "--no-passphrase")
     assert (result.exit_code, "not valid before" in result.stderr) == (3, True)

@@ -399,6 +399,26 @@ def test_the_daemon_renews_when_told_and_ends_when_told(pki: Path, tmp_path: Pat
         daemon.stderr.close()
 
 
+def test_no_signal_is_lost_and_none_stops_the_daemon(pki: Path, tmp_path: Path) -> None:
+    """Whenever they come: hundreds in a row, in the middle of anything, and it still renews, and ends when told."""
+    web = tmp_path / "web"
+    program = [sys.executable, "-c", "from ca.cli import main; main()", "renew", "--dir", str(pki), str(web)]
+    daemon = subprocess.Popen([*program, "--daemon", "--json"], stdout=subprocess.PIPE, text=True)
+    assert daemon.stdout is not None
+    try:
+        assert "renewing" in daemon.stdout.readline() + daemon.stdout.readline()
+        for _ in range(300):
+            daemon.send_signal(signal.SIGHUP)
+            before = serial(web)  # takes a while, so they come at different moments
+        daemon.send_signal(signal.SIGHUP)
+        _wait(lambda: serial(web) != before)
+        daemon.send_signal(signal.SIGTERM)
+        daemon.communicate(timeout=30)
+        assert daemon.returncode == 0
+    finally:
+        daemon.kill()
+
+
 def _wait(condition: Callable[[], bool]) -> None:
     ends = time.monotonic() + 30
     while not condition():
