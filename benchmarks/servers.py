@@ -9,7 +9,7 @@ import json
 import os
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,8 @@ def apart(server: Measured) -> Iterator[None]:
     """Give a server a core of its own, and its clients, this process and its children, the others.
 
     Its clients are on other machines where it matters; here they would wait for the core that it is on, and
-    it for them. On a machine with one core nothing is done.
+    it for them. Nor is either to wait for whatever else this machine does: where that is allowed, both have
+    real-time priority meanwhile. On a machine with one core nothing is done.
     """
     cores = os.sched_getaffinity(0)
     if len(cores) == 1:
@@ -61,11 +62,20 @@ def apart(server: Measured) -> Iterator[None]:
     its_own = {min(cores)}
     for thread in Path(f"/proc/{server.child.pid}/task").iterdir():
         os.sched_setaffinity(int(thread.name), its_own)
+        _schedule(int(thread.name), os.SCHED_FIFO, 1)
     os.sched_setaffinity(0, cores - its_own)
+    policy, priority = os.sched_getscheduler(0), os.sched_getparam(0)
+    _schedule(0, os.SCHED_FIFO, 1)
     try:
         yield
     finally:
+        _schedule(0, policy, priority.sched_priority)
         os.sched_setaffinity(0, cores)
+
+
+def _schedule(thread: int, policy: int, priority: int) -> None:
+    with suppress(PermissionError):
+        os.sched_setscheduler(thread, policy, os.sched_param(priority))
 
 
 def family_cpu_seconds(pid: int, name: str = "") -> float:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 # Bad signatures a second that are looked at. Beside a flood, when caches hold other things, each takes about
-# 150 us: with these, 3% of a core for one sender, 15% for all.
-DEFAULT_PER_SENDER = 200
+# 150 us: with these, 1.5% of a core for one sender, 15% for all.
+DEFAULT_PER_SENDER = 100
 DEFAULT_OVERALL = 1_000
 # How many of them may come at once. Verified one after the other they keep all other calls waiting: this is
 # about a millisecond's worth.

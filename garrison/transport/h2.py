@@ -73,6 +73,9 @@ _DRAIN_PING = b"drained?"
 # How long a peer may take to answer the drain's PING, and to close once everything is said.
 _DRAIN_PING_SECONDS = 1.0
 _LINGER_SECONDS = 2.0
+# How long answers wait for others of the same connection that are decided in its next turns: a write costs as
+# much as deciding a call.
+_MOST_HELD_SECONDS = 0.001
 
 _pack_prefix = PREFIX.pack
 _Awaited = tuple[Method, str, Call, float | None]
@@ -179,6 +182,8 @@ class H2Connection(asyncio.BufferedProtocol):
         self._draining = False
         self._ended = False
         self._flush_scheduled = False
+        # When answers leave at the latest (`perf_counter`), though there is more to decide; 0: none wait.
+        self._flush_by = 0.0
         self._silent_sweeps = 0
         self._open_before: set[int] = set()
         self._stuck_bytes = 0
@@ -250,9 +255,12 @@ class H2Connection(asyncio.BufferedProtocol):
             is_done = self._ended or self._process(self._arrived, until)
             if is_done:
                 self._has_asked, self._arrived_bytes = False, 0
-            self._flush()
-            if is_done:
+                self._flush()
                 self._read(wanted=True)
+            elif self._flush_by == 0.0:
+                self._flush_by = until + _MOST_HELD_SECONDS
+            elif until > self._flush_by:
+                self._flush()
         except NGH2Error as error:
             self._fail(error)
         except Exception:  # noqa: BLE001 - a bug here; other connections are not to suffer for it
@@ -519,6 +527,7 @@ class H2Connection(asyncio.BufferedProtocol):
     def _flush(self) -> None:
         if self._ended:
             return
+        self._flush_by = 0.0
         self._write()
         events = self._http2.events()
         if events:

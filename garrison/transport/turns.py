@@ -14,7 +14,7 @@ from heapq import heappop, heappush
 from typing import Protocol
 
 # How long the loop works before it looks for what arrived meanwhile.
-QUANTUM_SECONDS = 300e-6
+QUANTUM_SECONDS = 200e-6
 
 
 class Worker(Protocol):

@@ -80,7 +80,8 @@ def test_the_sentinels_say_where_the_ledger_is(watch: Callable[..., Watched]) ->
         ledger.record_issued([certificate(2)])
     # The old one comes back, takes itself for the master for a moment, and is told otherwise.
     watched.master.start()
-    wait_until(lambda: watched.master.ask("ROLE")[0] in {"slave", "replica"}, "a replica again")
+    # A Sentinel tells it so when nothing was wrong with it for 8 s, which a busy machine can put off for long.
+    wait_until(lambda: watched.master.ask("ROLE")[0] in {"slave", "replica"}, "a replica again", 150)
     wait_until(
         lambda: watched.master.ask("INFO", "replication")["master_link_status"] == "up", "one that follows"
     )
