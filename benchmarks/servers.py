@@ -73,6 +73,17 @@ def apart(server: Measured) -> Iterator[None]:
         os.sched_setaffinity(0, cores)
 
 
+@contextmanager
+def on_one_core() -> Iterator[None]:
+    """Keep this process on one core: what its threads share stays in that core's caches."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(cores)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
 def _schedule(thread: int, policy: int, priority: int) -> None:
     with suppress(PermissionError):
         os.sched_setscheduler(thread, policy, os.sched_param(priority))
