@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from click.testing import CliRunner, Result
 from cryptography import x509
@@ -29,6 +31,11 @@ def done(*arguments: str | Path, stdin: bytes = b"") -> Result:
     result = run(*arguments, stdin=stdin)
     assert result.exit_code == 0, result.stderr
     return result
+
+
+def plain(*arguments: str | Path) -> Any:
+    """Run `ca` with `--json`, which must end well, and return what it says."""
+    return json.loads(done(*arguments, "--json").stdout)
 
 
 def secret(path: Path, text: str) -> Path:

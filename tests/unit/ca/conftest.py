@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import pytest
+from support.clocks import Clock
 
 from ca.authority import Authority, Hierarchy
 from garrison.identity import TrustDomain
@@ -28,3 +29,11 @@ def hierarchy(now: datetime) -> Hierarchy:
 def authority(hierarchy: Hierarchy) -> Authority:
     """Return the CA of `hierarchy`, ready to issue."""
     return hierarchy.authority()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Return the clock that commands read."""
+    clock = Clock(NOW.replace(microsecond=0))
+    monkeypatch.setattr("ca.commands.clock.now", lambda: clock.now)
+    return clock

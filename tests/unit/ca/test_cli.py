@@ -12,10 +12,10 @@ from pathlib import Path
 
 import click
 import pytest
-from click.testing import CliRunner, Result
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+from support.ca_files import run
 
 from ca.bundle import parse_spiffe_bundle
 from ca.cli import ca
@@ -23,13 +23,6 @@ from ca.inspection import check_leaf
 from ca.keys import new_private_key
 
 WEB = "spiffe://cluster.local/ns/default/sa/web"
-
-
-def run(*arguments: str | Path, stdin: bytes = b"") -> Result:
-    """Run `ca` with `arguments`."""
-    result = CliRunner().invoke(ca, [str(argument) for argument in arguments], input=stdin)
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result
 
 
 @pytest.fixture

@@ -6,19 +6,18 @@ import json
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
+from support.ca_files import plain, run
+from support.clocks import Clock
 from support.ledgers import HOUR
 
 from ca.audit import AuditHead
 from ca.authority import Hierarchy
 from ca.bundle import parse_certificates
-from ca.cli import ca
 from ca.keys import new_private_key
 from ca.store.sqlite import LEDGER, SqliteLedger
 from ca.verification import verify_svid
@@ -28,34 +27,6 @@ from garrison.identity import TrustDomain
 WEB = "spiffe://cluster.local/ns/default/sa/web"
 NOW = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
 DAY = timedelta(days=1)
-
-
-class Clock:
-    """The clock of the machine."""
-
-    now = NOW
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """Return the clock that commands read."""
-    clock = Clock()
-    monkeypatch.setattr("ca.commands.clock.now", lambda: clock.now)
-    return clock
-
-
-def run(*arguments: str | Path) -> Result:
-    """Run `ca` with `arguments`."""
-    result = CliRunner().invoke(ca, [str(argument) for argument in arguments])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result
-
-
-def plain(*arguments: str | Path) -> Any:
-    """Run `ca` with `--json`, and return what it says."""
-    result = run(*arguments, "--json")
-    assert result.exit_code == 0, result.stderr
-    return json.loads(result.stdout)
 
 
 def make(pki: Path, clock: Clock, at: datetime) -> Path:

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
+from support.ca_files import plain, run
 from support.valkey import DURABLE, Valkey
 
-from ca.cli import ca
 from ca.ledger import LedgerRefusalError, token_hash
 from ca.store.sqlite import LEDGER, SqliteLedger
 
@@ -27,20 +26,6 @@ def crls_in(pem: bytes) -> list[x509.CertificateRevocationList]:
     """Return the CRLs in `pem`, in order."""
     end = b"-----END X509 CRL-----"
     return [x509.load_pem_x509_crl(part + end) for part in pem.split(end)[:-1]]
-
-
-def run(*arguments: str | Path) -> Result:
-    """Run `ca` with `arguments`."""
-    result = CliRunner().invoke(ca, [str(argument) for argument in arguments])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result
-
-
-def plain(*arguments: str | Path) -> Any:
-    """Run `ca` with `--json`, and return what it says."""
-    result = run(*arguments, "--json")
-    assert result.exit_code == 0, result.stderr
-    return json.loads(result.stdout)
 
 
 @pytest.fixture

@@ -2,49 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from support.ca_files import plain, run
+from support.clocks import Clock
 from support.ledgers import HOUR, ISSUER, certificate
 
-from ca.cli import ca
 from ca.ledger import RevocationReason
 from ca.store.sqlite import SqliteLedger
 
 NOW = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
 DAY = timedelta(days=1)
-
-
-class Clock:
-    """The clock of the machine."""
-
-    now = NOW
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """Return the clock that commands read."""
-    clock = Clock()
-    monkeypatch.setattr("ca.commands.clock.now", lambda: clock.now)
-    return clock
-
-
-def run(*arguments: str | Path) -> Result:
-    """Run `ca` with `arguments`."""
-    result = CliRunner().invoke(ca, [str(argument) for argument in arguments])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result
-
-
-def plain(*arguments: str | Path) -> Any:
-    """Run `ca` with `--json`, and return what it says."""
-    result = run(*arguments, "--json")
-    assert result.exit_code == 0, result.stderr
-    return json.loads(result.stdout)
 
 
 @pytest.fixture
